@@ -1,0 +1,107 @@
+"""The command line: parse, call, print. Each command lives in ``radargate.commands``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from radargate.errors import OptionError, RadarGateError
+from radargate.registry import unknown_name
+
+COMMANDS = ("experts",)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code, 0 only on success."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    _quiet_libraries()
+    parser = build_parser(argv)
+    try:
+        _check_command(argv)
+        args = parser.parse_args(_with_config(argv))
+        return args.run(args)
+    except RadarGateError as error:
+        print(f"radargate: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("radargate: stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The whole parser, from the commands' own descriptions."""
+    parser = argparse.ArgumentParser(
+        prog="radargate",
+        description="Compose trained LoRA adapters into one model with a gate that stretches and rotates them.",
+        epilog="radargate COMMAND --help shows a command's flags and an example.",
+    )
+    parser.add_argument("--version", action="version", version=importlib.metadata.version("radargate"))
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        module = importlib.import_module(f"radargate.commands.{name}")
+        command = commands.add_parser(
+            name, help=module.HELP, description=module.HELP[0].upper() + module.HELP[1:] + ".",
+            epilog=f"example:\n  {module.EXAMPLE}", formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        command.add_argument("--config", metavar="FILE.yaml", help="read flags from a file; the command line wins")
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def _check_command(argv: list[str]) -> None:
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        raise OptionError(unknown_name("command", argv[0], list(COMMANDS)))
+
+
+def _with_config(argv: list[str]) -> list[str]:
+    """Put the flags of ``--config FILE.yaml`` before those of the command line, which so win."""
+    name = None
+    for index, word in enumerate(argv):
+        if word == "--config" and index + 1 < len(argv):
+            name = argv[index + 1]
+        elif word.startswith("--config="):
+            name = word.partition("=")[2]
+    if name is None:
+        return argv
+    import yaml
+
+    try:
+        with open(name, encoding="utf-8") as file:
+            values = yaml.safe_load(file) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise OptionError(f"--config {name}: cannot be read ({str(error).splitlines()[0]}).") from error
+    if not isinstance(values, dict):
+        raise OptionError(f"--config {name}: found {type(values).__name__}, expected lines of 'flag: value'.")
+    flags: list[str] = []
+    for key, value in values.items():
+        flag = "--" + str(key).replace("_", "-")
+        if isinstance(value, bool):
+            flags += [flag] if value else []
+        elif isinstance(value, list):
+            flags += [part for item in value for part in (flag, str(item))]
+        elif value is not None:
+            flags += [flag, str(value)]
+    return [argv[0], *flags, *argv[1:]]
+
+
+def _quiet_libraries() -> None:
+    """Leave the screen to our own lines: other libraries' progress bars and notices go."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_TQDM", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", module=r"(peft|transformers|accelerate|torch)\.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

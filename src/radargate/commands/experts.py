@@ -1,0 +1,43 @@
+"""``radargate experts``: train LoRA experts, one for each task."""
+
+from __future__ import annotations
+
+import argparse
+
+from radargate.commands import flags
+
+HELP = "train LoRA experts, one for each task of the data"
+EXAMPLE = "radargate experts smollm2-135m --data my_tasks/ --steps 100 --out experts"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of this command."""
+    parser.add_argument("base", metavar="BASE", help="Hub name, folder, .gguf file, or smollm2-135m")
+    flags.data_flag(parser)
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the adapters, one sub-folder a task")
+    parser.add_argument("--rank", type=flags.positive_int, default=8, help="LoRA rank (default %(default)s)")
+    parser.add_argument("--alpha", type=flags.positive_int, default=32, help="LoRA alpha (default %(default)s)")
+    parser.add_argument("--dropout", type=float, default=0.0, help="LoRA dropout (default %(default)s)")
+    parser.add_argument("--rslora", action="store_true", help="scale by alpha / sqrt(rank) instead of alpha / rank")
+    parser.add_argument("--target-modules", metavar="NAMES",
+                        help="comma-separated module names, or all-linear (default: PEFT's choice for the model)")  # fmt: skip
+    flags.training_flags(parser, steps=100, lr=1e-3, lr_help="learning rate (default %(default)s)")
+    flags.machine_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, and print where the adapters are."""
+    from radargate.training.experts import ExpertOptions, train_experts
+
+    options = ExpertOptions(
+        rank=args.rank, alpha=args.alpha, dropout=args.dropout, rslora=args.rslora, steps=args.steps,
+        batch_size=args.batch_size, lr=args.lr, seed=args.seed, max_length=args.max_length,
+        target_modules=tuple(args.target_modules.split(",")) if args.target_modules else None,
+    )  # fmt: skip
+    folders = train_experts(
+        args.base, args.data, args.out, options, tasks=args.task, resume=args.resume, dtype=args.dtype,
+        device=flags.pick_device(args.device), say=flags.say_to(),
+    )  # fmt: skip
+    for task, folder in folders.items():
+        print(f"{task}\t{folder}")
+    return 0

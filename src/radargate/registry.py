@@ -1,0 +1,71 @@
+"""Names for things that users choose: ``name -> "module:attribute"``, imported on first use."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+from radargate.errors import RadarGateError, UnknownNameError
+
+
+class Registry:
+    """A named set of classes, each imported only when asked for.
+
+    Args:
+        kind: the word used in messages, such as ``"gate"``.
+        entries: ``name -> "module:attribute"``.
+    """
+
+    def __init__(self, kind: str, entries: dict[str, str]) -> None:
+        self.kind = kind
+        self._entries = dict(entries)
+
+    def register(self, name: str, target: str) -> None:
+        """Add ``name`` for ``"module:attribute"``.
+
+        Raises:
+            RadarGateError: the name is taken by something else, or the target is not ``module:attribute``.
+        """
+        if ":" not in target:
+            raise RadarGateError(
+                f"{self.kind} {name!r}: target {target!r} is not of the form 'module:attribute'."
+            )
+        if self._entries.get(name, target) != target:
+            raise RadarGateError(
+                f"{self.kind} {name!r} is already registered as {self._entries[name]}; choose another name."
+            )
+        self._entries[name] = target
+
+    def get(self, name: str) -> Any:
+        """Import and return what ``name`` stands for.
+
+        Raises:
+            UnknownNameError: no such name; the message gives the nearest ones.
+        """
+        self.check(name)
+        module, _, attribute = self._entries[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def check(self, name: str) -> None:
+        """Raise `UnknownNameError` with the nearest names unless ``name`` is registered."""
+        if name not in self._entries:
+            raise UnknownNameError(unknown_name(self.kind, name, self.names()))
+
+    def names(self) -> list[str]:
+        """All registered names, in the order of registration."""
+        return list(self._entries)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+
+def unknown_name(kind: str, name: str, known: list[str]) -> str:
+    """Message for an unknown name: the nearest matches first, then all that exist."""
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    return f"Unknown {kind} {name!r}.{hint} Known: {', '.join(known)}."

@@ -1,0 +1,118 @@
+"""Training of new experts: one plain LoRA adapter for each task, through PEFT."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from radargate.base_models import base_name, load_base, load_tokenizer
+from radargate.data.batches import AnswerCollator, encode_rows
+from radargate.data.rows import rows_hash
+from radargate.data.sources import load_rows
+from radargate.errors import RadarGateError
+from radargate.records import append_records, make_record
+from radargate.training.loop import AnswerTrainer, duration, training_arguments
+
+
+@dataclass(frozen=True)
+class ExpertOptions:
+    """How experts are trained."""
+
+    rank: int = 8
+    alpha: int = 32
+    dropout: float = 0.0
+    rslora: bool = False
+    target_modules: tuple[str, ...] | None = None
+    steps: int = 100
+    batch_size: int = 8
+    lr: float = 1e-3
+    seed: int = 0
+    max_length: int = 512
+
+
+def train_experts(base: str, data: str, out: str | Path, options: ExpertOptions, *, tasks: list[str] | None = None,
+                  resume: bool = False, dtype: str | None = None, device: str | None = None,
+                  say: Callable[[str], None] = lambda line: None) -> dict[str, Path]:  # fmt: skip
+    """Train one LoRA adapter for each task of ``data`` and save each as a PEFT folder ``out/TASK``.
+
+    Args:
+        base: base model name.
+        data: where the rows are (split ``train``).
+        out: folder for the adapters, and ``records.jsonl``.
+        options: rank, targets, steps and so on.
+        tasks: train only these.
+        resume: skip tasks whose adapter is already there, instead of refusing.
+        dtype: dtype of the base model.
+        device: where to train.
+        say: called with each line of progress.
+
+    Returns:
+        task → folder of its adapter.
+
+    Raises:
+        RadarGateError: an adapter folder exists and ``resume`` is off; or the data do not fit.
+    """
+    by_task, out = load_rows(data, "train", tasks), Path(out)
+    existing = [task for task in by_task if (out / task / "adapter_config.json").exists()]
+    if existing and not resume:
+        raise RadarGateError(
+            f"{out / existing[0]} already holds an adapter. Use --resume to keep finished experts and train the "
+            "rest, or choose another --out."
+        )
+    model = load_base(base, dtype=dtype, device=device)
+    tokenizer = load_tokenizer(base)
+    seq2seq = bool(model.config.is_encoder_decoder)
+    folders: dict[str, Path] = {}
+    for number, (task, rows) in enumerate(by_task.items(), 1):
+        folders[task] = out / task
+        if task in existing:
+            say(f"[{number}/{len(by_task)}] {task}: already trained, kept.")
+            continue
+        encoded = encode_rows(rows, tokenizer, max_length=options.max_length, encoder_decoder=seq2seq)
+        say(f"[{number}/{len(by_task)}] {task}: {encoded.report(options.max_length)}")
+        torch.manual_seed(options.seed)
+        peft_model = get_peft_model(model, _lora_config(options, seq2seq))
+        work = out / f".{task}.tmp"
+        shutil.rmtree(work, ignore_errors=True)
+        arguments = training_arguments(work / "run", steps=options.steps, batch_size=options.batch_size,
+                                       lr=options.lr, seed=options.seed, device=device)  # fmt: skip
+        trainer = AnswerTrainer(peft_model, encoded.rows, arguments, AnswerCollator(tokenizer.pad_token_id, seq2seq), say=say)
+        result = trainer.train()
+        final_loss = [line["loss"] for line in trainer.state.log_history if "loss" in line][-1]
+        peft_model.peft_config["default"].base_model_name_or_path = base_name(model)
+        peft_model.save_pretrained(work / "adapter", save_embedding_layers=False)
+        shutil.move(work / "run" / "metrics.jsonl", work / "adapter" / "metrics.jsonl")
+        (work / "adapter" / "options.json").write_text(json.dumps(asdict(options), indent=2))
+        model = peft_model.unload()
+        folders[task].parent.mkdir(parents=True, exist_ok=True)
+        (work / "adapter").rename(folders[task])
+        shutil.rmtree(work, ignore_errors=True)
+        seconds = result.metrics["train_runtime"]
+        append_records(out / "records.jsonl", [make_record(
+            "experts", task, {"final_loss": final_loss, "seconds": seconds}, base=base, data=str(Path(data).name),
+            data_hash=rows_hash(rows), rows=len(encoded.rows), dropped=encoded.dropped, options=asdict(options),
+        )])  # fmt: skip
+        say(f"[{number}/{len(by_task)}] {task}: saved to {folders[task]} after {duration(seconds)}.")
+    return folders
+
+
+def _lora_config(options: ExpertOptions, seq2seq: bool) -> LoraConfig:
+    # None lets PEFT choose the attention projections usual for the model's type
+    targets: Any = list(options.target_modules) if options.target_modules else None
+    if targets == ["all-linear"]:
+        targets = "all-linear"
+    return LoraConfig(
+        r=options.rank,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        use_rslora=options.rslora,
+        target_modules=targets,
+        task_type="SEQ_2_SEQ_LM" if seq2seq else "CAUSAL_LM",
+    )

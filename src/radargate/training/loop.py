@@ -1,0 +1,198 @@
+"""The Trainer behind ``radargate experts`` and ``radargate train``."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from radargate.data.batches import AnswerCollator, EncodedRow, step_order
+from radargate.training import checkpoints
+
+
+def training_arguments(out: str | Path, *, steps: int, batch_size: int, lr: float, seed: int, save_every: int = 0,
+                       tensorboard: bool = False, device: str | None = None, warmup: float = 0.05,
+                       ) -> TrainingArguments:  # fmt: skip
+    """Arguments for `AnswerTrainer`: AdamW without decay, short warm-up then cosine, clipping at 1.
+
+    Args:
+        out: folder for checkpoints, metrics and logs.
+        steps: optimizer steps in all.
+        batch_size: rows a step.
+        lr: rate of every parameter group that names none of its own.
+        seed: order of rows and any dropout.
+        save_every: steps between checkpoints, 0 for none.
+        tensorboard: also log to TensorBoard under ``out/tensorboard``.
+        device: ``"cpu"`` forces the CPU.
+        warmup: share of the steps with a rising rate.
+    """
+    if tensorboard:
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(out) / "tensorboard")
+    return TrainingArguments(
+        output_dir=str(out),
+        max_steps=steps,
+        per_device_train_batch_size=batch_size,
+        learning_rate=lr,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(warmup * steps),
+        optim="adamw_torch",
+        logging_steps=max(1, min(10, steps // 10)),
+        save_strategy="steps" if save_every else "no",
+        save_steps=save_every or 500,
+        seed=seed,
+        data_seed=seed,
+        report_to=["tensorboard"] if tensorboard else [],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        use_cpu=device == "cpu",
+        dataloader_pin_memory=False,
+    )
+
+
+class AnswerTrainer(Trainer):
+    """Trainer that takes the loss on answers only and computes logits only where there are labels.
+
+    Rows of every step are chosen beforehand from the seed, and checkpoints are those of
+    `radargate.training.checkpoints`, so that a resumed run repeats an undisturbed one bit for bit.
+
+    Args:
+        model: a PEFT model.
+        rows: training examples.
+        args: see `training_arguments`.
+        collator: pads examples into batches.
+        groups: parameter groups, each with its own rate; None trains all trainable parameters at ``args``' rate.
+        say: called with each line of progress.
+        callbacks: more callbacks.
+    """
+
+    def __init__(self, model: nn.Module, rows: list[EncodedRow], args: TrainingArguments, collator: AnswerCollator,
+                 *, groups: list[dict[str, Any]] | None = None, say: Callable[[str], None] | None = None,
+                 callbacks: list[TrainerCallback] | None = None) -> None:  # fmt: skip
+        self.groups = groups
+        self.order = step_order(
+            [row.length for row in rows], args.per_device_train_batch_size, args.max_steps, args.seed
+        )
+        super().__init__(model=model, args=args, train_dataset=rows, data_collator=collator, callbacks=callbacks)  # type: ignore[arg-type]
+        for callback in list(self.callback_handler.callbacks):
+            if type(callback).__name__ == "PrinterCallback":
+                self.remove_callback(callback)  # our own progress lines replace its dictionaries
+        self.add_callback(Progress(self.order, rows, Path(args.output_dir), say))
+        forward = inspect.signature(model.get_base_model().forward).parameters  # type: ignore[operator]
+        self.slices_logits = "logits_to_keep" in forward and not collator.encoder_decoder
+        self.takes_positions = "position_ids" in forward
+        head = model.get_base_model().get_output_embeddings()  # type: ignore[operator]
+        if self.slices_logits and head is not None:
+            # a slice of the hidden states is strided: matmul would copy the whole vocabulary matrix per row
+            # (1.5 of 3.6 s a step for 8 x 80 tokens of SmolLM2-135M)
+            head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return [index for step in self.order for index in step]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW over the given groups."""
+        if self.groups is None:
+            return super().create_optimizer(model)
+        if self.optimizer is None:
+            self.optimizer = torch.optim.AdamW(self.groups, lr=self.args.learning_rate, weight_decay=0.0)
+        return self.optimizer
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
+                     num_items_in_batch: Any = None) -> Any:  # fmt: skip
+        """Mean cross-entropy over answer tokens, in float32."""
+        labels = inputs["labels"]
+        if not self.takes_positions:
+            inputs = {key: value for key, value in inputs.items() if key != "position_ids"}
+        if "position_ids" in inputs or self.slices_logits:
+            inputs = {key: value for key, value in inputs.items() if key != "labels"}
+        if self.slices_logits:
+            # answers end at the last position (left padding): logits from one before the longest answer on
+            width = int((labels != -100).any(0).nonzero()[0])
+            inputs["logits_to_keep"] = labels.shape[1] - width + 1
+            labels = labels[:, width:]
+        outputs = model(**inputs)
+        logits = outputs.logits
+        if "labels" not in inputs:
+            logits, labels = (logits[:, :-1], labels) if self.slices_logits else (logits[:, :-1], labels[:, 1:])
+        total = F.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1), ignore_index=-100, reduction="sum"
+        )
+        loss = total / (num_items_in_batch if num_items_in_batch is not None else (labels != -100).sum())
+        return (loss, outputs) if return_outputs else loss
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        checkpoints.save(self)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        checkpoints.load_parameters(self.model, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            checkpoints.load_optimizer(self, Path(checkpoint))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            checkpoints.load_random_state(Path(checkpoint))
+
+
+class Progress(TrainerCallback):
+    """Prints loss, tokens a second and time left, and writes ``metrics.jsonl``."""
+
+    def __init__(self, order: list[list[int]], rows: list[EncodedRow], out: Path,
+                 say: Callable[[str], None] | None) -> None:  # fmt: skip
+        self.tokens = [sum(rows[index].length for index in step) for step in order]
+        self.file = out / "metrics.jsonl"
+        self.say = say or (lambda line: None)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Drop metrics that a crash left beyond the step now resumed from."""
+        self.started, self.first_step = time.monotonic(), state.global_step
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        kept = []
+        if self.file.exists() and state.global_step > 0:
+            for line in self.file.read_text().splitlines():
+                try:
+                    if json.loads(line)["step"] <= state.global_step:
+                        kept.append(line + "\n")
+                except (json.JSONDecodeError, KeyError):
+                    continue  # a line cut off by the crash
+        self.file.write_text("".join(kept))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Report one logging interval."""
+        if not logs or "loss" not in logs:
+            return
+        step, seconds = state.global_step, time.monotonic() - self.started
+        done = max(1, step - self.first_step)
+        speed = sum(self.tokens[self.first_step : step]) / max(seconds, 1e-9)
+        left = seconds / done * (state.max_steps - step)
+        loss, norm = float(logs["loss"]), float(logs.get("grad_norm", 0.0))
+        line = {"step": step, "loss": loss, "grad_norm": norm, "lr": logs.get("learning_rate"),
+                "tokens_per_second": round(speed, 1)}  # fmt: skip
+        with open(self.file, "a") as file:
+            file.write(json.dumps(line) + "\n")
+        self.say(
+            f"step {step}/{state.max_steps}  loss {loss:.4f}  {speed:,.0f} tokens/s  {duration(left)} left"
+        )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: ``45s``, ``3m10s``, ``2h05m``."""
+    seconds = int(round(seconds))
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
