@@ -1,0 +1,312 @@
+"""The same update on low-rank codes, exactly: no tensor of tokens × experts × width exists.
+
+``codes → gate → mix``. The codes h = (x A) ⊙ σ hold everything: v_i = h_i B_i. Only chosen experts are expanded,
+and what a gate needs to know about the others is one product, Σ_j v_j = h B. Each chosen slot is recomputed
+in the backward pass instead of being stored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from radargate.ops.literal import EPS, unit_rms
+from radargate.ops.selection import dense_weights
+
+
+def codes(x: Tensor, A: Tensor, scale: Tensor) -> Tensor:
+    """h = (x A) ⊙ σ: [..., R] for x [..., d_in], A [R, d_in] and scale [R]."""
+    return F.linear(x, A) * scale
+
+
+def owners(ranks: Sequence[int], device: torch.device | None = None) -> Tensor:
+    """The expert each of the R code coordinates belongs to: [R]."""
+    return torch.repeat_interleave(torch.arange(len(ranks), device=device), torch.tensor(ranks, device=device))
+
+
+def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int], down: Tensor | None, *, indices: Tensor | None = None,
+                   reference: str = "all", angle_norm: str = "none", total: Tensor | None = None,
+                   table: Tensor | None = None) -> Tensor:  # fmt: skip
+    """Rotation codes a_i = (v_i ⊙ Σ_{j≠i} v_j) P of the chosen experts.
+
+    Args:
+        h: codes [..., R].
+        B: [R, d], the experts' B_i stacked.
+        ranks: r_i of each expert, summing to R.
+        down: P, [d, r_a] or [n, d, r_a]; None for the identity (full θ_r).
+        indices: [..., k] chosen experts; None for all n in order.
+        reference: ``"all"`` or ``"selected"``.
+        angle_norm: as in `radargate.ops.radar`; ``"tanh"`` acts later, in `mix`.
+        total: Σ_j v_j [..., d] if known (merged route: ``x @ merged(A, B, scale)``); only for ``reference="all"``.
+        table: from `rotation_table`; the codes then come from it and G, without expanding any expert.
+
+    Returns:
+        [..., k, r_a].
+
+    Source: Eq. 8, 20; design of the routes in ``docs/method.md``.
+    """
+    shape, h = h.shape[:-1], h.reshape(-1, h.shape[-1])
+    if indices is not None:
+        indices = indices.reshape(-1, indices.shape[-1])
+    owner = owners(ranks, h.device)
+    slots = len(ranks) if indices is None else indices.shape[-1]
+    others = max((slots if reference == "selected" else len(ranks)) - 1, 1)
+    gram = B @ B.T if table is not None and angle_norm == "unit" else None
+    known = None if total is None else total.reshape(-1, total.shape[-1])
+    if known is None and table is None and angle_norm != "unit":
+        known = (h if reference == "all" or indices is None else _chosen_codes(h, owner, indices)) @ B
+
+    def rest_mask(slot: int) -> Tensor:
+        everyone = None if reference == "all" or indices is None else _chosen_mask(owner, indices)
+        own = _slot_mask(owner, indices, slot)
+        return (~own if everyone is None else everyone & ~own).to(h.dtype)
+
+    def direct(slot: int) -> Tensor:
+        def code(h: Tensor, B: Tensor, known: Tensor | None, down: Tensor | None) -> Tensor:
+            v = _expand(h, B, ranks, owner, indices, slot)
+            # unit scaling would blow up the rounding of total - v where the others are (nearly) silent, so
+            # there the reference comes from the others' own codes, or is cut off at that rounding
+            other = (h * rest_mask(slot)) @ B if known is None else known - v
+            if angle_norm == "unit":
+                if known is not None:
+                    other = _cut_rounding(other, known, v)
+                source = unit_rms(v) * unit_rms(other)
+            else:
+                source = v * other / others if angle_norm == "mean" else v * other
+            return source if down is None else _project(source, down, indices, slot)
+
+        return _recompute(code, h, B, known, down)
+
+    def from_table(slot: int) -> Tensor:
+        assert table is not None
+        own = _slot_mask(owner, indices, slot).to(h.dtype)
+        mine, theirs = h * own, h * rest_mask(slot)
+        pairs = (mine @ table.flatten(1)).view(-1, *table.shape[1:])
+        code = (pairs * theirs.unsqueeze(-1)).sum(-2)
+        if angle_norm == "unit":
+            assert gram is not None
+            size = _inverse_norm((mine @ gram * mine).sum(-1)) * _inverse_norm((theirs @ gram * theirs).sum(-1))
+            return code * (size * B.shape[-1]).unsqueeze(-1)
+        return code / others if angle_norm == "mean" else code
+
+    result = torch.stack([(direct if table is None else from_table)(slot) for slot in range(slots)], dim=1)
+    return result.view(*shape, *result.shape[1:])
+
+
+def rotation_table(B: Tensor, down: Tensor) -> Tensor:
+    """T[p, q, c] = Σ_d B_pd B_qd P_dc: [R, R, r_a], for gates that stay fixed while many tokens are read."""
+    return torch.einsum("pd,qd,dc->pqc", B, B, down)
+
+
+def merged(A: Tensor, B: Tensor, scale: Tensor) -> Tensor:
+    """M = Σ_j A_j B_j s_j: [d_in, d], so that Σ_j v_j = x M whatever the number of experts."""
+    return (A * scale.unsqueeze(-1)).T @ B
+
+
+def mix(h: Tensor, B: Tensor, ranks: Sequence[int], weights: Tensor, indices: Tensor | None = None,
+        rotation: Tensor | None = None, up: Tensor | None = None, *, angle_norm: str = "none") -> Tensor:  # fmt: skip
+    """The update Σ_i g_i ṽ_i over the chosen experts: [..., d].
+
+    Args:
+        h: codes [..., R].
+        B: [R, d].
+        ranks: r_i of each expert.
+        weights: g, [..., k].
+        indices: [..., k] chosen experts; None for all n in order.
+        rotation: rotation codes [..., k or 1, r_a], from `rotation_codes` or anywhere else; None turns nothing.
+        up: Q, [r_a, d // 2] or [n, r_a, d // 2]; angles are ``rotation @ up`` in radians.
+        angle_norm: ``"tanh"`` bounds the angles to ±π; other values change nothing here.
+
+    Source: Eq. 13, 18.
+    """
+    shape, h, owner = h.shape[:-1], h.reshape(-1, h.shape[-1]), owners(ranks, h.device)
+    weights = weights.reshape(h.shape[0], weights.shape[-1])
+    if indices is not None:
+        indices = indices.reshape(h.shape[0], indices.shape[-1])
+    if rotation is None or up is None:
+        spread = dense_weights(weights, indices, len(ranks))[:, owner]
+        return ((h * spread) @ B).view(*shape, B.shape[-1])
+    rotation = rotation.reshape(h.shape[0], *rotation.shape[-2:])
+    update = h.new_zeros(h.shape[0], B.shape[-1])
+    for slot in range(weights.shape[-1]):
+        code = rotation[:, slot if rotation.shape[1] > 1 else 0]
+
+        def turned(h: Tensor, B: Tensor, code: Tensor, up: Tensor, weight: Tensor, slot: int = slot) -> Tensor:
+            v = _expand(h, B, ranks, owner, indices, slot)
+            alpha = _angle(code, up, indices, slot, angle_norm)
+            return _turn(v, alpha) * weight.unsqueeze(-1)
+
+        update = update + _recompute(turned, h, B, code, up, weights[:, slot])
+    return update.view(*shape, B.shape[-1])
+
+
+def angles(rotation: Tensor, up: Tensor, indices: Tensor | None, angle_norm: str = "none") -> Tensor:
+    """Angles in radians [..., k, d // 2] that `mix` turns by; for looking, not for computing the update."""
+    shape, k = rotation.shape[:-2], rotation.shape[-2] if indices is None else indices.shape[-1]
+    flat = rotation.reshape(-1, *rotation.shape[-2:])
+    index = None if indices is None else indices.reshape(-1, k)
+    columns = [_angle(flat[:, s if flat.shape[1] > 1 else 0], up, index, s, angle_norm) for s in range(k)]
+    return torch.stack(columns, 1).view(*shape, k, -1)
+
+
+def expert_logits(h: Tensor, B: Tensor, ranks: Sequence[int], theta: Tensor, norm: str = "layer") -> Tensor:
+    """Logits of the gate on concatenated expert outputs, norm(v_1 ⊕ … ⊕ v_n) θ_s, from codes alone: [..., n].
+
+    (h W' - μ 1ᵀθ_s) / σ_z with W' = B_i θ_s,i block by block, μ from B 1, σ_z from the diagonal blocks of G.
+
+    Args:
+        h: codes [..., R].
+        B: [R, d].
+        ranks: r_i of each expert.
+        theta: θ_s, [n * d, n].
+        norm: ``"layer"`` or ``"rms"``.
+
+    Source: App. B.2.
+    """
+    n, d, owner = len(ranks), B.shape[-1], owners(ranks, h.device)
+    blocks = theta.view(n, d, -1)
+    folded = torch.cat([b @ blocks[i] for i, b in enumerate(B.split(list(ranks)))])
+    same = (owner.unsqueeze(0) == owner.unsqueeze(1)).to(h.dtype)
+    square = ((h @ (B @ B.T * same)) * h).sum(-1, keepdim=True).clamp(min=0) / (n * d)
+    logits = h @ folded
+    if norm == "layer":
+        mean = (h @ B.sum(-1, keepdim=True)) / (n * d)
+        logits = logits - mean * theta.sum(0)
+        square = (square - mean.square()).clamp(min=0)
+    return logits * (square + EPS).rsqrt()
+
+
+def rotated_logits(h: Tensor, B: Tensor, ranks: Sequence[int], theta: Tensor, rotation: Tensor, up: Tensor, *,
+                   angle_norm: str = "none", norm: str = "layer") -> Tensor:  # fmt: skip
+    """Logits of the gate on concatenated *rotated* outputs, norm(ṽ_1 ⊕ … ⊕ ṽ_n) θ_s: [..., n].
+
+    Works expert by expert in output space (every ṽ_i is needed); ``rotation`` holds codes of all n experts.
+
+    Source: the paper's Introduction and App. C.2.
+    """
+    shape, h, owner = h.shape[:-1], h.reshape(-1, h.shape[-1]), owners(ranks, h.device)
+    n, d = len(ranks), B.shape[-1]
+    rotation = rotation.reshape(h.shape[0], *rotation.shape[-2:])
+    parts = []
+    for i in range(n):
+        code = rotation[:, i if rotation.shape[1] > 1 else 0]
+
+        def part(h: Tensor, B: Tensor, code: Tensor, up: Tensor, theta: Tensor, i: int = i) -> Tensor:
+            v = _turn(_expand(h, B, ranks, owner, None, i), _angle(code, up, None, i, angle_norm))
+            return torch.cat([v @ theta[i * d : (i + 1) * d], v.sum(-1, keepdim=True), v.square().sum(-1, keepdim=True)], -1)
+
+        parts.append(_recompute(part, h, B, code, up, theta))
+    total = torch.stack(parts).sum(0)
+    logits, mean, square = total[:, :n], total[:, n : n + 1] / (n * d), total[:, n + 1 :] / (n * d)
+    if norm == "layer":
+        logits = logits - mean * theta.sum(0)
+        square = (square - mean.square()).clamp(min=0)
+    return (logits * (square + EPS).rsqrt()).view(*shape, n)
+
+
+def expert_norms(h: Tensor, B: Tensor, ranks: Sequence[int]) -> Tensor:
+    """‖v_i‖ of every expert from codes and the diagonal blocks of G: [..., n]."""
+    squares = [
+        ((part @ (block @ block.T)) * part).sum(-1).clamp(min=0)
+        for part, block in zip(h.split(list(ranks), -1), B.split(list(ranks)), strict=True)
+    ]
+    square = torch.stack(squares, -1)
+    live = square > 0
+    return torch.where(live, torch.where(live, square, 1.0).sqrt(), 0.0)
+
+
+def _slot_mask(owner: Tensor, indices: Tensor | None, slot: int) -> Tensor:
+    return owner == (slot if indices is None else indices[:, slot : slot + 1])
+
+
+def _chosen_mask(owner: Tensor, indices: Tensor) -> Tensor:
+    mask = owner == indices[:, :1]
+    for slot in range(1, indices.shape[-1]):
+        mask = mask | (owner == indices[:, slot : slot + 1])
+    return mask
+
+
+def _chosen_codes(h: Tensor, owner: Tensor, indices: Tensor) -> Tensor:
+    return h * _chosen_mask(owner, indices).to(h.dtype)
+
+
+def _expand(h: Tensor, B: Tensor, ranks: Sequence[int], owner: Tensor, indices: Tensor | None, slot: int) -> Tensor:
+    """v of the expert in one slot: [tokens, d]."""
+    if indices is None:
+        start = sum(ranks[:slot])
+        return h[:, start : start + ranks[slot]] @ B[start : start + ranks[slot]]
+    return (h * _slot_mask(owner, indices, slot).to(h.dtype)) @ B
+
+
+def _project(source: Tensor, matrix: Tensor, indices: Tensor | None, slot: int) -> Tensor:
+    """``source`` [tokens, d] times a shared [d, c] matrix, or times that of the expert in the slot, [n, d, c]."""
+    if matrix.dim() == 2:
+        return source @ matrix
+    if indices is None:
+        return source @ matrix[slot]
+    n, d, c = matrix.shape
+    every = (source @ matrix.transpose(0, 1).reshape(d, n * c)).view(-1, n, c)
+    return every.gather(1, indices[:, slot].view(-1, 1, 1).expand(-1, 1, c)).squeeze(1)
+
+
+def _angle(code: Tensor, up: Tensor, indices: Tensor | None, slot: int, angle_norm: str) -> Tensor:
+    if up.dim() == 2 or indices is None:
+        alpha = code @ (up if up.dim() == 2 else up[slot])
+    else:
+        n, c, half = up.shape
+        mine = F.one_hot(indices[:, slot], n).to(code.dtype)
+        alpha = (mine.unsqueeze(-1) * code.unsqueeze(1)).view(-1, n * c) @ up.reshape(n * c, half)
+    return math.pi * torch.tanh(alpha / math.pi) if angle_norm == "tanh" else alpha
+
+
+def _turn(v: Tensor, alpha: Tensor) -> Tensor:
+    pairs = alpha.shape[-1]
+    both = v[:, : 2 * pairs].view(-1, pairs, 2)
+    even, odd = both.unbind(-1)
+    cos, sin = alpha.cos(), alpha.sin()
+    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).view(-1, 2 * pairs)
+    return turned if 2 * pairs == v.shape[-1] else torch.cat([turned, v[:, 2 * pairs :]], -1)
+
+
+def _cut_rounding(other: Tensor, total: Tensor, v: Tensor) -> Tensor:
+    floor = 32 * torch.finfo(other.dtype).eps
+    scale = total.square().sum(-1, keepdim=True) + v.square().sum(-1, keepdim=True)
+    return other * (other.square().sum(-1, keepdim=True) > floor**2 * scale)
+
+
+def _inverse_norm(square: Tensor) -> Tensor:
+    live = square > 0
+    return torch.where(live, torch.where(live, square, 1.0).rsqrt(), 0.0)
+
+
+def _recompute(function: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
+    """Call ``function``; keep only its inputs for the backward pass, which computes it again."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return function(*tensors)
+    return _Recompute.apply(function, *tensors)
+
+
+class _Recompute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, function, *tensors):  # type: ignore[no-untyped-def]
+        ctx.function = function
+        ctx.save_for_backward(*tensors)
+        return function(*tensors)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        wanted = ctx.needs_input_grad[1:]
+        inputs = [
+            None if t is None else t.detach().requires_grad_(need)
+            for t, need in zip(ctx.saved_tensors, wanted, strict=True)
+        ]
+        with torch.enable_grad():
+            output = ctx.function(*inputs)
+        live = [t for t, need in zip(inputs, wanted, strict=True) if need]
+        found = iter(torch.autograd.grad(output, live, grad, allow_unused=True) if live else ())
+        return None, *(next(found) if need else None for need in wanted)

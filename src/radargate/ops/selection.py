@@ -1,0 +1,62 @@
+"""From logits to weights: softmax, temperature, top-k. Shared by the literal form and the form on codes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from radargate.errors import OptionError
+
+RENORMALIZE = ("auto", "always", "never")
+
+
+def select(logits: Tensor, top_k: int | None = None, temperature: float = 1.0, renormalize: str = "auto",
+           indices: Tensor | None = None, multipliers: Tensor | None = None) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Weights of the chosen experts: topk(softmax(logits / τ)).
+
+    Args:
+        logits: [..., n].
+        top_k: experts kept; None or n keeps all.
+        temperature: τ > 0.
+        renormalize: scale the kept weights to sum 1: ``"always"`` (as printed), ``"never"``, or ``"auto"`` (only
+            for k > 1: renormalised top-1 weights are constant, so the gate would not learn).
+        indices: [..., k] fixes the chosen experts.
+        multipliers: [n] of factors ≥ 0 on the softmax weights, 0 switches an expert off.
+
+    Returns:
+        weights [..., k], and indices [..., k], highest weight first and ties to the lowest index; indices
+        are None where all experts are kept in order.
+
+    Source: Eq. 1; Tutel's rule for k = 1.
+    """
+    n = logits.shape[-1]
+    scaled = logits / temperature
+    if multipliers is not None:
+        scaled = scaled + multipliers.to(scaled).log()
+    if indices is None:
+        if top_k is None or top_k >= n:
+            return scaled.softmax(-1), None
+        indices = scaled.detach().sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
+    k = indices.shape[-1]
+    if renormalize == "always" or (renormalize == "auto" and k > 1):
+        return scaled.gather(-1, indices).softmax(-1), indices
+    return scaled.softmax(-1).gather(-1, indices), indices
+
+
+def dense_weights(weights: Tensor, indices: Tensor | None, n: int) -> Tensor:
+    """Spread chosen weights [..., k] over all experts [..., n], zero elsewhere."""
+    if indices is None:
+        return weights
+    return torch.zeros(*weights.shape[:-1], n, dtype=weights.dtype, device=weights.device).scatter(
+        -1, indices, weights
+    )
+
+
+def check_selection(n: int, top_k: int | None, temperature: float, renormalize: str) -> None:
+    """Raise `OptionError` for a top-k, temperature or renormalisation that cannot work with n experts."""
+    if top_k is not None and not 1 <= top_k <= n:
+        raise OptionError(f"top_k is {top_k}, expected 1 to {n}, the number of experts.")
+    if not temperature > 0:
+        raise OptionError(f"temperature is {temperature}, expected a number above 0.")
+    if renormalize not in RENORMALIZE:
+        raise OptionError(f"renormalize is {renormalize!r}, expected one of {', '.join(RENORMALIZE)}.")
