@@ -1,0 +1,1 @@
+"""Adapters on disk and experts in memory: safe reading, checks against a base model, banks, writing back."""

@@ -1,0 +1,160 @@
+"""All experts of a composition: per site the stacked A and B, ranks, scales, and who they belong to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from radargate.errors import AdapterError, InactiveExpertError
+from radargate.experts.adapters import Adapter, SiteShape, base_sites, check_fit, read_adapter
+from radargate.experts.files import CONFIG_FILE, WEIGHTS_FILE
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class SiteBank:
+    """The experts of one site.
+
+    Attributes:
+        A: [R, d_in], raw, in the widest dtype of the site's experts.
+        B: [R, d_out], raw (the transposed B_i, stacked).
+        experts: index of each expert into the bank's names, ascending.
+        ranks: r_i of each.
+        scales: LoRA scale s_i of each.
+        dtypes: dtype of each in its own file.
+    """
+
+    A: Tensor
+    B: Tensor
+    experts: tuple[int, ...]
+    ranks: tuple[int, ...]
+    scales: tuple[float, ...]
+    dtypes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ExpertBank:
+    """Experts by site.
+
+    Attributes:
+        names: the experts' names, in the order given.
+        sites: site name → its experts, in the base model's order.
+        configs: each expert's adapter_config.json.
+        facts: each expert's source, sha256 and tensor-name prefix.
+    """
+
+    names: tuple[str, ...]
+    sites: dict[str, SiteBank]
+    configs: dict[str, dict[str, Any]]
+    facts: dict[str, dict[str, Any]]
+
+
+def load_bank(
+    adapters: Mapping[str, str | Path], base: nn.Module, *, allow_inactive: bool = False
+) -> ExpertBank:
+    """Read adapters into one bank for a base model.
+
+    Args:
+        adapters: name → folder or Hub id.
+        base: the base model (with or without weights).
+        allow_inactive: keep an expert that leaves every site unchanged (all B zero) or matches none.
+
+    Raises:
+        AdapterError: an adapter is refused; the message names it, the fault and the remedy.
+        InactiveExpertError: an adapter matches no site or changes nothing.
+    """
+    if not adapters:
+        raise AdapterError("no adapter was given; a composition needs at least one.")
+    shapes = base_sites(base)
+    read: list[Adapter] = []
+    for name, source in adapters.items():
+        adapter = read_adapter(str(name), source)
+        try:
+            check_fit(adapter, shapes)
+        except InactiveExpertError:
+            if not allow_inactive:
+                raise
+        read.append(adapter)
+    sites: dict[str, SiteBank] = {}
+    active: set[int] = set()
+    for site in shapes:
+        present = [(i, adapter) for i, adapter in enumerate(read) if site in adapter.sites]
+        if present:
+            sites[site] = _site_bank(site, present, active)
+    for index, adapter in enumerate(read):
+        if index not in active and not allow_inactive:
+            raise InactiveExpertError(
+                f"adapter {adapter.name!r} changes nothing: B is zero at every site. It was never trained; leave it "
+                "out (or allow it with --allow-inactive)."
+            )
+    return ExpertBank(
+        names=tuple(adapter.name for adapter in read),
+        sites=sites,
+        configs={adapter.name: adapter.config for adapter in read},
+        facts={
+            adapter.name: {
+                "source": str(adapters[adapter.name]),
+                "sha256": adapter.sha256(),
+                "prefix": next(iter(adapter.sites.values())).prefix,
+            }
+            for adapter in read
+        },
+    )
+
+
+def _site_bank(site: str, present: Sequence[tuple[int, Adapter]], active: set[int]) -> SiteBank:
+    dtypes = [adapter.sites[site].A.dtype for _, adapter in present]
+    widest = _DTYPES[dtypes[0]]
+    for _, adapter in present:
+        for info in (adapter.sites[site].A, adapter.sites[site].B):
+            widest = torch.promote_types(widest, _DTYPES[info.dtype])
+    A, B = [], []
+    for index, adapter in present:
+        a, b = adapter.load(site)
+        if bool(b.any()) and bool(a.any()):
+            active.add(index)
+        A.append(a.to(widest))
+        B.append(b.T.to(widest))
+    return SiteBank(
+        A=torch.cat(A).contiguous(),
+        B=torch.cat(B).contiguous(),
+        experts=tuple(index for index, _ in present),
+        ranks=tuple(adapter.sites[site].rank for _, adapter in present),
+        scales=tuple(adapter.sites[site].scale for _, adapter in present),
+        dtypes=tuple(dtypes),
+    )
+
+
+def write_expert(bank: ExpertBank, name: str, folder: str | Path) -> None:
+    """Write one expert back as a PEFT adapter folder, its tensors bit-equal to those it was read from.
+
+    Raises:
+        AdapterError: no such expert, or the folder already holds an adapter.
+    """
+    if name not in bank.names:
+        raise AdapterError(f"no expert {name!r} here. Experts: {', '.join(bank.names)}.")
+    folder, index, prefix = Path(folder), bank.names.index(name), bank.facts[name]["prefix"]
+    if (folder / CONFIG_FILE).exists():
+        raise AdapterError(f"{folder} already holds an adapter; choose another folder.")
+    tensors = {}
+    for site, here in bank.sites.items():
+        if index in here.experts:
+            position = here.experts.index(index)
+            start, rank = sum(here.ranks[:position]), here.ranks[position]
+            dtype = _DTYPES[here.dtypes[position]]
+            tensors[f"{prefix}{site}.lora_A.weight"] = here.A[start : start + rank].to(dtype).cpu().contiguous()
+            tensors[f"{prefix}{site}.lora_B.weight"] = here.B[start : start + rank].T.to(dtype).cpu().contiguous()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    (folder / CONFIG_FILE).write_text(json.dumps(bank.configs[name], indent=2))
+
+
+__all__ = ["ExpertBank", "SiteBank", "SiteShape", "load_bank", "write_expert"]
