@@ -1,0 +1,42 @@
+"""RadarGate: compose many trained LoRA adapters into one model with a gate that stretches and rotates them.
+
+Importing this package is quick; what needs torch is imported on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from radargate.registration import register_with_peft
+
+_PUBLIC = {
+    "compose": "radargate.composition",
+    "load": "radargate.composition",
+    "using": "radargate.layer",
+    "RadarConfig": "radargate.config",
+    "RadarModel": "radargate.model",
+    "DenseStart": "radargate.training.schedule",
+    "parameter_groups": "radargate.training.schedule",
+    "write_expert": "radargate.experts.bank",
+    "expert_bank": "radargate.composition",
+    "RadarGateError": "radargate.errors",
+}
+_MODULES = ("ops",)
+
+__all__ = [*_PUBLIC, *_MODULES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"radargate.{name}")
+    raise AttributeError(f"module 'radargate' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+register_with_peft()

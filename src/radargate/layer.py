@@ -1,0 +1,168 @@
+"""The layer around one linear layer of the base: codes → gate → mix, added to the base's own output."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from radargate import ops
+from radargate.architectures import ARCHITECTURES
+from radargate.config import RadarConfig, gate_class
+from radargate.errors import OptionError, RadarGateError
+from radargate.gates.base import Call, Gate, GateOutput, GateSite, OneExpert, make_options
+from radargate.registry import unknown_name
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# what `using` sets for the calls inside it, per context (thread or task): expert name → factor
+active_multipliers: ContextVar[Mapping[str, float] | None] = ContextVar("radargate_multipliers", default=None)
+
+
+class Bank(nn.Module):
+    """Frozen A [R, d_in] and B [R, d_out] of one site, raw; scales and owners are derived from the site table."""
+
+    def __init__(self, entry: dict[str, Any], d_in: int, d_out: int) -> None:
+        super().__init__()
+        self.ranks = tuple(entry["ranks"])
+        dtype = _DTYPES["F16"] if all(d == "F16" for pair in entry["dtypes"] for d in pair) else _DTYPES["BF16"]
+        for name in (d for pair in entry["dtypes"] for d in pair):
+            dtype = torch.promote_types(dtype, _DTYPES[name])
+        rank = sum(self.ranks)
+        # parameters, not buffers: DDP would send buffers around on each forward
+        self.A = nn.Parameter(torch.zeros(rank, d_in, dtype=dtype), requires_grad=False)
+        self.B = nn.Parameter(torch.zeros(rank, d_out, dtype=dtype), requires_grad=False)
+        self.scales = tuple(entry["scales"])
+
+    def scale(self, like: Tensor) -> Tensor:
+        """σ: each expert's LoRA scale repeated r_i times, [R]."""
+        flat = [s for s, r in zip(self.scales, self.ranks, strict=True) for _ in range(r)]
+        return torch.tensor(flat, dtype=like.dtype, device=like.device)
+
+
+class RadarLayer(nn.Module, BaseTunerLayer):
+    """Any module that maps [..., d_in] to [..., d_out], with a composition of experts added.
+
+    It only ever calls ``base_layer(x)``, so quantised and Conv1D layers serve as well as plain ones.
+    """
+
+    adapter_layer_names = ("radar_gate",)
+    other_param_names = ("radar_bank",)
+
+    def __init__(self, base_layer: nn.Module, site: str) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.site = site
+        self.radar_gate = nn.ModuleDict()
+        self.radar_bank = nn.ModuleDict()
+        self.entries: dict[str, tuple[RadarConfig, dict[str, Any]]] = {}
+        self.dense = False  # True while training has not yet cut to top-k
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+
+    def add(self, adapter_name: str, config: RadarConfig, index: int) -> None:
+        """Build the bank and gate of one composition at this site, empty until weights are loaded."""
+        entry = config.sites[self.site]
+        d_in, d_out = entry["shape"]
+        n = len(entry["experts"])
+        site = GateSite(d_in, d_out, tuple(entry["ranks"]), min(config.top_k or n, n), config.seed * 100_003 + index)
+        kind = gate_class(config.gate)
+        gate: Gate = OneExpert(site, None) if n == 1 else kind(site, make_options(kind, config.gate_options))
+        self.radar_bank[adapter_name] = Bank(entry, d_in, d_out)
+        self.radar_gate[adapter_name] = gate
+        self.entries[adapter_name] = (config, entry)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Base output plus the update of the active composition."""
+        y = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters:
+            return y
+        for name in self.active_adapters:
+            if name in self.radar_gate and not self._silent(name):
+                y = y + self.update(x, name).to(y.dtype)
+        return y
+
+    def update(self, x: Tensor, name: str) -> Tensor:
+        """Σ_i g_i ṽ_i for x [..., d_in], in float32 or wider also under autocast."""
+        with torch.autocast(x.device.type, enabled=False):
+            call, gated = self.gated(x, name)
+            bank = self.radar_bank[name]
+            return ops.mix(
+                call.h, call.B, bank.ranks, gated.weights, gated.indices, gated.rotation, gated.up,  # type: ignore[arg-type]
+                angle_norm=gated.angle_norm,
+            )  # fmt: skip
+
+    def gated(self, x: Tensor, name: str) -> tuple[Call, GateOutput]:
+        """The first two steps, codes and gate."""
+        bank, gate = self.radar_bank[name], self.radar_gate[name]
+        dtype = ops.compute_dtype(x, bank.A)  # type: ignore[arg-type]
+        x = x.to(dtype)
+        architecture = ARCHITECTURES.get(self.entries[name][0].architecture)
+        h = architecture.codes(x, bank.A.to(dtype), bank.scale(x))  # type: ignore[operator]
+        top_k = None if self.dense or gate.site.top_k == gate.site.n else gate.site.top_k  # type: ignore[union-attr]
+        call = Call(x, h, bank.B.to(dtype), top_k, self._multipliers(name, x))  # type: ignore[arg-type,operator]
+        return call, gate(call)
+
+    def _silent(self, name: str) -> bool:
+        """Whether the call switched every expert of this site off."""
+        asked = active_multipliers.get()
+        config, entry = self.entries[name]
+        return asked is not None and all(asked.get(config.experts[i], 1.0) == 0 for i in entry["experts"])
+
+    def _multipliers(self, name: str, x: Tensor) -> Tensor | None:
+        asked = active_multipliers.get()
+        if asked is None:
+            return None
+        config, entry = self.entries[name]
+        factors = [float(asked.get(config.experts[i], 1.0)) for i in entry["experts"]]
+        return torch.tensor(factors, dtype=x.dtype, device=x.device)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """A composition depends on each token, so it cannot be merged into the base weights."""
+        raise RadarGateError(
+            "A composition cannot be merged into the base weights: its weights and angles differ from token to token. "
+            "Serve it with radargate, or use unload() to get the base model back."
+        )
+
+    def unmerge(self) -> None:
+        """Nothing is ever merged."""
+
+
+@contextlib.contextmanager
+def using(model: nn.Module, experts: Mapping[str, float]) -> Iterator[None]:
+    """Mask or scale experts for the calls inside the block, in this thread or task only.
+
+    Args:
+        model: a composed model.
+        experts: name → factor ≥ 0 on the expert's weight before weights are renormalised; 0 switches it off,
+            experts not named keep 1.
+
+    Raises:
+        OptionError: an unknown expert, or a negative or non-finite factor.
+    """
+    token = active_multipliers.set(check_multipliers(model, experts))
+    try:
+        yield
+    finally:
+        active_multipliers.reset(token)
+
+
+def check_multipliers(model: nn.Module, experts: Mapping[str, float]) -> dict[str, float]:
+    """Expert factors whose names exist in the model and whose values can work."""
+    known: list[str] = []
+    for module in model.modules():
+        if isinstance(module, RadarLayer):
+            for config, _ in module.entries.values():
+                known += [name for name in config.experts if name not in known]
+    if not known:
+        raise OptionError("this model holds no composition; make one with radargate.compose.")
+    for name, factor in experts.items():
+        if name not in known:
+            raise OptionError(unknown_name("expert", name, known))
+        if not 0 <= float(factor) < float("inf"):
+            raise OptionError(f"expert {name!r} has factor {factor}, expected a finite number of at least 0.")
+    return {name: float(factor) for name, factor in experts.items()}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
-from peft.utils import get_pattern_key
+from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from torch import Tensor, nn
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from radargate.errors import AdapterError, InactiveExpertError
-from radargate.experts.adapters import Adapter, SiteShape, base_sites, check_fit, read_adapter
+from radargate.experts.adapters import Adapter, base_sites, check_fit, read_adapter
 from radargate.experts.files import CONFIG_FILE, WEIGHTS_FILE
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -29,7 +29,7 @@ class SiteBank:
         experts: index of each expert into the bank's names, ascending.
         ranks: r_i of each.
         scales: LoRA scale s_i of each.
-        dtypes: dtype of each in its own file.
+        dtypes: dtype of A and of B of each in its own file.
     """
 
     A: Tensor
@@ -37,7 +37,7 @@ class SiteBank:
     experts: tuple[int, ...]
     ranks: tuple[int, ...]
     scales: tuple[float, ...]
-    dtypes: tuple[str, ...]
+    dtypes: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,10 @@ def load_bank(
 
 
 def _site_bank(site: str, present: Sequence[tuple[int, Adapter]], active: set[int]) -> SiteBank:
-    dtypes = [adapter.sites[site].A.dtype for _, adapter in present]
-    widest = _DTYPES[dtypes[0]]
-    for _, adapter in present:
-        for info in (adapter.sites[site].A, adapter.sites[site].B):
-            widest = torch.promote_types(widest, _DTYPES[info.dtype])
+    dtypes = [(adapter.sites[site].A.dtype, adapter.sites[site].B.dtype) for _, adapter in present]
+    widest = _DTYPES[dtypes[0][0]]
+    for dtype in (dtype for pair in dtypes for dtype in pair):
+        widest = torch.promote_types(widest, _DTYPES[dtype])
     A, B = [], []
     for index, adapter in present:
         a, b = adapter.load(site)
@@ -149,12 +148,9 @@ def write_expert(bank: ExpertBank, name: str, folder: str | Path) -> None:
         if index in here.experts:
             position = here.experts.index(index)
             start, rank = sum(here.ranks[:position]), here.ranks[position]
-            dtype = _DTYPES[here.dtypes[position]]
-            tensors[f"{prefix}{site}.lora_A.weight"] = here.A[start : start + rank].to(dtype).cpu().contiguous()
-            tensors[f"{prefix}{site}.lora_B.weight"] = here.B[start : start + rank].T.to(dtype).cpu().contiguous()
+            for side, block, dtype in zip("AB", (here.A, here.B), here.dtypes[position], strict=True):
+                rows = block[start : start + rank].to("cpu", _DTYPES[dtype])
+                tensors[f"{prefix}{site}.lora_{side}.weight"] = (rows if side == "A" else rows.T).contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / CONFIG_FILE).write_text(json.dumps(bank.configs[name], indent=2))
-
-
-__all__ = ["ExpertBank", "SiteBank", "SiteShape", "load_bank", "write_expert"]

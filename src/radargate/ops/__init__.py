@@ -22,12 +22,14 @@ from radargate.ops.selection import check_selection, dense_weights, select
 
 __all__ = [
     "angles",
+    "check_choice",
     "choose_backend",
     "codes",
     "compute_dtype",
     "dense_weights",
     "expert_logits",
     "expert_norms",
+    "input_codes",
     "merged",
     "mix",
     "radar",

@@ -1,0 +1,5 @@
+"""Architectures: how an input becomes per-expert codes over one shared basis."""
+
+from radargate.registry import Registry
+
+ARCHITECTURES = Registry("architecture", {"mole": "radargate.architectures.mole:MoLE"})

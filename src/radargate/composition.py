@@ -1,0 +1,185 @@
+"""Compose, save and load: from adapters on disk to one model, and back."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import PreTrainedModel
+
+from radargate import model as _registered  # noqa: F401  (PEFT must know RADAR before any bundle is read)
+from radargate.architectures import ARCHITECTURES
+from radargate.base_models import base_name, fingerprint, load_base
+from radargate.bundle import check_fingerprint, read_lock
+from radargate.config import RadarConfig, gate_class, preset_options
+from radargate.errors import AdapterError, BundleError, OptionError
+from radargate.experts.adapters import base_sites
+from radargate.experts.bank import ExpertBank, SiteBank, load_bank
+from radargate.gates.base import make_options
+from radargate.layer import RadarLayer
+
+
+def compose(
+    base: str | PreTrainedModel | PeftModel,
+    adapters: Mapping[str, str | Path] | Sequence[str | Path] | None = None,
+    *,
+    architecture: str = "mole",
+    gate: str = "radar",
+    top_k: int | None = 2,
+    preset: str | None = None,
+    seed: int = 0,
+    allow_inactive: bool = False,
+    adapter_name: str = "default",
+    dtype: torch.dtype | str | None = None,
+    device: str | None = None,
+    **gate_options: Any,
+) -> PeftModel:
+    """Compose trained LoRA adapters into one model whose gates alone are trainable.
+
+    Args:
+        base: a model, or its name or path. A PeftModel's own LoRAs join the experts; it is unloaded.
+        adapters: name → folder or Hub id (or just folders, named by their last part).
+        architecture: how experts share A and B; see `radargate.architectures.ARCHITECTURES`.
+        gate: gate or rule; see `radargate.gates.GATES` and `radargate.rules.RULES`.
+        top_k: experts kept per token (fewer where a site has fewer); None keeps all.
+        preset: ``"paper"`` for the printed form of the gate.
+        seed: of the gates' initial values.
+        allow_inactive: accept an expert that changes nothing.
+        adapter_name: the composition's name inside the PeftModel.
+        dtype: of the base, where it is loaded here.
+        device: of the base, where it is loaded here.
+        **gate_options: options of the gate.
+
+    Returns:
+        A `peft.PeftModel`; train it, ``save_pretrained`` it, generate with it.
+
+    Raises:
+        AdapterError: an adapter is refused; adapter, fault and remedy are named.
+        InactiveExpertError: an adapter matches no site or changes nothing.
+        OptionError: an option or combination that cannot work.
+        UnknownNameError: no such gate or architecture; the nearest are named.
+    """
+    ARCHITECTURES.check(architecture)
+    options = preset_options(preset, gate, gate_options)
+    make_options(gate_class(gate), options)
+    named = _named(adapters)
+    with tempfile.TemporaryDirectory() as work:
+        if isinstance(base, PeftModel):
+            named = {**_own_adapters(base, Path(work)), **named}
+            base = base.unload()
+        if top_k is not None and not 1 <= top_k <= max(len(named), 1):
+            raise OptionError(f"top_k is {top_k}, expected 1 to {len(named)}, the number of adapters.")
+        model = load_base(base, dtype=dtype, device=device)
+        bank = load_bank(named, model, allow_inactive=allow_inactive)
+    shapes = base_sites(model)
+    config = RadarConfig(
+        base_model_name_or_path=base_name(model),
+        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
+        architecture=architecture, gate=gate, gate_options=options, top_k=top_k, preset=preset, seed=seed,
+        experts=list(bank.names), expert_configs=bank.configs, expert_facts=bank.facts,
+        sites={name: _entry(site, shapes[name]) for name, site in bank.sites.items()},
+        base_fingerprint=fingerprint(model),
+    )  # fmt: skip
+    composed = get_peft_model(model, config, adapter_name=adapter_name)
+    for layer in radar_layers(composed):
+        here, there = bank.sites[layer.site], layer.radar_bank[adapter_name]
+        there.A.data = here.A.to(there.A.device)  # type: ignore[union-attr]
+        there.B.data = here.B.to(there.B.device)  # type: ignore[union-attr]
+    return _finish(composed)
+
+
+def load(base: str | PreTrainedModel | None, bundle: str | Path, *, adapter_name: str = "default",
+         dtype: torch.dtype | str | None = None, device: str | None = None, trainable: bool = False,
+         allow_other_base: bool = False) -> PeftModel:  # fmt: skip
+    """Load a saved composition.
+
+    Args:
+        base: the base model or its name; None takes the one the bundle names.
+        bundle: a folder written by ``save_pretrained``, or a Hub id.
+        adapter_name: the composition's name inside the PeftModel.
+        dtype: of the base, where it is loaded here.
+        device: of the base, where it is loaded here.
+        trainable: leave the gates trainable.
+        allow_other_base: accept a base whose fingerprint is not the bundle's.
+
+    Raises:
+        BundleError: the bundle is incomplete or altered, or belongs to another base.
+    """
+    if Path(bundle).exists() and not (Path(bundle) / "adapter_config.json").exists():
+        raise BundleError(f"{bundle} has no adapter_config.json. Give a folder written by save_pretrained.")
+    config = RadarConfig.from_pretrained(str(bundle))
+    if not isinstance(config, RadarConfig):
+        raise BundleError(f"{bundle} is a {config.peft_type} adapter, not a RadarGate bundle. Compose it first.")
+    lock = read_lock(Path(bundle))
+    if base is None:
+        base = lock.get("base", {}).get("name") or config.base_model_name_or_path
+        if not base:
+            raise BundleError(f"{bundle} names no base model; give one.")
+    model = load_base(base, dtype=dtype, device=device)
+    if not allow_other_base:
+        check_fingerprint(bundle, config.base_fingerprint, model)
+    return _finish(PeftModel.from_pretrained(model, str(bundle), adapter_name=adapter_name, is_trainable=trainable))
+
+
+def radar_layers(model: torch.nn.Module) -> list[RadarLayer]:
+    """Every layer of a composition, in the base model's order."""
+    return [module for module in model.modules() if isinstance(module, RadarLayer)]
+
+
+def expert_bank(model: PeftModel, adapter_name: str = "default") -> ExpertBank:
+    """The experts inside a composed model, for `radargate.experts.bank.write_expert`."""
+    config = model.peft_config[adapter_name]
+    sites = {}
+    for layer in radar_layers(model):
+        entry, bank = layer.entries[adapter_name][1], layer.radar_bank[adapter_name]
+        sites[layer.site] = SiteBank(
+            bank.A.detach(), bank.B.detach(), tuple(entry["experts"]), tuple(entry["ranks"]),  # type: ignore[union-attr,operator]
+            tuple(entry["scales"]), tuple(tuple(pair) for pair in entry["dtypes"]),
+        )  # fmt: skip
+    return ExpertBank(tuple(config.experts), sites, config.expert_configs, config.expert_facts)
+
+
+def _finish(model: PeftModel) -> PeftModel:
+    """Let calls carry ``experts=``, and generation work where training prepared inputs differently."""
+    model.special_peft_forward_args = {*model.special_peft_forward_args, "experts"}
+    return model
+
+
+def _entry(site: SiteBank, shape: Any) -> dict[str, Any]:
+    return {
+        "experts": list(site.experts),
+        "ranks": list(site.ranks),
+        "scales": list(site.scales),
+        "dtypes": [list(pair) for pair in site.dtypes],
+        "shape": [shape.d_in, shape.d_out],
+    }
+
+
+def _named(adapters: Mapping[str, str | Path] | Sequence[str | Path] | None) -> dict[str, str | Path]:
+    if adapters is None:
+        return {}
+    if isinstance(adapters, Mapping):
+        return dict(adapters)
+    named: dict[str, str | Path] = {}
+    for source in adapters:
+        name = Path(source).name
+        if name in named:
+            raise AdapterError(f"two adapters are called {name!r}; name them, as NAME=PATH or in a dict.")
+        named[name] = source
+    return named
+
+
+def _own_adapters(model: PeftModel, work: Path) -> dict[str, str | Path]:
+    """Write a PeftModel's LoRAs to a folder, so that they pass the same checks as any other."""
+    found: dict[str, str | Path] = {}
+    for name, config in copy.copy(model.peft_config).items():
+        if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA":
+            raise AdapterError(f"adapter {name!r} of the given PeftModel is {config.peft_type}, expected LoRA.")
+        model.save_pretrained(work / "own", selected_adapters=[name], save_embedding_layers=False)
+        found[name] = work / "own" / ("" if name == "default" else name)
+    return found

@@ -1,0 +1,95 @@
+"""The configuration of a composition, saved as ``adapter_config.json`` of its bundle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig
+
+from radargate.architectures import ARCHITECTURES
+from radargate.bundle import write_card, write_lock
+from radargate.errors import OptionError
+from radargate.gates import GATES
+from radargate.gates.base import make_options
+from radargate.rules import RULES
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # the printed form: unscaled relation, top-k from the first step
+    "paper": {"angle_norm": "none"},
+}
+
+
+class _PeftType(str):
+    """A name for PEFT's tables; transformers reads ``.value`` as it would of PEFT's own enum."""
+
+    @property
+    def value(self) -> str:
+        """The plain text."""
+        return str(self)
+
+
+RADAR = _PeftType("RADAR")
+
+
+@dataclass
+class RadarConfig(PeftConfig):
+    """What a composition is made of.
+
+    `radargate.compose` fills it; the site table says which experts stand at which linear layer, so that layers can
+    be built before any weight is read.
+    """
+
+    architecture: str = field(default="mole", metadata={"help": "How experts share A and B."})
+    gate: str = field(default="radar", metadata={"help": "Gate or rule that weighs and turns experts."})
+    gate_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "Options of the gate."})
+    top_k: int | None = field(default=2, metadata={"help": "Experts kept per token; None keeps all."})
+    preset: str | None = field(default=None, metadata={"help": "'paper' for the printed form."})
+    seed: int = field(default=0, metadata={"help": "Seed of the gates' initial values."})
+    experts: list[str] = field(default_factory=list, metadata={"help": "Names of the experts, in order."})
+    expert_configs: dict[str, Any] = field(default_factory=dict, metadata={"help": "Their adapter configs."})
+    expert_facts: dict[str, Any] = field(default_factory=dict, metadata={"help": "Their sources and hashes."})
+    sites: dict[str, Any] = field(default_factory=dict, metadata={"help": "Site → experts, ranks, scales, dtypes."})
+    base_fingerprint: str | None = field(default=None, metadata={"help": "Of the base the gates belong to."})
+    target_modules: Any = field(default=None, metadata={"help": "Unused: the site table decides."})
+
+    def __post_init__(self) -> None:
+        """Check names and options."""
+        super().__post_init__()
+        self.peft_type = RADAR  # type: ignore[assignment]
+        if not self.experts:
+            return  # PEFT builds empty configs while it reads files
+        ARCHITECTURES.check(self.architecture)
+        if self.preset is not None and self.preset not in PRESETS:
+            raise OptionError(f"preset is {self.preset!r}, expected one of: {', '.join(PRESETS)}.")
+        make_options(gate_class(self.gate), self.gate_options)
+        if self.top_k is not None and not 1 <= self.top_k <= len(self.experts):
+            raise OptionError(f"top_k is {self.top_k}, expected 1 to {len(self.experts)}, the number of experts.")
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write the config, then the lock file and model card (PEFT calls this after the weights are written)."""
+        super().save_pretrained(save_directory, **kwargs)
+        write_lock(Path(save_directory), self)
+        write_card(Path(save_directory), self)
+
+
+def gate_class(name: str) -> Any:
+    """The class of a gate or rule.
+
+    Raises:
+        UnknownNameError: neither has that name.
+    """
+    if name in RULES:
+        return RULES.get(name)
+    return GATES.get(name)
+
+
+def preset_options(preset: str | None, gate: str, options: dict[str, Any]) -> dict[str, Any]:
+    """A preset's gate options where the gate has them, overridden by ``options``."""
+    if preset is None:
+        return dict(options)
+    if preset not in PRESETS:
+        raise OptionError(f"preset is {preset!r}, expected one of: {', '.join(PRESETS)}.")
+    known = gate_class(gate).Options.__dataclass_fields__
+    return {**{key: value for key, value in PRESETS[preset].items() if key in known}, **options}

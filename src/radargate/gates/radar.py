@@ -1,0 +1,52 @@
+"""Radar: stretch and rotation together (Eq. 4, 13)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from radargate import ops
+from radargate.errors import OptionError
+from radargate.gates.base import Call, GateOutput, GateSite
+from radargate.gates.rotation import RotationOptions, add_rotation, site_codes
+from radargate.gates.stretch import StretchGate, StretchOptions
+
+
+class RadarGate(StretchGate):
+    """y = x W + Σ_i g_i ṽ_i: stretch weights on rotated outputs. Source: arXiv 2505.23184, Eq. 4, 13."""
+
+    @dataclass(frozen=True)
+    class Options(RotationOptions, StretchOptions):  # type: ignore[override]
+        """Options of both parts."""
+
+        def __post_init__(self) -> None:
+            """Check every value, and the combinations."""
+            StretchOptions.__post_init__(self)
+            RotationOptions.__post_init__(self)
+            if self.gate_input == "rotated" and self.reference == "selected":
+                raise OptionError(
+                    "gate_input='rotated' chooses from rotated outputs, and reference='selected' rotates by the "
+                    "chosen experts: a circle. Use reference='all'."
+                )
+
+    def __init__(self, site: GateSite, options: Options) -> None:
+        super().__init__(site, options)
+        add_rotation(self, options)
+
+    def logits(self, call: Call) -> Tensor:
+        """Logits [..., n]; those of rotated outputs need every expert's rotation."""
+        if self.options.gate_input != "rotated":
+            return super().logits(call)
+        return ops.rotated_logits(
+            call.h, call.B, self.site.ranks, self.softmax_theta.to(call.x), site_codes(self, call, None),
+            self.rotation_up.to(call.x), angle_norm=self.options.angle_norm, norm=self.options.norm,
+        )  # fmt: skip
+
+    def forward(self, call: Call) -> GateOutput:
+        """Weights, indices and rotation codes."""
+        weights, indices = self.select(self.logits(call), call)
+        if not self.options.rotate_output:
+            return GateOutput(weights, indices)
+        codes = site_codes(self, call, indices)
+        return GateOutput(weights, indices, codes, self.rotation_up.to(call.x), self.options.angle_norm)

@@ -1,0 +1,116 @@
+"""Rotation: angles from how each expert's output relates to all the others (Eq. 5, 8, 20)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from radargate import ops
+from radargate.errors import OptionError
+from radargate.gates.base import Call, Gate, GateOutput, GateSite
+
+SELECTS = ("norm", "all", "frozen_stretch")
+
+
+@dataclass(frozen=True)
+class RotationOptions:
+    """Readings of the rotation.
+
+    Attributes:
+        angle_norm: ``"unit"`` scales v_i and its reference to unit RMS before they are multiplied, so that the
+            code has one size at every site; ``"none"`` as printed; ``"mean"`` divides the reference by its number of
+            experts; ``"tanh"`` bounds the angles to ±π.
+        rotation_rank: r_a; 0 for a full θ_r.
+        rotation_input: codes from the ``"experts"`` (as printed) or from the ``"input"`` x.
+        rotation_sharing: P and Q for the whole ``"site"`` (as printed), or for each ``"expert"`` (codes from x share P).
+        reference: relate to ``"all"`` other experts (as printed) or the other ``"selected"`` ones.
+        rotate_output: False weighs unrotated outputs (App. C.2 as printed).
+    """
+
+    angle_norm: str = "unit"
+    rotation_rank: int = 8
+    rotation_input: str = "experts"
+    rotation_sharing: str = "site"
+    reference: str = "all"
+    rotate_output: bool = True
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        ops.check_choice("angle_norm", self.angle_norm, ops.ANGLE_NORMS)
+        ops.check_choice("rotation_input", self.rotation_input, ops.ROTATION_INPUTS)
+        ops.check_choice("rotation_sharing", self.rotation_sharing, ("site", "expert"))
+        ops.check_choice("reference", self.reference, ops.REFERENCES)
+        if self.rotation_rank < 0:
+            raise OptionError(f"rotation_rank is {self.rotation_rank}, expected 0 (a full matrix) or more.")
+
+
+def add_rotation(gate: Gate, options: RotationOptions) -> None:
+    """Give a gate the parameters ``rotation_down`` (P, random) and ``rotation_up`` (Q, zero: starts without a turn)."""
+    site = gate.site
+    source = site.d_in if options.rotation_input == "input" else site.d_out
+    per_expert = (site.n,) if options.rotation_sharing == "expert" else ()
+    rank = options.rotation_rank or source
+    if options.rotation_rank:
+        leading = per_expert if options.rotation_input == "experts" else ()
+        gate.rotation_down = gate.normal(*leading, source, rank, std=source**-0.5, salt=1)
+    else:
+        gate.register_parameter("rotation_down", None)
+    gate.rotation_up = nn.Parameter(torch.zeros(*per_expert, rank, site.d_out // 2))
+
+
+def site_codes(gate: Gate, call: Call, indices: Tensor | None) -> Tensor:
+    """Rotation codes [..., k or 1, r_a] of the chosen experts, as the gate's options say."""
+    options, down = gate.options, gate.rotation_down
+    down = None if down is None else down.to(call.x)
+    if options.rotation_input == "input":
+        return ops.input_codes(call.x, down, options.angle_norm)
+    return ops.rotation_codes(
+        call.h, call.B, gate.site.ranks, down, indices=indices, reference=options.reference, angle_norm=options.angle_norm
+    )
+
+
+class RotationGate(Gate):
+    """Rotation only: α_i = ((v_i ⊙ Σ_{j≠i} v_j) P) Q, equal weights on the chosen experts.
+
+    The paper names this baseline without defining its weights; here the chosen experts share them equally.
+    ``select`` chooses by ``"norm"`` (largest ‖v_i‖), ``"all"``, or ``"frozen_stretch"`` (random frozen logits).
+
+    Source: arXiv 2505.23184, Eq. 5-8, 17-20.
+    """
+
+    @dataclass(frozen=True)
+    class Options(RotationOptions):
+        """Rotation options, and how experts are chosen."""
+
+        select: str = "norm"
+
+        def __post_init__(self) -> None:
+            """Check every value."""
+            super().__post_init__()
+            ops.check_choice("select", self.select, SELECTS)
+
+    def __init__(self, site: GateSite, options: Options) -> None:
+        super().__init__(site, options)
+        add_rotation(self, options)
+        if options.select == "frozen_stretch":
+            theta = self.normal(site.n, site.d_in, std=0.02).detach()
+            self.register_buffer("frozen_theta", theta, persistent=True)
+
+    def forward(self, call: Call) -> GateOutput:
+        """Equal weights [..., k], indices, and rotation codes."""
+        n, options = self.site.n, self.options
+        if options.select == "frozen_stretch":
+            scores = call.x @ self.frozen_theta.to(call.x).T
+        else:
+            scores = ops.expert_norms(call.h, call.B, self.site.ranks)
+        on = torch.ones(n, dtype=call.x.dtype, device=call.x.device) if call.multipliers is None else call.multipliers
+        keep = n if options.select == "all" or call.top_k is None else call.top_k
+        _, indices = ops.select(scores.detach(), keep, multipliers=(on > 0).to(call.x))
+        share = on.expand(*call.x.shape[:-1], n)
+        share = share if indices is None else share.gather(-1, indices)
+        weights = share / share.sum(-1, keepdim=True).clamp(min=1e-30)
+        if not options.rotate_output:
+            return GateOutput(weights, indices)
+        return GateOutput(weights, indices, site_codes(self, call, indices), self.rotation_up.to(call.x), options.angle_norm)

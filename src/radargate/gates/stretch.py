@@ -1,0 +1,76 @@
+"""Stretch: softmax weights from the input (Eq. 1) or from the concatenated expert outputs (App. B.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from radargate import ops
+from radargate.errors import OptionError
+from radargate.gates.base import Call, Gate, GateOutput, GateSite
+from radargate.ops.selection import check_selection
+
+
+@dataclass(frozen=True)
+class StretchOptions:
+    """Readings of the stretch gate.
+
+    Attributes:
+        temperature: τ > 0 of the softmax.
+        renormalize: kept weights sum to 1: ``"auto"`` (k > 1 only), ``"always"`` (as printed) or ``"never"``.
+        gate_input: ``"input"`` x (Eq. 1) or ``"experts"``: concatenated outputs (App. B.2).
+        norm: ``"layer"`` or ``"rms"``, of the concatenated outputs.
+        init_std: spread of the initial θ_s.
+    """
+
+    temperature: float = 1.0
+    renormalize: str = "auto"
+    gate_input: str = "input"
+    norm: str = "layer"
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        check_selection(1, None, self.temperature, self.renormalize)
+        ops.check_choice("gate_input", self.gate_input, ops.GATE_INPUTS)
+        ops.check_choice("norm", self.norm, ops.NORMS)
+        if self.init_std < 0:
+            raise OptionError(f"init_std is {self.init_std}, expected 0 or more.")
+
+
+class StretchGate(Gate):
+    """g = topk(softmax(x θ_s / τ)). Source: arXiv 2505.23184, Eq. 1; App. B.2 for ``gate_input="experts"``."""
+
+    @dataclass(frozen=True)
+    class Options(StretchOptions):
+        """Options of the stretch gate alone: nothing is rotated, so it cannot see rotated outputs."""
+
+        def __post_init__(self) -> None:
+            """Check every value."""
+            super().__post_init__()
+            if self.gate_input == "rotated":
+                raise OptionError("gate_input='rotated' needs a rotation; use gate='radar'.")
+
+    def __init__(self, site: GateSite, options: StretchOptions) -> None:
+        super().__init__(site, options)
+        shape = (site.n, site.d_in) if options.gate_input == "input" else (site.n * site.d_out, site.n)
+        self.softmax_theta = self.normal(*shape, std=options.init_std)
+
+    def logits(self, call: Call) -> Tensor:
+        """Logits [..., n] before temperature and softmax."""
+        theta = self.softmax_theta.to(call.x)
+        if self.options.gate_input == "input":
+            return call.x @ theta.T
+        return ops.expert_logits(call.h, call.B, self.site.ranks, theta, self.options.norm)
+
+    def select(self, logits: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
+        """Weights and indices of the experts this call keeps."""
+        options = self.options
+        return ops.select(
+            logits, call.top_k, options.temperature, options.renormalize, multipliers=call.multipliers
+        )
+
+    def forward(self, call: Call) -> GateOutput:
+        """Weights [..., k] and indices."""
+        return GateOutput(*self.select(self.logits(call), call))

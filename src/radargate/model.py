@@ -1,0 +1,142 @@
+"""The tuner that PEFT drives, and its registration: the only places that touch PEFT's inner parts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import peft
+import torch
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+
+from radargate.config import RADAR, RadarConfig
+from radargate.errors import BundleError, RadarGateError
+from radargate.layer import RadarLayer, active_multipliers, check_multipliers
+
+PREFIX = "radar_"
+
+
+class RadarModel(BaseTuner):
+    """Puts a `RadarLayer` around every linear layer of the site table.
+
+    Gates are trainable, banks are not. Saving is structural (every tensor of our layers is written); loading is
+    strict: a missing, extra or misshaped tensor raises.
+    """
+
+    prefix = PREFIX
+    tuner_layer_cls = RadarLayer
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012
+
+    def _prepare_adapter_config(self, peft_config: RadarConfig, model_config: dict[str, Any]) -> RadarConfig:
+        return peft_config
+
+    def _check_new_adapter_config(self, config: RadarConfig) -> None:
+        if not config.sites:
+            raise BundleError(
+                "this RadarConfig has no site table. Compose with radargate.compose(base, adapters), or load a bundle "
+                "with radargate.load or PeftModel.from_pretrained."
+            )
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: RadarConfig, key: str) -> bool:
+        return key in peft_config.sites
+
+    def _create_and_replace(self, peft_config: RadarConfig, adapter_name: str, target: nn.Module, target_name: str,
+                            parent: nn.Module, current_key: str) -> None:  # fmt: skip
+        index = list(peft_config.sites).index(current_key)
+        if isinstance(target, RadarLayer):
+            target.add(adapter_name, peft_config, index)
+            layer = target
+        else:
+            layer = RadarLayer(target, current_key)
+            layer.add(adapter_name, peft_config, index)
+            self._replace_module(parent, target_name, layer, target)
+        device = next(layer.base_layer.parameters()).device
+        if device.type != "meta":
+            for module in (layer.radar_gate[adapter_name], layer.radar_bank[adapter_name]):
+                if not any(p.device.type == "meta" for p in module.parameters()):
+                    module.to(device)
+
+    def _pre_injection_hook(self, model: nn.Module, config: RadarConfig, adapter_name: str) -> None:
+        names = {name for name, _ in model.named_modules()}
+        missing = [site for site in config.sites if site not in names]
+        if missing:
+            raise BundleError(
+                f"{len(missing)} of {len(config.sites)} sites of this bundle are not in the base model, the first is "
+                f"{missing[0]}. The bundle belongs to {config.base_model_name_or_path or 'another base'}."
+            )
+
+    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
+        for parameter in model.parameters():
+            parameter.requires_grad = False
+        for module in model.modules():
+            if isinstance(module, RadarLayer):
+                for name in module.active_adapters:
+                    if name in module.radar_gate and not self.peft_config[name].inference_mode:
+                        module.radar_gate[name].requires_grad_(True)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Gates are float32 from the start; the bank keeps the experts' own dtype."""
+
+    @contextlib.contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Lets one call carry its own expert factors: ``model(..., experts={"math": 0.5})``."""
+        experts = kwargs.get("experts")
+        if experts is None:
+            yield
+            return
+        token = active_multipliers.set(check_multipliers(self.model, experts))
+        try:
+            yield
+        finally:
+            active_multipliers.reset(token)
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        for container in (".radar_gate.", ".radar_bank."):
+            key = key.replace(f"{container}{adapter_name}.", container)
+        return key
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(cls, model: nn.Module, config: RadarConfig, adapter_name: str,
+                                           state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:  # fmt: skip
+        remapped = super()._remap_adapter_state_dict_for_load(
+            model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
+        )
+        marks = (f".radar_gate.{adapter_name}.", f".radar_bank.{adapter_name}.")
+        expected = {k: tuple(v.shape) for k, v in model.state_dict().items() if any(mark in k for mark in marks)}
+        for problem, names in (
+            ("has no tensor", expected.keys() - remapped.keys()),
+            ("holds an unexpected tensor", remapped.keys() - expected.keys()),
+            (
+                "holds a tensor of another shape",
+                {k for k in expected.keys() & remapped.keys() if tuple(remapped[k].shape) != expected[k]},
+            ),
+        ):
+            if names:
+                name = min(names)
+                shapes = f" (expected {expected[name]})" if name in expected else ""
+                raise BundleError(
+                    f"the bundle's adapter_model.safetensors {problem} for {name}{shapes}; {len(names)} such in all. "
+                    "It is incomplete or altered; download or save it again."
+                )
+        return remapped
+
+    def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Refuses: a composition is no constant matrix."""
+        raise RadarGateError(
+            "A composition cannot be merged into the base weights: its weights and angles differ from token to token. "
+            "Use unload() to get the base model back."
+        )
+
+
+def register() -> None:
+    """Make PEFT know RADAR. Its public ``register_peft_method`` refuses names outside its own enum."""
+    peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[RADAR] = RadarConfig  # type: ignore[index]
+    peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING[RADAR] = RadarModel  # type: ignore[index]
+    peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING[RADAR] = PREFIX  # type: ignore[index]
+
+
+register()

@@ -1,0 +1,5 @@
+"""Rules: training-free ways to combine experts, behind the interface of a gate."""
+
+from radargate.registry import Registry
+
+RULES = Registry("rule", {"uniform": "radargate.rules.uniform:UniformRule"})
