@@ -24,7 +24,7 @@ _PUBLIC = {
 }
 _MODULES = ("ops",)
 
-__all__ = [*_PUBLIC, *_MODULES]  # noqa: PLE0604
+__all__ = [*_PUBLIC, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

@@ -29,9 +29,7 @@ class Registry:
             RadarGateError: the name is taken by something else, or the target is not ``module:attribute``.
         """
         if ":" not in target:
-            raise RadarGateError(
-                f"{self.kind} {name!r}: target {target!r} is not of the form 'module:attribute'."
-            )
+            raise RadarGateError(f"{self.kind} {name!r}: target {target!r} is not of the form 'module:attribute'.")
         if self._entries.get(name, target) != target:
             raise RadarGateError(
                 f"{self.kind} {name!r} is already registered as {self._entries[name]}; choose another name."

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
+from typing import Any
+
+from radargate.errors import OptionError
 
 
 def data_flag(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -63,3 +67,39 @@ def say_to(stream: object = None) -> Callable[[str], None]:
         print(line, file=stream or sys.stderr, flush=True)  # type: ignore[call-overload]
 
     return say
+
+
+def adapters_argument(parser: argparse.ArgumentParser, required: bool) -> None:
+    """``ADAPTER…``: paths or Hub ids, optionally ``NAME=PATH``."""
+    parser.add_argument("adapters", metavar="ADAPTER", nargs="+" if required else "*",
+                        help="folder or Hub id of a PEFT LoRA adapter, optionally NAME=PATH")  # fmt: skip
+
+
+def named_adapters(arguments: list[str]) -> dict[str, str]:
+    """``NAME=PATH`` or ``PATH`` (named by its last part) → path, in order.
+
+    Raises:
+        OptionError: two have one name.
+    """
+    named: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, path = argument.partition("=")
+        if not equals or os.path.exists(argument):
+            name, path = os.path.basename(argument.rstrip("/")), argument
+        if name in named:
+            raise OptionError(f"two adapters are called {name!r}; name them, as NAME=PATH.")
+        named[name] = path
+    return named
+
+
+def gate_options(pairs: list[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` words → options, values read as YAML reads them (numbers, true, text)."""
+    import yaml
+
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise OptionError(f"--option {pair}: expected NAME=VALUE, such as rotation_rank=4.")
+        options[name] = yaml.safe_load(value)
+    return options

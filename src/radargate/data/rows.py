@@ -75,9 +75,7 @@ def parse_row(raw: Any, where: str, task: str = "", position: int = 0) -> Row:
         if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) for c in choices):
             raise DataError(f"{where}: field 'choices' is {_shown(choices)}, expected a list of at least 2 texts.")
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(choices):
-            raise DataError(
-                f"{where}: field 'answer_index' is {_shown(index)}, expected 0 to {len(choices) - 1}."
-            )
+            raise DataError(f"{where}: field 'answer_index' is {_shown(index)}, expected 0 to {len(choices) - 1}.")
     row = Row(
         prompt=raw["prompt"],
         target=raw["target"],
@@ -106,7 +104,12 @@ def rows_hash(rows: Iterable[Row]) -> str:
 
 def _labels(target: str, index: int, count: int) -> tuple[str, ...]:
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    for alphabet in (letters, letters.lower(), [str(i + 1) for i in range(count)], [str(i) for i in range(count)]):
+    for alphabet in (
+        letters,
+        letters.lower(),
+        [str(i + 1) for i in range(count)],
+        [str(i) for i in range(count)],
+    ):
         if index < len(alphabet) and count <= len(alphabet):
             label = re.escape(alphabet[index])
             match = re.fullmatch(rf"(\W*){label}(\W*)", target)

@@ -260,7 +260,9 @@ def _sites(config: dict[str, Any], plain: SimpleNamespace, header: dict[str, Ten
             raise AdapterError(f"{WEIGHTS_FILE}: {site} has lora_{next(iter(sides))} alone. Save the adapter again.")
         A, B = sides["A"], sides["B"]
         if len(A.shape) != 2 or len(B.shape) != 2:
-            raise AdapterError(f"{site}: A is {A.shape} and B is {B.shape}, expected matrices (convolutions are not supported).")
+            raise AdapterError(
+                f"{site}: A is {A.shape} and B is {B.shape}, expected matrices (convolutions are not supported)."
+            )
         if not _targeted(plain, site):
             raise AdapterError(
                 f"{WEIGHTS_FILE} adapts {site}, which target_modules in {CONFIG_FILE} does not name; PEFT would "

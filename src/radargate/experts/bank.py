@@ -57,9 +57,7 @@ class ExpertBank:
     facts: dict[str, dict[str, Any]]
 
 
-def load_bank(
-    adapters: Mapping[str, str | Path], base: nn.Module, *, allow_inactive: bool = False
-) -> ExpertBank:
+def load_bank(adapters: Mapping[str, str | Path], base: nn.Module, *, allow_inactive: bool = False) -> ExpertBank:
     """Read adapters into one bank for a base model.
 
     Args:

@@ -29,6 +29,11 @@ class RadarGate(StretchGate):
                     "gate_input='rotated' chooses from rotated outputs, and reference='selected' rotates by the "
                     "chosen experts: a circle. Use reference='all'."
                 )
+            if not self.rotate_output and self.gate_input != "rotated":
+                raise OptionError(
+                    "rotate_output=False leaves the outputs unrotated, so the rotation must at least steer the weights: "
+                    "use gate_input='rotated' (App. C.2 as printed), or gate='stretch'."
+                )
 
     def __init__(self, site: GateSite, options: Options) -> None:
         super().__init__(site, options)

@@ -67,7 +67,13 @@ def site_codes(gate: Gate, call: Call, indices: Tensor | None) -> Tensor:
     if options.rotation_input == "input":
         return ops.input_codes(call.x, down, options.angle_norm)
     return ops.rotation_codes(
-        call.h, call.B, gate.site.ranks, down, indices=indices, reference=options.reference, angle_norm=options.angle_norm
+        call.h,
+        call.B,
+        gate.site.ranks,
+        down,
+        indices=indices,
+        reference=options.reference,
+        angle_norm=options.angle_norm,
     )
 
 
@@ -90,6 +96,8 @@ class RotationGate(Gate):
             """Check every value."""
             super().__post_init__()
             ops.check_choice("select", self.select, SELECTS)
+            if not self.rotate_output:
+                raise OptionError("rotate_output=False leaves nothing for gate='rotation' to do.")
 
     def __init__(self, site: GateSite, options: Options) -> None:
         super().__init__(site, options)
@@ -111,6 +119,6 @@ class RotationGate(Gate):
         share = on.expand(*call.x.shape[:-1], n)
         share = share if indices is None else share.gather(-1, indices)
         weights = share / share.sum(-1, keepdim=True).clamp(min=1e-30)
-        if not options.rotate_output:
-            return GateOutput(weights, indices)
-        return GateOutput(weights, indices, site_codes(self, call, indices), self.rotation_up.to(call.x), options.angle_norm)
+        return GateOutput(
+            weights, indices, site_codes(self, call, indices), self.rotation_up.to(call.x), options.angle_norm
+        )

@@ -67,9 +67,7 @@ class StretchGate(Gate):
     def select(self, logits: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
         """Weights and indices of the experts this call keeps."""
         options = self.options
-        return ops.select(
-            logits, call.top_k, options.temperature, options.renormalize, multipliers=call.multipliers
-        )
+        return ops.select(logits, call.top_k, options.temperature, options.renormalize, multipliers=call.multipliers)
 
     def forward(self, call: Call) -> GateOutput:
         """Weights [..., k] and indices."""

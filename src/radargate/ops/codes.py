@@ -197,7 +197,10 @@ def rotated_logits(h: Tensor, B: Tensor, ranks: Sequence[int], theta: Tensor, ro
 
         def part(h: Tensor, B: Tensor, code: Tensor, up: Tensor, theta: Tensor, i: int = i) -> Tensor:
             v = _turn(_expand(h, B, ranks, owner, None, i), _angle(code, up, None, i, angle_norm))
-            return torch.cat([v @ theta[i * d : (i + 1) * d], v.sum(-1, keepdim=True), v.square().sum(-1, keepdim=True)], -1)
+            return torch.cat(
+                [v @ theta[i * d : (i + 1) * d], v.sum(-1, keepdim=True), v.square().sum(-1, keepdim=True)],
+                -1,
+            )
 
         parts.append(_recompute(part, h, B, code, up, theta))
     total = torch.stack(parts).sum(0)

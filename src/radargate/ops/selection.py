@@ -47,9 +47,7 @@ def dense_weights(weights: Tensor, indices: Tensor | None, n: int) -> Tensor:
     """Spread chosen weights [..., k] over all experts [..., n], zero elsewhere."""
     if indices is None:
         return weights
-    return torch.zeros(*weights.shape[:-1], n, dtype=weights.dtype, device=weights.device).scatter(
-        -1, indices, weights
-    )
+    return torch.zeros(*weights.shape[:-1], n, dtype=weights.dtype, device=weights.device).scatter(-1, indices, weights)
 
 
 def check_selection(n: int, top_k: int | None, temperature: float, renormalize: str) -> None:

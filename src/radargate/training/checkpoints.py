@@ -38,7 +38,10 @@ def save(trainer: Any) -> Path:
     work = out / f".checkpoint-{step}.tmp"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    save_file({n: p.detach().cpu().contiguous() for n, p in trainable(trainer.model).items()}, work / "trained.safetensors")
+    save_file(
+        {n: p.detach().cpu().contiguous() for n, p in trainable(trainer.model).items()},
+        work / "trained.safetensors",
+    )
     state = trainer.optimizer.state_dict()
     tensors, scalars = {}, {}
     for index, values in state["state"].items():

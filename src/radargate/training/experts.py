@@ -83,7 +83,9 @@ def train_experts(base: str, data: str, out: str | Path, options: ExpertOptions,
         shutil.rmtree(work, ignore_errors=True)
         arguments = training_arguments(work / "run", steps=options.steps, batch_size=options.batch_size,
                                        lr=options.lr, seed=options.seed, device=device)  # fmt: skip
-        trainer = AnswerTrainer(peft_model, encoded.rows, arguments, AnswerCollator(tokenizer.pad_token_id, seq2seq), say=say)
+        trainer = AnswerTrainer(
+            peft_model, encoded.rows, arguments, AnswerCollator(tokenizer.pad_token_id, seq2seq), say=say
+        )
         result = trainer.train()
         final_loss = [line["loss"] for line in trainer.state.log_history if "loss" in line][-1]
         peft_model.peft_config["default"].base_model_name_or_path = base_name(model)

@@ -127,7 +127,10 @@ class AnswerTrainer(Trainer):
         if "labels" not in inputs:
             logits, labels = (logits[:, :-1], labels) if self.slices_logits else (logits[:, :-1], labels[:, 1:])
         total = F.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1), ignore_index=-100, reduction="sum"
+            logits.reshape(-1, logits.shape[-1]).float(),
+            labels.reshape(-1),
+            ignore_index=-100,
+            reduction="sum",
         )
         loss = total / (num_items_in_batch if num_items_in_batch is not None else (labels != -100).sum())
         return (loss, outputs) if return_outputs else loss
@@ -183,14 +186,12 @@ class Progress(TrainerCallback):
                 "tokens_per_second": round(speed, 1)}  # fmt: skip
         with open(self.file, "a") as file:
             file.write(json.dumps(line) + "\n")
-        self.say(
-            f"step {step}/{state.max_steps}  loss {loss:.4f}  {speed:,.0f} tokens/s  {duration(left)} left"
-        )
+        self.say(f"step {step}/{state.max_steps}  loss {loss:.4f}  {speed:,.0f} tokens/s  {duration(left)} left")
 
 
 def duration(seconds: float) -> str:
     """Seconds as people say them: ``45s``, ``3m10s``, ``2h05m``."""
-    seconds = int(round(seconds))
+    seconds = round(seconds)
     if seconds < 60:
         return f"{seconds}s"
     if seconds < 3600:

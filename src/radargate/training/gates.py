@@ -1,0 +1,210 @@
+"""``radargate train``: compose, train the gates, keep the train contract, save a bundle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from radargate import ops
+from radargate.base_models import load_tokenizer
+from radargate.composition import compose, radar_layers
+from radargate.data.batches import AnswerCollator, EncodedRow, encode_rows
+from radargate.data.rows import rows_hash
+from radargate.data.sources import load_rows
+from radargate.errors import RadarGateError
+from radargate.records import append_records, file_hash, make_record, write_atomic
+from radargate.training import checkpoints
+from radargate.training.contract import TrainContract
+from radargate.training.loop import AnswerTrainer, duration, training_arguments
+from radargate.training.schedule import DenseStart, parameter_groups
+
+# rates for the printed form are the paper's own (Sec. 5.2); the others from a study of real sites (docs/log.md)
+DEFAULTS: dict[str | None, dict[str, float]] = {
+    None: {"lr": 5e-3, "rotation_lr": 2e-2, "dense_start": 0.5},
+    "paper": {"lr": 1e-4, "rotation_lr": 1e-4, "dense_start": 0.0},
+}
+
+
+@dataclass(frozen=True)
+class GateTraining:
+    """How gates are trained. None takes the preset's value."""
+
+    architecture: str = "mole"
+    gate: str = "radar"
+    top_k: int | None = 2
+    preset: str | None = None
+    gate_options: dict[str, Any] = field(default_factory=dict)
+    steps: int = 120
+    batch_size: int = 8
+    lr: float | None = None
+    rotation_lr: float | None = None
+    dense_start: float | None = None
+    seed: int = 0
+    max_length: int = 512
+    save_every: int = 20
+
+    def resolved(self) -> GateTraining:
+        """The same with the preset's values filled in."""
+        values = asdict(self)
+        for key, value in DEFAULTS[self.preset if self.preset in DEFAULTS else None].items():
+            if values[key] is None:
+                values[key] = value
+        return GateTraining(**values)
+
+
+def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: str | Path, options: GateTraining, *,
+                tasks: list[str] | None = None, resume: bool = False, allow_inactive: bool = False,
+                dtype: str | None = None, device: str | None = None, tensorboard: bool = False,
+                say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:  # fmt: skip
+    """Train the gates of a composition and save it as a bundle in ``out``.
+
+    Args:
+        base: base model name.
+        adapters: name → folder or Hub id.
+        data: where the rows are (split ``train``).
+        out: the bundle's folder; checkpoints live in ``out/checkpoints`` until the end.
+        options: gate, rates, steps.
+        tasks: train on these only.
+        resume: go on from the newest complete checkpoint; the result is bit-equal to an undisturbed run.
+        allow_inactive: accept an expert that changes nothing.
+        dtype: of the base model.
+        device: where to train.
+        tensorboard: also log to TensorBoard.
+        say: called with each line of progress.
+
+    Returns:
+        The run's record.
+
+    Raises:
+        RadarGateError: ``out`` is taken, the resumed run had other options, or the contract is broken.
+    """
+    options, out = options.resolved(), Path(out)
+    run = {"base": base, "adapters": {k: str(v) for k, v in adapters.items()}, "data": str(data), "tasks": tasks,
+           "options": asdict(options), "dtype": dtype}  # fmt: skip
+    if _claim(out, run, resume, say):
+        return json.loads((out / "record.json").read_text())
+    by_task = load_rows(data, "train", tasks)
+    rows = [row for task_rows in by_task.values() for row in task_rows]
+    model = compose(base, adapters, architecture=options.architecture, gate=options.gate, top_k=options.top_k,
+                    preset=options.preset, seed=options.seed, allow_inactive=allow_inactive, dtype=dtype,
+                    device=device, **options.gate_options)  # fmt: skip
+    tokenizer = load_tokenizer(base)
+    seq2seq = bool(model.get_base_model().config.is_encoder_decoder)
+    encoded = encode_rows(rows, tokenizer, max_length=options.max_length, encoder_decoder=seq2seq)
+    layers = radar_layers(model)
+    say(f"{len(adapters)} experts at {len(layers)} sites; {encoded.report(options.max_length)}")
+    say(f"backend: {': '.join(ops.choose_backend(device=device or 'cpu'))}")
+    collator = AnswerCollator(tokenizer.pad_token_id, seq2seq)
+    metrics: dict[str, Any] = {"trained_parameters": 0, "seconds": 0.0}
+    if any(p.requires_grad for p in model.parameters()):
+        metrics = _train(model, encoded.rows, collator, out, options, resume, device, tensorboard, say)
+    else:
+        say(f"{options.gate} has nothing to train; saved as it is.")
+    metrics["mean_angle"] = mean_angle(model, encoded.rows[: options.batch_size], collator)
+    if metrics["mean_angle"] is not None:
+        weak = " The rotation did next to nothing." if metrics["mean_angle"] < 0.02 else ""
+        say(f"mean rotation angle: {metrics['mean_angle']:.3f} rad.{weak}")
+    work = out / ".bundle.tmp"
+    shutil.rmtree(work, ignore_errors=True)
+    model.save_pretrained(work, save_embedding_layers=False)
+    record = make_record(
+        "train", options.gate, metrics, base=base, data=Path(data).name, data_hash=rows_hash(rows), rows=len(encoded.rows),
+        dropped=encoded.dropped, experts={name: facts["sha256"] for name, facts in model.peft_config["default"].expert_facts.items()},
+        options=asdict(options), dtype=dtype, gate_sha256=file_hash(work / "adapter_model.safetensors"),
+    )  # fmt: skip
+    for file in sorted(work.iterdir(), key=lambda f: f.name == "adapter_config.json"):
+        file.replace(out / file.name)  # the config comes last: where it is, the bundle is whole
+    shutil.rmtree(work)
+    if (out / "checkpoints" / "metrics.jsonl").exists():
+        shutil.copyfile(out / "checkpoints" / "metrics.jsonl", out / "metrics.jsonl")
+    append_records(out / "records.jsonl", [record])
+    write_atomic(out / "record.json", json.dumps(record, indent=2))
+    for folder in (out / "checkpoints").glob("checkpoint-*"):
+        shutil.rmtree(folder)
+    say(f"saved to {out} after {duration(metrics['seconds'])}.")
+    return record
+
+
+def _train(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator, out: Path, options: GateTraining,
+           resume: bool, device: str | None, tensorboard: bool, say: Callable[[str], None]) -> dict[str, Any]:  # fmt: skip
+    assert options.lr is not None and options.dense_start is not None
+    contract = TrainContract(model)
+    groups = parameter_groups(model, options.lr, options.rotation_lr)
+    rates = ", ".join(f"{group['name']} rate {group['lr']:g}" for group in groups)
+    say(f"{sum(p.numel() for p in contract.gates.values()):,} gate numbers to train; {rates}; "
+        f"dense for the first {options.dense_start:.0%} of {options.steps} steps.")  # fmt: skip
+    arguments = training_arguments(
+        out / "checkpoints", steps=options.steps, batch_size=options.batch_size, lr=options.lr, seed=options.seed,
+        save_every=options.save_every, tensorboard=tensorboard, device=device,
+    )  # fmt: skip
+    trainer = AnswerTrainer(model, rows, arguments, collator, groups=groups, say=say,
+                            callbacks=[contract, DenseStart(options.dense_start)])  # fmt: skip
+    checkpoint = checkpoints.newest(out / "checkpoints") if resume else None
+    if checkpoint is not None:
+        say(f"resuming from {checkpoint.name}.")
+    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    for line in contract.finish(model):
+        say(line)
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    return {
+        "trained_parameters": sum(p.numel() for p in contract.gates.values()),
+        "seconds": result.metrics["train_runtime"],
+        "final_loss": losses[-1] if losses else None,
+    }
+
+
+@torch.no_grad()
+def mean_angle(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator) -> float | None:
+    """Mean absolute rotation angle over sites, chosen experts and real tokens, in radians; None without rotation."""
+    sums: list[float] = []
+    batch = collator(rows)
+    keep = batch["attention_mask"].bool()
+
+    def look(layer: Any, args: tuple[Any, ...]) -> None:
+        for name in layer.active_adapters:
+            _, gated = layer.gated(args[0], name)
+            if gated.rotation is not None and args[0].shape[:-1] == keep.shape:
+                angle = ops.angles(gated.rotation, gated.up, gated.indices, gated.angle_norm).abs().mean((-1, -2))
+                sums.append(float(angle[keep.to(angle.device)].mean()))
+
+    hooks = [layer.register_forward_pre_hook(look) for layer in radar_layers(model)]
+    try:
+        device = next(model.parameters()).device
+        model.eval()
+        model(**{key: value.to(device) for key, value in batch.items() if key != "position_ids"})
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(sums) / len(sums) if sums else None
+
+
+def _claim(out: Path, run: dict[str, Any], resume: bool, say: Callable[[str], None]) -> bool:
+    """Take ``out`` for this run; True where the same run is finished there already."""
+    run = json.loads(json.dumps(run))
+    file = out / "run.json"
+    if file.exists():
+        if not resume:
+            raise RadarGateError(f"{out} already holds a run. Use --resume to continue it, or choose another --out.")
+        before = json.loads(file.read_text())
+        differing = [key for key in run if run[key] != before.get(key)]
+        if differing:
+            key = differing[0]
+            raise RadarGateError(
+                f"--resume: the run in {out} had another {key} ({json.dumps(before.get(key))[:200]}). Repeat its "
+                "options, or choose another --out."
+            )
+        if (out / "record.json").exists():
+            say(f"{out} is finished already.")
+            return True
+    elif (out / "adapter_config.json").exists():
+        raise RadarGateError(f"{out} already holds an adapter or bundle; choose another --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, json.dumps(run, indent=2))
+    return False

@@ -1,0 +1,126 @@
+"""Tiny real models built in code, with tokenizers and adapters made by PEFT: no network, no downloads."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+torch.set_num_threads(1)
+FAMILIES = ("llama", "gpt2", "t5")
+# targets of three experts, so that sites with 1, 2 and 3 experts occur
+TARGETS = {
+    "llama": (["q_proj", "v_proj"], ["q_proj", "v_proj", "down_proj"], ["q_proj"]),
+    "gpt2": (["c_attn", "attn.c_proj"], ["c_attn", "attn.c_proj", "c_fc"], ["c_attn"]),
+    "t5": (["q", "v"], ["q", "v", "wo"], ["q"]),
+}
+RANKS, ALPHAS, RSLORA = (4, 8, 3), (16, 16, 8), (False, False, True)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes as tokens, with pad and end tokens and no chat template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<pad>": 0, "</s>": 1, **{c: i + 2 for i, c in enumerate(alphabet)}}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
+
+
+def build(family: str) -> torch.nn.Module:
+    """A random model of a family, 2 layers, width 24 to 36."""
+    torch.manual_seed(0)
+    if family == "llama":
+        config = LlamaConfig(
+            hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            vocab_size=258, eos_token_id=1, pad_token_id=0, bos_token_id=None, max_position_embeddings=512,
+        )  # fmt: skip
+        return LlamaForCausalLM(config)
+    if family == "gpt2":
+        config = GPT2Config(
+            n_embd=24, n_layer=2, n_head=2, n_positions=512, vocab_size=258, eos_token_id=1, bos_token_id=None,
+            pad_token_id=0, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0,
+        )  # fmt: skip
+        return GPT2LMHeadModel(config)
+    config = T5Config(
+        d_model=24, d_kv=6, d_ff=40, num_layers=2, num_heads=4, vocab_size=258, dropout_rate=0.0,
+        decoder_start_token_id=0, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    return T5ForConditionalGeneration(config)
+
+
+def make_adapter(model_path: Path, folder: Path, seed: int, **config) -> Path:
+    """Save a LoRA adapter with random B through PEFT."""
+    auto = AutoModelForSeq2SeqLM if "t5" in str(model_path) else AutoModelForCausalLM
+    torch.manual_seed(seed)
+    model = get_peft_model(auto.from_pretrained(model_path), LoraConfig(**config))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory) -> dict[str, dict]:
+    """family → base folder and three adapters of unequal ranks and targets, one with rsLoRA."""
+    root, made = tmp_path_factory.mktemp("zoo"), {}
+    for family in FAMILIES:
+        base = root / f"tiny-{family}"
+        build(family).save_pretrained(base)
+        tiny_tokenizer().save_pretrained(base)
+        adapters = {}
+        for i, name in enumerate(("math", "law", "code")):
+            adapters[name] = make_adapter(
+                base, root / f"{family}-{name}", seed=i + 1, r=RANKS[i], lora_alpha=ALPHAS[i], use_rslora=RSLORA[i],
+                target_modules=TARGETS[family][i],
+            )  # fmt: skip
+        made[family] = {"base": base, "adapters": adapters}
+    return made
+
+
+@pytest.fixture
+def load_tiny(zoo):
+    """A function that loads a fresh tiny base model in evaluation mode."""
+
+    def load(family: str = "llama", **kwargs) -> torch.nn.Module:
+        auto = AutoModelForSeq2SeqLM if family == "t5" else AutoModelForCausalLM
+        return auto.from_pretrained(zoo[family]["base"], **kwargs).eval()
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def tasks(tmp_path_factory) -> Path:
+    """A data folder with two tiny tasks: one multiple choice, one free answers."""
+    folder = tmp_path_factory.mktemp("tasks")
+    for split, count in (("train", 48), ("validation", 8), ("test", 12)):
+        yes = [
+            {"prompt": f"is {i} even?", "target": "yes" if i % 2 == 0 else "no", "choices": ["yes", "no"],
+             "answer_index": i % 2, "task": "even"}
+            for i in range(count)
+        ]  # fmt: skip
+        add = [{"prompt": f"{i}+1=", "target": str(i + 1)} for i in range(count)]
+        for task, rows in (("even", yes), ("add", add)):
+            (folder / f"{task}.{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder

@@ -1,0 +1,153 @@
+"""Gates train, and nothing else: contract, dense start, exact resume, dropped rows, any Trainer."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import Trainer, TrainingArguments
+
+import radargate
+from radargate.errors import DataError, RadarGateError, TrainContractError
+from radargate.training.contract import TrainContract, frozen_hash
+from radargate.training.gates import GateTraining, train_gates
+
+
+def run(zoo, tasks, out, family="llama", **changes):
+    resume = changes.pop("resume", False)
+    options = GateTraining(**{"steps": 6, "batch_size": 4, "save_every": 2, "max_length": 64, **changes})
+    tiny = zoo[family]
+    return train_gates(str(tiny["base"]), tiny["adapters"], str(tasks), out, options, resume=resume, device="cpu")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_training_moves_gates_only_and_saves_a_bundle_that_loads_equal(zoo, tasks, tmp_path, family):
+    record = run(zoo, tasks, tmp_path / "bundle", family)
+    assert record["metrics"]["trained_parameters"] > 0
+    assert record["metrics"]["mean_angle"] > 0
+    stored = load_file(tmp_path / "bundle" / "adapter_model.safetensors")
+    turned = [t for name, t in stored.items() if name.endswith("rotation_up")]
+    assert turned and all(t.any() for t in turned)
+    fresh = radargate.compose(str(zoo[family]["base"]), zoo[family]["adapters"])
+    for name, tensor in fresh.state_dict().items():
+        if "radar_bank" in name:
+            assert torch.equal(tensor, stored[name.replace("radar_bank.default", "radar_bank")])
+    metrics = [json.loads(line) for line in (tmp_path / "bundle" / "metrics.jsonl").read_text().splitlines()]
+    assert metrics[-1]["step"] == 6
+
+
+def test_a_rule_has_nothing_to_train_and_is_saved_as_it_is(zoo, tasks, tmp_path):
+    assert run(zoo, tasks, tmp_path / "b", gate="uniform")["metrics"]["trained_parameters"] == 0
+    assert radargate.load(str(zoo["llama"]["base"]), tmp_path / "b").peft_config["default"].gate == "uniform"
+
+
+def test_paper_preset_uses_the_printed_form_and_rates(zoo, tasks, tmp_path):
+    record = run(zoo, tasks, tmp_path / "b", preset="paper")
+    assert record["options"]["lr"] == record["options"]["rotation_lr"] == 1e-4
+    assert record["options"]["dense_start"] == 0
+    assert radargate.load(str(zoo["llama"]["base"]), tmp_path / "b").peft_config["default"].gate_options == {
+        "angle_norm": "none"
+    }
+
+
+def test_an_output_folder_is_never_overwritten_and_resume_wants_the_same_options(zoo, tasks, tmp_path):
+    run(zoo, tasks, tmp_path / "b", steps=2)
+    with pytest.raises(RadarGateError, match="already holds a run"):
+        run(zoo, tasks, tmp_path / "b", steps=2)
+    with pytest.raises(RadarGateError, match="another options"):
+        run(zoo, tasks, tmp_path / "b", steps=4, resume=True)
+    assert run(zoo, tasks, tmp_path / "b", steps=2, resume=True)["metrics"]["trained_parameters"] > 0
+
+
+def test_rows_longer_than_the_limit_are_dropped_whole_and_reported(zoo, tasks, tmp_path):
+    record = run(zoo, tasks, tmp_path / "b", steps=2, max_length=8)
+    assert record["dropped"]["even"] == 48
+    with pytest.raises(DataError, match="No row is left"):
+        run(zoo, tasks, tmp_path / "c", steps=2, max_length=2)
+
+
+def test_the_contract_refuses_anything_but_gates(zoo):
+    model = radargate.compose(str(zoo["llama"]["base"]), zoo["llama"]["adapters"])
+    model.get_base_model().lm_head.weight.requires_grad_(True)
+    with pytest.raises(TrainContractError, match=r"lm_head|embed_tokens"):
+        TrainContract(model)
+    model = radargate.compose(str(zoo["llama"]["base"]), zoo["llama"]["adapters"])
+    contract, before = TrainContract(model), frozen_hash(model)
+    with torch.no_grad():
+        model.get_base_model().model.layers[0].self_attn.q_proj.radar_bank["default"].A[0, 0] += 1
+    assert frozen_hash(model) != before
+    with pytest.raises(TrainContractError, match="changed"):
+        contract.finish(model)
+
+
+def test_a_users_own_trainer_gets_dense_start_and_two_rates_in_two_lines(zoo, tmp_path, load_tiny):
+    model = radargate.compose(load_tiny(), zoo["llama"]["adapters"], top_k=1)
+    ids = torch.randint(2, 250, (16, 9), generator=torch.Generator().manual_seed(0))
+    rows = [{"input_ids": row, "labels": row} for row in ids]
+    args = TrainingArguments(tmp_path, max_steps=4, per_device_train_batch_size=4, report_to=[], use_cpu=True, save_steps=4)
+    optimizer = torch.optim.AdamW(radargate.parameter_groups(model, lr=5e-3, rotation_lr=2e-2))
+    before = frozen_hash(model)
+    trainer = Trainer(model, args, train_dataset=rows, callbacks=[radargate.DenseStart(0.5)], optimizers=(optimizer, None))
+    trainer.train()
+    assert frozen_hash(model) == before
+    model.eval()
+    with torch.no_grad():
+        expected = model(ids).logits
+        again = radargate.load(load_tiny(), tmp_path / "checkpoint-4")(ids).logits
+    assert torch.equal(expected, again)
+
+
+KILLED = """
+import sys, torch
+torch.set_num_threads(1)
+from radargate.training.gates import GateTraining, train_gates
+from radargate.training import loop
+import time
+original = loop.AnswerTrainer.training_step
+def slow(self, *args, **kwargs):
+    time.sleep(0.15)  # so that kills land inside the run
+    return original(self, *args, **kwargs)
+loop.AnswerTrainer.training_step = slow
+base, out, data, *adapters = sys.argv[1:]
+options = GateTraining(steps=16, batch_size=4, save_every=3, max_length=64, dense_start=0.5)
+train_gates(base, dict(a.split("=", 1) for a in adapters), data, out, options, resume=True, device="cpu", say=print)
+"""
+
+
+def test_a_run_killed_three_times_ends_bit_equal_to_an_undisturbed_one(zoo, tasks, tmp_path):
+    tiny = zoo["llama"]
+    adapters = [f"{name}={path}" for name, path in tiny["adapters"].items()]
+
+    def start(out):
+        words = [sys.executable, "-c", KILLED, str(tiny["base"]), str(out), str(tasks), *adapters]
+        return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    kills = 0
+    undisturbed = start(tmp_path / "whole")
+    for wanted in (3, 7, 11):  # wait until the run has passed this step, then kill it somewhere after
+        process = start(tmp_path / "killed")
+        metrics = tmp_path / "killed" / "checkpoints" / "metrics.jsonl"
+        while process.poll() is None:
+            steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()] if metrics.exists() else []
+            if steps and steps[-1] >= wanted:
+                time.sleep(0.07 * wanted % 0.4)
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.02)
+        process.wait()
+    assert kills == 3
+    last = start(tmp_path / "killed")
+    assert last.wait(300) == 0, last.stderr.read().decode()
+    assert undisturbed.wait(300) == 0, undisturbed.stderr.read().decode()
+    whole = load_file(tmp_path / "whole" / "adapter_model.safetensors")
+    killed = load_file(tmp_path / "killed" / "adapter_model.safetensors")
+    assert whole.keys() == killed.keys()
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    assert [json.loads(x)["step"] for x in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()] == list(range(1, 17))
