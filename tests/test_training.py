@@ -90,10 +90,14 @@ def test_a_users_own_trainer_gets_dense_start_and_two_rates_in_two_lines(zoo, tm
     model = radargate.compose(load_tiny(), zoo["llama"]["adapters"], top_k=1)
     ids = torch.randint(2, 250, (16, 9), generator=torch.Generator().manual_seed(0))
     rows = [{"input_ids": row, "labels": row} for row in ids]
-    args = TrainingArguments(tmp_path, max_steps=4, per_device_train_batch_size=4, report_to=[], use_cpu=True, save_steps=4)
+    args = TrainingArguments(
+        tmp_path, max_steps=4, per_device_train_batch_size=4, report_to=[], use_cpu=True, save_steps=4
+    )
     optimizer = torch.optim.AdamW(radargate.parameter_groups(model, lr=5e-3, rotation_lr=2e-2))
     before = frozen_hash(model)
-    trainer = Trainer(model, args, train_dataset=rows, callbacks=[radargate.DenseStart(0.5)], optimizers=(optimizer, None))
+    trainer = Trainer(
+        model, args, train_dataset=rows, callbacks=[radargate.DenseStart(0.5)], optimizers=(optimizer, None)
+    )
     trainer.train()
     assert frozen_hash(model) == before
     model.eval()
@@ -150,4 +154,6 @@ def test_a_run_killed_three_times_ends_bit_equal_to_an_undisturbed_one(zoo, task
     killed = load_file(tmp_path / "killed" / "adapter_model.safetensors")
     assert whole.keys() == killed.keys()
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
-    assert [json.loads(x)["step"] for x in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()] == list(range(1, 17))
+    assert [json.loads(x)["step"] for x in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()] == list(
+        range(1, 17)
+    )

@@ -1,0 +1,54 @@
+"""``radargate eval``: score a bundle, a base, or adapters alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from radargate.commands import flags
+from radargate.errors import OptionError
+
+HELP = "score a bundle, a base model, or each of several adapters alone"
+EXAMPLE = "radargate eval bundle --data my_tasks/ --limit 200 --out scores.jsonl"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of this command."""
+    parser.add_argument("target", metavar="BUNDLE|BASE", help="a bundle's folder, or a base model")
+    flags.adapters_argument(parser, required=False)
+    flags.data_flag(parser, required=False)
+    parser.add_argument("--tasks", metavar="NAMES", help="comma-separated lm-eval tasks, instead of or beside --data")
+    parser.add_argument("--split", default="test", choices=["train", "validation", "test"], help="default test")
+    parser.add_argument("--limit", type=flags.positive_int, metavar="ROWS", help="rows of each task, the first ones")
+    parser.add_argument("--batch-size", type=flags.positive_int, default=16, help="rows a batch (default 16)")
+    parser.add_argument(
+        "--max-new-tokens", type=flags.positive_int, default=32, help="of free answers (default %(default)s)"
+    )
+    parser.add_argument("--base", help="the base to put under a bundle, if not the one it names")
+    parser.add_argument("--out", required=True, metavar="FILE", help="JSON-lines file that records are appended to")
+    parser.add_argument("--json", action="store_true", help="print the records as JSON lines")
+    flags.machine_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score, and print one line a system."""
+    from radargate.evaluation.run import Scoring, evaluate, is_bundle, line
+
+    if not args.data and not args.tasks:
+        raise OptionError("nothing to score: give --data SOURCE, or --tasks with lm-eval task names.")
+    if args.adapters and is_bundle(args.target):
+        raise OptionError(f"{args.target} is a bundle and holds its experts; give adapters with a base model only.")
+    scoring = Scoring(args.split, args.limit, args.batch_size, args.max_new_tokens)
+    records = evaluate(
+        args.target, flags.named_adapters(args.adapters), args.out, data=args.data, tasks=args.task,
+        lm_eval_tasks=args.tasks.split(",") if args.tasks else None, scoring=scoring, dtype=args.dtype,
+        device=flags.pick_device(args.device), base=args.base, say=flags.say_to(),
+    )  # fmt: skip
+    for record in records:
+        if args.json:
+            print(json.dumps(record))
+        elif record["suite"] == "lm-eval":
+            print(f"{record['case']}\t{json.dumps(record['metrics'])}")
+        elif record["task"] == "mean":
+            print(f"{record['system']}\t{line(record['metrics'])}")
+    return 0

@@ -1,0 +1,98 @@
+"""From row scores to numbers with 95 % bootstrap intervals. Knows nothing of models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+RESAMPLES = 2_000
+
+
+@dataclass(frozen=True)
+class RowScore:
+    """What one row's scoring gave.
+
+    Attributes:
+        id: the row's id.
+        correct: whether the best-ranked choice, or the generated answer, is right.
+        correct_norm: the same with log-likelihoods divided by the choices' lengths in characters.
+        prediction: index of the chosen candidate, or the generated text.
+        prediction_norm: index of the candidate chosen by length-normalised log-likelihood.
+        nll_sum: summed negative log-likelihood of the gold answer's tokens, in nats.
+        tokens: how many they are.
+        loglikelihoods: summed log-likelihood of every candidate.
+    """
+
+    id: str
+    correct: bool
+    correct_norm: bool | None
+    prediction: int | str
+    prediction_norm: int | None
+    nll_sum: float
+    tokens: int
+    loglikelihoods: tuple[float, ...] = ()
+
+    @property
+    def nll(self) -> float:
+        """Gold-answer NLL a token."""
+        return self.nll_sum / max(self.tokens, 1)
+
+
+def summarise(scores: Sequence[RowScore], seed: int = 0) -> dict[str, Any]:
+    """Mean accuracy, length-normalised accuracy and gold-answer NLL of one task, each with its interval."""
+    metrics: dict[str, Any] = {"n": len(scores)}
+    columns = {"acc": [float(s.correct) for s in scores], "nll": [s.nll for s in scores]}
+    if all(s.correct_norm is not None for s in scores):
+        columns["acc_norm"] = [float(bool(s.correct_norm)) for s in scores]
+    for name, values in columns.items():
+        metrics[name] = _with_interval([values], seed)
+    metrics["nll_sum"] = float(sum(s.nll_sum for s in scores))
+    metrics["tokens"] = int(sum(s.tokens for s in scores))
+    return metrics
+
+
+def summarise_tasks(by_task: dict[str, Sequence[RowScore]], seed: int = 0) -> dict[str, Any]:
+    """Unweighted means over tasks; intervals resample rows within each task."""
+    groups = list(by_task.values())
+    return {
+        "n": sum(len(group) for group in groups),
+        "tasks": len(groups),
+        "acc": _with_interval([[float(s.correct) for s in group] for group in groups], seed),
+        "nll": _with_interval([[s.nll for s in group] for group in groups], seed),
+    }
+
+
+def paired_difference(first: dict[str, Sequence[float]], second: dict[str, Sequence[float]], seed: int = 0
+                      ) -> dict[str, float]:  # fmt: skip
+    """Mean difference ``first - second`` over the same rows, averaged over tasks, with interval and p-value.
+
+    The p-value is two-sided, from a sign-flip permutation of row differences (ties stay ties).
+    """
+    differences = [np.asarray(first[task]) - np.asarray(second[task]) for task in first]
+    generator = np.random.default_rng(seed)
+    observed = float(np.mean([d.mean() for d in differences]))
+    flips = np.zeros(RESAMPLES)
+    for d in differences:
+        flips += (generator.choice([-1.0, 1.0], size=(RESAMPLES, len(d))) * d).mean(1) / len(differences)
+    p = (1 + int((np.abs(flips) >= abs(observed) - 1e-12).sum())) / (1 + RESAMPLES)
+    low, high = _interval(differences, seed)
+    return {"difference": observed, "low": low, "high": high, "p": p}
+
+
+def _with_interval(groups: Sequence[Sequence[float]], seed: int) -> dict[str, float]:
+    arrays = [np.asarray(group, dtype=float) for group in groups]
+    low, high = _interval(arrays, seed)
+    return {"value": float(np.mean([a.mean() for a in arrays])), "low": low, "high": high}
+
+
+def _interval(arrays: Sequence[np.ndarray], seed: int) -> tuple[float, float]:
+    generator = np.random.default_rng(seed)
+    means = np.zeros(RESAMPLES)
+    for values in arrays:
+        picks = generator.integers(0, len(values), size=(RESAMPLES, len(values)))
+        means += values[picks].mean(1) / len(arrays)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,197 @@
+"""Scoring rows with a model: the prompt is read once for all its choices, batches hold similar lengths."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from radargate.data.batches import positions
+from radargate.data.prompts import EncodedPair, encode_row
+from radargate.data.rows import Row
+from radargate.evaluation.metrics import RowScore
+
+MAX_BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """One continuation of one row's context."""
+
+    row: int
+    pair: EncodedPair
+    loglikelihoods: list[float]
+
+
+class Scorer:
+    """Scores rows with one model.
+
+    Args:
+        model: a causal or encoder–decoder model, composed or not.
+        tokenizer: its tokenizer.
+        batch_size: rows a batch at most.
+        max_new_tokens: of free answers.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int = 16, max_new_tokens: int = 32) -> None:
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.seq2seq = bool(inner.config.is_encoder_decoder)
+        self.accepted = set(inspect.signature(inner.forward).parameters)
+        self.device = next(model.parameters()).device
+
+    @torch.no_grad()
+    def score(self, rows: Sequence[Row], progress: Callable[[int], None] = lambda done: None) -> list[RowScore]:
+        """Score every row, in the given order.
+
+        Choices are ranked by summed log-likelihood; free answers are generated greedily and compared after strip
+        and lower-case. The gold answer's NLL counts its own tokens, without the end token.
+        """
+        encoded = [
+            [encode_row(row.prompt, text, self.tokenizer, self.seq2seq) for text in (row.candidates or (row.target,))]
+            for row in rows
+        ]
+        order = sorted(range(len(rows)), key=lambda i: -len(encoded[i][0].context))
+        scores: dict[int, RowScore] = {}
+        for batch in self._batches(order, encoded):
+            candidates = [_Candidate(i, pair, []) for i in batch for pair in encoded[i]]
+            self._fill(candidates, batch)
+            answers = self._generate([rows[i] for i in batch if not rows[i].choices])
+            for i in batch:
+                mine = [c for c in candidates if c.row == i]
+                scores[i] = _row_score(rows[i], mine, answers)
+            progress(len(scores))
+        return [scores[i] for i in range(len(rows))]
+
+    def _batches(self, order: list[int], encoded: list[list[EncodedPair]]) -> Iterator[list[int]]:
+        batch: list[int] = []
+        for i in order:
+            width = max(len(encoded[j][0].context) for j in [*batch, i])
+            if batch and (len(batch) == self.batch_size or width * (len(batch) + 1) > MAX_BATCH_TOKENS):
+                yield batch
+                batch = []
+            batch.append(i)
+        if batch:
+            yield batch
+
+    def _fill(self, candidates: list[_Candidate], batch: list[int]) -> None:
+        """Compute the log-likelihood of every token of every candidate."""
+        place = {row: position for position, row in enumerate(batch)}
+        contexts = {c.row: c.pair.context for c in candidates}
+        ids, mask = self._pad([contexts[row] for row in batch], left=not self.seq2seq)
+        owner = torch.tensor([place[c.row] for c in candidates], device=self.device)
+        if self.seq2seq:
+            self._fill_seq2seq(candidates, ids, mask, owner)
+            return
+        out = self.model(input_ids=ids, attention_mask=mask, use_cache=True, **self._extras(mask, ids.shape[1], keep=1))
+        first = out.logits[:, -1].float().log_softmax(-1)
+        for candidate, position in zip(candidates, owner.tolist(), strict=True):
+            candidate.loglikelihoods.append(float(first[position, candidate.pair.continuation[0]]))
+        longer = [j for j, c in enumerate(candidates) if len(c.pair.continuation) > 1]
+        if not longer:
+            return
+        picked = owner[longer]
+        cache = out.past_key_values
+        cache.batch_select_indices(picked)
+        tails = [candidates[j].pair.continuation for j in longer]
+        tail_ids, tail_mask = self._pad([tail[:-1] for tail in tails], left=False)
+        full_mask = torch.cat([mask[picked], tail_mask], 1)
+        out = self.model(
+            input_ids=tail_ids, attention_mask=full_mask, past_key_values=cache, use_cache=True,
+            **self._extras(full_mask, tail_ids.shape[1]),
+        )  # fmt: skip
+        logs = out.logits.float().log_softmax(-1)
+        for position, j in enumerate(longer):
+            rest = torch.tensor(tails[position][1:], device=self.device)
+            candidates[j].loglikelihoods.extend(logs[position, : len(rest)].gather(-1, rest[:, None])[:, 0].tolist())
+
+    def _fill_seq2seq(self, candidates: list[_Candidate], ids: Tensor, mask: Tensor, owner: Tensor) -> None:
+        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        encoded = inner.get_encoder()(input_ids=ids, attention_mask=mask)
+        encoded.last_hidden_state = encoded.last_hidden_state[owner]
+        labels, _ = self._pad([c.pair.continuation for c in candidates], left=False)
+        out = self.model(encoder_outputs=encoded, attention_mask=mask[owner], labels=labels)
+        logs = out.logits.float().log_softmax(-1)
+        for position, candidate in enumerate(candidates):
+            target = torch.tensor(candidate.pair.continuation, device=self.device)
+            candidate.loglikelihoods.extend(logs[position, : len(target)].gather(-1, target[:, None])[:, 0].tolist())
+
+    def _generate(self, rows: list[Row]) -> dict[str, str]:
+        if not rows:
+            return {}
+        texts = generate(self.model, self.tokenizer, [row.prompt for row in rows], max_new_tokens=self.max_new_tokens)
+        return {_key(row): text for row, text in zip(rows, texts, strict=True)}
+
+    def _extras(self, mask: Tensor, width: int, keep: int = 0) -> dict[str, Any]:
+        extras: dict[str, Any] = {"position_ids": positions(mask)[:, -width:]}
+        if keep:
+            extras["logits_to_keep"] = keep
+        return {name: value for name, value in extras.items() if name in self.accepted}
+
+    def _pad(self, rows: Sequence[Sequence[int]], left: bool) -> tuple[Tensor, Tensor]:
+        width = max(len(row) for row in rows)
+        ids = torch.full((len(rows), width), self.tokenizer.pad_token_id, dtype=torch.long)
+        mask = torch.zeros(len(rows), width, dtype=torch.long)
+        for i, row in enumerate(rows):
+            span = slice(width - len(row), width) if left else slice(0, len(row))
+            ids[i, span], mask[i, span] = torch.tensor(row), 1
+        return ids.to(self.device), mask.to(self.device)
+
+
+@torch.no_grad()
+def generate(
+    model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int = 32, **options: Any
+) -> list[str]:
+    """Answers to prompts, greedy unless options say otherwise; prompts are rendered as in training.
+
+    Args:
+        model: a causal or encoder–decoder model, composed or not.
+        tokenizer: its tokenizer.
+        prompts: what users ask.
+        max_new_tokens: tokens of an answer at most.
+        **options: anything ``model.generate`` takes.
+
+    Returns:
+        The answers, without special tokens.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    seq2seq = bool(inner.config.is_encoder_decoder)
+    pairs = [encode_row(prompt, "x", tokenizer, seq2seq) for prompt in prompts]
+    # a generated answer starts after the whole rendered context, white space included
+    contexts = [p.context + p.continuation[: p.lead] for p in pairs]
+    width = max(len(context) for context in contexts)
+    device = next(model.parameters()).device
+    ids = torch.full((len(contexts), width), tokenizer.pad_token_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, context in enumerate(contexts):
+        span = slice(0, len(context)) if seq2seq else slice(width - len(context), width)
+        ids[i, span], mask[i, span] = torch.tensor(context), 1
+    out = model.generate(
+        input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, **{"do_sample": False, **options},
+    )  # fmt: skip
+    fresh = out if seq2seq else out[:, width:]
+    return [text.strip() for text in tokenizer.batch_decode(fresh, skip_special_tokens=True)]
+
+
+def _row_score(row: Row, candidates: list[_Candidate], answers: dict[str, str]) -> RowScore:
+    sums = [sum(c.loglikelihoods) for c in candidates]
+    gold = row.answer_index or 0
+    own = candidates[gold].loglikelihoods[candidates[gold].pair.lead :]
+    if not row.choices:
+        text = answers[_key(row)]
+        right = text.strip().lower() == row.target.strip().lower()
+        return RowScore(row.id, right, None, text, None, -sum(own), len(own))
+    lengths = [max(len(text), 1) for text in row.candidates]
+    best = max(range(len(sums)), key=lambda i: sums[i])
+    best_norm = max(range(len(sums)), key=lambda i: sums[i] / lengths[i])
+    return RowScore(row.id, best == gold, best_norm == gold, best, best_norm, -sum(own), len(own), tuple(sums))
+
+
+def _key(row: Row) -> str:
+    return f"{row.task}\0{row.id}\0{row.prompt}"
