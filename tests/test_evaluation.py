@@ -21,7 +21,9 @@ def rows(count: int = 14) -> list[Row]:
     made = []
     for i in range(count):
         choices = tuple(words[(i + j) % 5] for j in range(2 + i % 3))
-        made.append(Row(f"question {'very ' * (i % 4)}{i}?", choices[i % len(choices)], choices, i % len(choices), "t", str(i)))
+        made.append(
+            Row(f"question {'very ' * (i % 4)}{i}?", choices[i % len(choices)], choices, i % len(choices), "t", str(i))
+        )
     return made
 
 
@@ -55,7 +57,9 @@ def test_shared_prefixes_and_padded_batches_give_the_loglikelihoods_of_single_ro
             assert got == pytest.approx(direct(model, tokenizer, row, text, family == "t5")[0], abs=2e-4)
         gold = direct(model, tokenizer, row, row.target, family == "t5")[1]
         assert score.nll_sum == pytest.approx(-gold, abs=2e-4)
-        assert score.correct == (max(range(len(score.loglikelihoods)), key=score.loglikelihoods.__getitem__) == row.answer_index)
+        assert score.correct == (
+            max(range(len(score.loglikelihoods)), key=score.loglikelihoods.__getitem__) == row.answer_index
+        )
 
 
 @pytest.mark.parametrize("template", [False, True])

@@ -15,7 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
     parser.add_argument("base", metavar="BASE", help="Hub name, folder, .gguf file, or smollm2-135m")
     flags.adapters_argument(parser, required=True)
-    parser.add_argument("--no-probe", action="store_true", help="check files and shapes only, without the base's weights")
+    parser.add_argument(
+        "--no-probe", action="store_true", help="check files and shapes only, without the base's weights"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
     flags.machine_flags(parser)
 

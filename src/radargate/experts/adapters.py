@@ -139,9 +139,9 @@ def read_adapter(name: str, source: str | Path) -> Adapter:
     Raises:
         AdapterError: it is damaged, unsafe, or more than a plain LoRA; the message says what to do.
     """
-    folder = locate(source)
-    config = read_json(folder / CONFIG_FILE)
     try:
+        folder = locate(source)
+        config = read_json(folder / CONFIG_FILE)
         plain = _plain_lora(config)
         header = read_header(weights_file(folder))
         sites = _sites(config, plain, header)

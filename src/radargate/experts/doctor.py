@@ -109,7 +109,9 @@ def effect(model: PreTrainedModel, adapter: Adapter) -> float:
     for site, tensors in adapter.sites.items():
         A, B = (t.to(model.device, torch.float32) for t in adapter.load(site))
 
-        def add(_: nn.Module, args: tuple[Any, ...], y: torch.Tensor, A: Any = A, B: Any = B, s: float = tensors.scale) -> Any:
+        def add(
+            _: nn.Module, args: tuple[Any, ...], y: torch.Tensor, A: Any = A, B: Any = B, s: float = tensors.scale
+        ) -> Any:
             return y + ((args[0].float() @ A.T) @ B.T * s).to(y.dtype)
 
         hooks.append(modules[site].register_forward_hook(add))
@@ -125,7 +127,9 @@ def table(results: list[Diagnosis]) -> str:
     """The results for people: one line an adapter, the reason on its own line."""
     lines = []
     width = max([len(r.name) for r in results] + [7])
-    lines.append(f"{'adapter':<{width}}  {'':4}  {'sites':>5}  {'ranks':<9}  {'scale':<9}  {'dtype':<5}  {'effect':>8}  modules")
+    lines.append(
+        f"{'adapter':<{width}}  {'':4}  {'sites':>5}  {'ranks':<9}  {'scale':<9}  {'dtype':<5}  {'effect':>8}  modules"
+    )
     for r in results:
         if r.ok:
             lines.append(

@@ -111,6 +111,7 @@ def radar(
     name, _ = choose_backend(backend, x.device.type)
     dtype = compute_dtype(x, *A, *B)
     x, A, B = x.to(dtype), [a.to(dtype) for a in A], [b.to(dtype) for b in B]
+    stretch, down, up, weights = (None if t is None else t.to(dtype) for t in (stretch, down, up, weights))
     if name == "literal":
         return literal.radar(
             x, A, B, stretch, down, up, weights=weights, indices=indices, top_k=top_k, temperature=temperature,

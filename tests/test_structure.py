@@ -1,0 +1,95 @@
+"""The house stays in order: imports point one way, files stay small, importing radargate is light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from radargate.errors import UnknownNameError
+from radargate.registry import Registry
+
+SOURCE = Path(__file__).parents[1] / "src" / "radargate"
+# a module may import from its own level and from lower ones
+LEVELS = (
+    ("errors", "registry", "records", "registration"),
+    ("ops",),
+    ("base_models", "experts", "architectures", "gates", "rules"),
+    ("bundle", "config", "layer", "model", "composition"),
+    ("training", "data", "evaluation", "experiments"),
+    ("report", "serve"),
+    ("commands", "cli"),
+)
+
+
+def level(part: str) -> int:
+    return next(i for i, names in enumerate(LEVELS) if part in names)
+
+
+def modules() -> list[Path]:
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    relative = path.relative_to(SOURCE)
+    return relative.parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_point_one_way_and_files_stay_readable(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 400, "split the file along a real seam"
+    assert ast.get_docstring(ast.parse(text)), "say what the file is for"
+    if part_of(path) == "__init__":
+        return
+    for node in ast.walk(ast.parse(text)):
+        names = (
+            [node.module]
+            if isinstance(node, ast.ImportFrom)
+            else [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else []
+        )
+        for name in names:
+            if name and name.startswith("radargate."):
+                target = name.split(".")[1]
+                if target != part_of(path):
+                    assert level(target) <= level(part_of(path)), f"{path.name} imports {name}, which lies above it"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_public_things_have_docstrings(path):
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{node.name} has no docstring"
+
+
+def test_importing_the_package_is_light_and_still_registers_with_peft():
+    code = (
+        "import sys, radargate\n"
+        "assert not {'torch', 'transformers', 'peft'} & set(sys.modules), 'import radargate loads too much'\n"
+        "from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING as tuners\n"
+        "assert 'RADAR' in tuners\n"
+        "import radargate.cli; radargate.cli.build_parser()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_command_lines_help_needs_no_torch():
+    code = "import sys\nfrom radargate.cli import build_parser\nbuild_parser()\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_records_know_nothing_of_torch():
+    subprocess.run(
+        [sys.executable, "-c", "import sys, radargate.records; assert 'torch' not in sys.modules"], check=True
+    )
+
+
+def test_unknown_names_give_the_nearest():
+    registry = Registry("gate", {"stretch": "a:b", "rotation": "a:c"})
+    with pytest.raises(UnknownNameError, match="Did you mean 'stretch'"):
+        registry.get("strech")
