@@ -50,7 +50,7 @@ def direct(model, tokenizer, row, text, seq2seq) -> tuple[float, float]:
 def test_shared_prefixes_and_padded_batches_give_the_loglikelihoods_of_single_rows(zoo, family, template):
     model, tokenizer = composed(zoo, family), load_tokenizer(str(zoo[family]["base"]))
     if template:
-        tokenizer.chat_template = "{% for m in messages %}<{{ m.content }}>\n{% endfor %}:\n"
+        tokenizer.chat_template = "{% for m in messages %}<{{ m.content }}>{% endfor %}{{ ':\n' }}"
     scores = Scorer(model, tokenizer, batch_size=5).score(rows())
     for row, score in zip(rows(), scores, strict=True):
         for text, got in zip(row.candidates, score.loglikelihoods, strict=True):
@@ -71,7 +71,7 @@ def test_lm_eval_makes_the_same_decision_on_every_row(zoo, template, tmp_path, m
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
     model, tokenizer = composed(zoo), load_tokenizer(str(zoo["llama"]["base"]))
     if template:
-        tokenizer.chat_template = "{% for m in messages %}<{{ m.content }}>\n{% endfor %}:\n"
+        tokenizer.chat_template = "{% for m in messages %}<{{ m.content }}>{% endfor %}{{ ':\n' }}"
     ours = [(s.correct, s.correct_norm) for s in Scorer(model, tokenizer, batch_size=4).score(rows(30))]
     assert decisions(model, tokenizer, rows(30)) == ours
     assert 0 < sum(a for a, _ in ours) < 30

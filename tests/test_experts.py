@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import RANKS, make_adapter
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import radargate
+from conftest import RANKS, make_adapter
 from radargate.cli import main
 from radargate.errors import AdapterError, InactiveExpertError, RadarGateError
 from radargate.experts.adapters import base_sites, read_adapter
@@ -229,7 +229,7 @@ def test_inactive_experts_stop_a_composition_unless_allowed(zoo, tmp_path, load_
 
 
 def test_missing_adapters_and_double_names_are_explained(zoo, load_tiny, tmp_path):
-    with pytest.raises(AdapterError, match="does not exist. Give a folder or a Hub id"):
+    with pytest.raises(AdapterError, match=r"does not exist\. Give a folder or a Hub id"):
         read_adapter("a", tmp_path / "nowhere")
     with pytest.raises(AdapterError, match="is a file, expected a folder"):
         read_adapter("a", zoo["llama"]["adapters"]["math"] / WEIGHTS)

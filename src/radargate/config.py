@@ -57,7 +57,7 @@ class RadarConfig(PeftConfig):
     def __post_init__(self) -> None:
         """Check names and options."""
         super().__post_init__()
-        self.peft_type = RADAR  # type: ignore[assignment]
+        self.peft_type = RADAR
         if not self.experts:
             return  # PEFT builds empty configs while it reads files
         ARCHITECTURES.check(self.architecture)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -60,6 +60,7 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         self.radar_gate = nn.ModuleDict()
         self.radar_bank = nn.ModuleDict()
         self.entries: dict[str, tuple[RadarConfig, dict[str, Any]]] = {}
+        self.architectures: dict[str, Any] = {}
         self.dense = False  # True while training has not yet cut to top-k
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
@@ -75,6 +76,15 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         self.radar_bank[adapter_name] = Bank(entry, d_in, d_out)
         self.radar_gate[adapter_name] = gate
         self.entries[adapter_name] = (config, entry)
+        self.architectures[adapter_name] = ARCHITECTURES.get(config.architecture)
+
+    def bank(self, name: str) -> Bank:
+        """The experts of one composition here."""
+        return cast(Bank, self.radar_bank[name])
+
+    def gate(self, name: str) -> Gate:
+        """The gate of one composition here."""
+        return cast(Gate, self.radar_gate[name])
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Base output plus the update of the active composition."""
@@ -90,21 +100,20 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         """Σ_i g_i ṽ_i for x [..., d_in], in float32 or wider also under autocast."""
         with torch.autocast(x.device.type, enabled=False):
             call, gated = self.gated(x, name)
-            bank = self.radar_bank[name]
+            ranks = self.bank(name).ranks
             return ops.mix(
-                call.h, call.B, bank.ranks, gated.weights, gated.indices, gated.rotation, gated.up,  # type: ignore[arg-type]
+                call.h, call.B, ranks, gated.weights, gated.indices, gated.rotation, gated.up,
                 angle_norm=gated.angle_norm,
             )  # fmt: skip
 
     def gated(self, x: Tensor, name: str) -> tuple[Call, GateOutput]:
         """The first two steps, codes and gate."""
-        bank, gate = self.radar_bank[name], self.radar_gate[name]
-        dtype = ops.compute_dtype(x, bank.A)  # type: ignore[arg-type]
+        bank, gate = self.bank(name), self.gate(name)
+        dtype = ops.compute_dtype(x, bank.A)
         x = x.to(dtype)
-        architecture = ARCHITECTURES.get(self.entries[name][0].architecture)
-        h = architecture.codes(x, bank.A.to(dtype), bank.scale(x))  # type: ignore[operator]
-        top_k = None if self.dense or gate.site.top_k == gate.site.n else gate.site.top_k  # type: ignore[union-attr]
-        call = Call(x, h, bank.B.to(dtype), top_k, self._multipliers(name, x))  # type: ignore[arg-type,operator]
+        h = self.architectures[name].codes(x, bank.A.to(dtype), bank.scale(x))
+        top_k = None if self.dense or gate.site.top_k == gate.site.n else gate.site.top_k
+        call = Call(x, h, bank.B.to(dtype), top_k, self._multipliers(name, x))
         return call, gate(call)
 
     def _silent(self, name: str) -> bool:

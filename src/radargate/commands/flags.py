@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 from radargate.errors import OptionError
 
@@ -60,11 +60,11 @@ def positive_float(text: str) -> float:
     return value
 
 
-def say_to(stream: object = None) -> Callable[[str], None]:
+def say_to(stream: TextIO | None = None) -> Callable[[str], None]:
     """A function that prints progress lines at once, to standard error by default."""
 
     def say(line: str) -> None:
-        print(line, file=stream or sys.stderr, flush=True)  # type: ignore[call-overload]
+        print(line, file=stream or sys.stderr, flush=True)
 
     return say
 

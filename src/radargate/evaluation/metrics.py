@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,7 @@ def summarise(scores: Sequence[RowScore], seed: int = 0) -> dict[str, Any]:
     return metrics
 
 
-def summarise_tasks(by_task: dict[str, Sequence[RowScore]], seed: int = 0) -> dict[str, Any]:
+def summarise_tasks(by_task: Mapping[str, Sequence[RowScore]], seed: int = 0) -> dict[str, Any]:
     """Unweighted means over tasks; intervals resample rows within each task."""
     groups = list(by_task.values())
     return {

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from radargate.base_models import base_name, load_base, load_tokenizer
-from radargate.composition import compose, load
+from radargate.composition import compose, load, radar_config
 from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import load_rows
 from radargate.evaluation.lm_eval import evaluate_tasks
@@ -42,7 +43,7 @@ def open_system(target: str, adapter: tuple[str, str] | None = None, *, dtype: s
     """Load what is to be scored or used, with its tokenizer: a bundle, a base, or a base with one adapter."""
     if is_bundle(target):
         model = load(base, target, dtype=dtype, device=device)
-        return model, load_tokenizer(base_name(model.get_base_model()))
+        return model, load_tokenizer(base_name(cast(PreTrainedModel, model.get_base_model())))
     if adapter is None:
         return load_base(target, dtype=dtype, device=device), load_tokenizer(target)
     return compose(target, dict([adapter]), gate="uniform", top_k=1, dtype=dtype, device=device), load_tokenizer(target)
@@ -141,4 +142,4 @@ def _columns(scores: list[RowScore]) -> dict[str, list[Any]]:
 def _expert_hashes(model: Any) -> dict[str, str]:
     if not isinstance(model, PeftModel):
         return {}
-    return {name: facts["sha256"] for name, facts in model.peft_config["default"].expert_facts.items()}
+    return {name: facts["sha256"] for name, facts in radar_config(model).expert_facts.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -98,7 +98,7 @@ def examine(base: str, adapters: Mapping[str, str | Path], *, dtype: str | None 
 @torch.no_grad()
 def effect(model: PreTrainedModel, adapter: Adapter) -> float:
     """Largest change of any output of the base when one adapter is added, on fixed token ids (no tokenizer)."""
-    size = int(model.get_input_embeddings().weight.shape[0])
+    size = int(cast(Any, model.get_input_embeddings()).weight.shape[0])
     ids = (torch.arange(PROBE_TOKENS, device=model.device) * 7919 + 11) % size
     inputs = {"input_ids": ids[None]}
     if model.config.is_encoder_decoder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from radargate import ops
 from radargate.errors import OptionError
@@ -17,7 +17,7 @@ class RadarGate(StretchGate):
     """y = x W + Σ_i g_i ṽ_i: stretch weights on rotated outputs. Source: arXiv 2505.23184, Eq. 4, 13."""
 
     @dataclass(frozen=True)
-    class Options(RotationOptions, StretchOptions):  # type: ignore[override]
+    class Options(RotationOptions, StretchOptions):
         """Options of both parts."""
 
         def __post_init__(self) -> None:
@@ -34,6 +34,9 @@ class RadarGate(StretchGate):
                     "rotate_output=False leaves the outputs unrotated, so the rotation must at least steer the weights: "
                     "use gate_input='rotated' (App. C.2 as printed), or gate='stretch'."
                 )
+
+    rotation_down: nn.Parameter | None
+    rotation_up: nn.Parameter
 
     def __init__(self, site: GateSite, options: Options) -> None:
         super().__init__(site, options)

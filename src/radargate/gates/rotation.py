@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ def add_rotation(gate: Gate, options: RotationOptions) -> None:
     gate.rotation_up = nn.Parameter(torch.zeros(*per_expert, rank, site.d_out // 2))
 
 
-def site_codes(gate: Gate, call: Call, indices: Tensor | None) -> Tensor:
+def site_codes(gate: Any, call: Call, indices: Tensor | None) -> Tensor:
     """Rotation codes [..., k or 1, r_a] of the chosen experts, as the gate's options say."""
     options, down = gate.options, gate.rotation_down
     down = None if down is None else down.to(call.x)
@@ -98,6 +99,10 @@ class RotationGate(Gate):
             ops.check_choice("select", self.select, SELECTS)
             if not self.rotate_output:
                 raise OptionError("rotate_output=False leaves nothing for gate='rotation' to do.")
+
+    rotation_down: nn.Parameter | None
+    rotation_up: nn.Parameter
+    frozen_theta: Tensor
 
     def __init__(self, site: GateSite, options: Options) -> None:
         super().__init__(site, options)

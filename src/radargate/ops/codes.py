@@ -295,14 +295,14 @@ def _recompute(function: Callable[..., Tensor], *tensors: Tensor | None) -> Tens
 
 class _Recompute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, function, *tensors):  # type: ignore[no-untyped-def]
+    def forward(ctx, function, *tensors):
         ctx.function = function
         ctx.save_for_backward(*tensors)
         return function(*tensors)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    def backward(ctx, grad):
         wanted = ctx.needs_input_grad[1:]
         inputs = [
             None if t is None else t.detach().requires_grad_(need)
@@ -310,6 +310,6 @@ class _Recompute(torch.autograd.Function):
         ]
         with torch.enable_grad():
             output = ctx.function(*inputs)
-        live = [t for t, need in zip(inputs, wanted, strict=True) if need]
+        live = [t for t, need in zip(inputs, wanted, strict=True) if need and t is not None]
         found = iter(torch.autograd.grad(output, live, grad, allow_unused=True) if live else ())
         return None, *(next(found) if need else None for need in wanted)

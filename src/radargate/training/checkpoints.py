@@ -52,7 +52,7 @@ def save(trainer: Any) -> Path:
                 scalars[f"{index}.{key}"] = value
     tensors["random.torch"] = torch.get_rng_state()
     numpy_state = np.random.get_state(legacy=False)
-    tensors["random.numpy"] = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))  # type: ignore[index,call-overload]
+    tensors["random.numpy"] = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
     save_file(tensors, work / "optimizer.safetensors")
@@ -62,9 +62,9 @@ def save(trainer: Any) -> Path:
         "scheduler": trainer.lr_scheduler.state_dict(),
         "python_random": random.getstate(),
         "numpy_random": {
-            "pos": int(numpy_state["state"]["pos"]),  # type: ignore[index,call-overload]
-            "has_gauss": int(numpy_state["has_gauss"]),  # type: ignore[index,call-overload]
-            "gauss": float(numpy_state["gauss"]),  # type: ignore[index,call-overload]
+            "pos": int(numpy_state["state"]["pos"]),
+            "has_gauss": int(numpy_state["has_gauss"]),
+            "gauss": float(numpy_state["gauss"]),
         },
     }
     (work / "optimizer.json").write_text(json.dumps(facts))

@@ -99,11 +99,12 @@ def _excused(model: nn.Module) -> Iterator[tuple[str, str]]:
     """Gate tensors that cannot have a gradient, and why."""
     names = {id(module): name for name, module in model.named_modules()}
     for layer in radar_layers(model):
-        for adapter, gate in layer.radar_gate.items():
-            options, bank = gate.options, layer.radar_bank[adapter]
+        for adapter in layer.radar_gate:
+            gate, bank = layer.gate(adapter), layer.bank(adapter)
+            options = gate.options
             prefix = f"{names[id(gate)]}."
             constant = getattr(options, "renormalize", "auto") == "always" and gate.site.top_k == 1
-            acting = sum(bool(block.any()) for block in bank.B.split(list(bank.ranks)))  # type: ignore[union-attr,operator]
+            acting = sum(bool(block.any()) for block in bank.B.split(list(bank.ranks)))
             for key, _ in gate.named_parameters(recurse=False):
                 if key.startswith("softmax_") and constant:
                     yield prefix + key, "renormalised top-1 weights are always 1 (renormalize='always')"

@@ -7,10 +7,11 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedModel
 
 from radargate.base_models import base_name, load_base, load_tokenizer
 from radargate.data.batches import AnswerCollator, encode_rows
@@ -89,10 +90,10 @@ def train_experts(base: str, data: str, out: str | Path, options: ExpertOptions,
         result = trainer.train()
         final_loss = [line["loss"] for line in trainer.state.log_history if "loss" in line][-1]
         peft_model.peft_config["default"].base_model_name_or_path = base_name(model)
-        peft_model.save_pretrained(work / "adapter", save_embedding_layers=False)
+        peft_model.save_pretrained(str(work / "adapter"), save_embedding_layers=False)
         shutil.move(work / "run" / "metrics.jsonl", work / "adapter" / "metrics.jsonl")
         (work / "adapter" / "options.json").write_text(json.dumps(asdict(options), indent=2))
-        model = peft_model.unload()
+        model = cast(PreTrainedModel, peft_model.unload())
         folders[task].parent.mkdir(parents=True, exist_ok=True)
         (work / "adapter").rename(folders[task])
         shutil.rmtree(work, ignore_errors=True)

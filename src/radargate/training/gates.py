@@ -7,14 +7,14 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
 
 from radargate import ops
 from radargate.base_models import load_tokenizer
-from radargate.composition import compose, radar_layers
+from radargate.composition import compose, radar_config, radar_layers
 from radargate.data.batches import AnswerCollator, EncodedRow, encode_rows
 from radargate.data.rows import rows_hash
 from radargate.data.sources import load_rows
@@ -51,11 +51,16 @@ class GateTraining:
     save_every: int = 20
 
     def resolved(self) -> GateTraining:
-        """The same with the preset's values filled in."""
+        """The same with the preset's values filled in.
+
+        Raises:
+            OptionError: ``dense_start`` is no share of the steps.
+        """
         values = asdict(self)
         for key, value in DEFAULTS[self.preset if self.preset in DEFAULTS else None].items():
             if values[key] is None:
                 values[key] = value
+        DenseStart(values["dense_start"])  # raises where the share cannot be
         return GateTraining(**values)
 
 
@@ -96,7 +101,7 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
                     preset=options.preset, seed=options.seed, allow_inactive=allow_inactive, dtype=dtype,
                     device=device, **options.gate_options)  # fmt: skip
     tokenizer = load_tokenizer(base)
-    seq2seq = bool(model.get_base_model().config.is_encoder_decoder)
+    seq2seq = bool(cast(Any, model.get_base_model()).config.is_encoder_decoder)
     encoded = encode_rows(rows, tokenizer, max_length=options.max_length, encoder_decoder=seq2seq)
     layers = radar_layers(model)
     say(f"{len(adapters)} experts at {len(layers)} sites; {encoded.report(options.max_length)}")
@@ -113,10 +118,10 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
         say(f"mean rotation angle: {metrics['mean_angle']:.3f} rad.{weak}")
     work = out / ".bundle.tmp"
     shutil.rmtree(work, ignore_errors=True)
-    model.save_pretrained(work, save_embedding_layers=False)
+    model.save_pretrained(str(work), save_embedding_layers=False)
     record = make_record(
         "train", options.gate, metrics, base=base, data=Path(data).name, data_hash=rows_hash(rows), rows=len(encoded.rows),
-        dropped=encoded.dropped, experts={name: facts["sha256"] for name, facts in model.peft_config["default"].expert_facts.items()},
+        dropped=encoded.dropped, experts={name: facts["sha256"] for name, facts in radar_config(model).expert_facts.items()},
         options=asdict(options), dtype=dtype, gate_sha256=file_hash(work / "adapter_model.safetensors"),
     )  # fmt: skip
     for file in sorted(work.iterdir(), key=lambda f: f.name == "adapter_config.json"):

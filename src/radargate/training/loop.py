@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -84,11 +84,11 @@ class AnswerTrainer(Trainer):
         self.order = step_order(
             [row.length for row in rows], args.per_device_train_batch_size, args.max_steps, args.seed
         )
-        super().__init__(model=model, args=args, train_dataset=rows, data_collator=collator, callbacks=callbacks)  # type: ignore[arg-type]
+        super().__init__(model=model, args=args, train_dataset=rows, data_collator=collator, callbacks=callbacks)
         for callback in list(self.callback_handler.callbacks):
             if type(callback).__name__ == "PrinterCallback":
                 self.remove_callback(callback)  # our own progress lines replace its dictionaries
-        self.add_callback(Progress(self.order, rows, Path(args.output_dir), say))
+        self.add_callback(Progress(self.order, rows, Path(str(args.output_dir)), say))
         forward = inspect.signature(model.get_base_model().forward).parameters  # type: ignore[operator]
         self.slices_logits = "logits_to_keep" in forward and not collator.encoder_decoder
         self.takes_positions = "position_ids" in forward
@@ -139,7 +139,7 @@ class AnswerTrainer(Trainer):
         checkpoints.save(self)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        checkpoints.load_parameters(self.model, Path(resume_from_checkpoint))
+        checkpoints.load_parameters(cast(nn.Module, self.model), Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

