@@ -49,8 +49,8 @@ def test_broken_files_are_named(tmp_path):
             load_rows(tmp_path / name, "test")
     with pytest.raises(DataError, match="no such file or folder"):
         load_rows(tmp_path / "nothing", "test")
-    with pytest.raises(DataError, match="no built-in tasks"):
-        load_rows("builtin:math", "test")
+    with pytest.raises(DataError, match="Did you mean 'mathematics'"):
+        load_rows("builtin:mathematic", "test")
     with pytest.raises(DataError, match=r"no TASK\.test\.jsonl"):
         load_rows(tmp_path, "test")
 

@@ -87,7 +87,7 @@ def test_the_model_file_is_checked_and_a_wrong_one_is_refused(tmp_path, monkeypa
 
     monkeypatch.setenv("RADARGATE_CACHE", str(tmp_path / "empty"))
     monkeypatch.setitem(PACKAGED_MODELS, BASE, dataclasses.replace(PACKAGED_MODELS[BASE], sha256="0" * 64))
-    with pytest.raises(BaseModelError, match="sha256 of .* is b179c95.*, expected 0000"):
+    with pytest.raises(BaseModelError, match=r"sha256 of .* is b179c95.*, expected 0000"):
         resolve_base(BASE)
     assert not any((tmp_path / "empty").rglob("*.safetensors")), "nothing half-checked is kept"
     monkeypatch.setitem(

@@ -8,6 +8,7 @@ import re
 import zlib
 from pathlib import Path
 
+from radargate.data.builtin import builtin_rows
 from radargate.data.rows import Row, parse_row
 from radargate.errors import DataError
 
@@ -37,7 +38,7 @@ def load_rows(
     if text.startswith("hub:"):
         rows = _hub_rows(text, split)
     elif text.startswith("builtin:"):
-        raise DataError(f"{text}: this version has no built-in tasks; give a .jsonl file or a folder of them.")
+        rows = builtin_rows(text.removeprefix("builtin:"), split)
     elif Path(text).is_dir():
         rows = _folder_rows(Path(text), split)
     elif Path(text).is_file():
