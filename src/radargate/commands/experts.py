@@ -21,6 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rslora", action="store_true", help="scale by alpha / sqrt(rank) instead of alpha / rank")
     parser.add_argument("--target-modules", metavar="NAMES",
                         help="comma-separated module names, or all-linear (default: PEFT's choice for the model)")  # fmt: skip
+    parser.add_argument("--union", metavar="NAME", help="train one adapter of this name on all tasks together")
+    parser.add_argument(
+        "--save-dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of the saved adapters"
+    )
     flags.training_flags(parser, steps=100, lr=1e-3, lr_help="learning rate (default %(default)s)")
     flags.machine_flags(parser)
 
@@ -31,11 +35,11 @@ def run(args: argparse.Namespace) -> int:
 
     options = ExpertOptions(
         rank=args.rank, alpha=args.alpha, dropout=args.dropout, rslora=args.rslora, steps=args.steps,
-        batch_size=args.batch_size, lr=args.lr, seed=args.seed, max_length=args.max_length,
+        batch_size=args.batch_size, lr=args.lr, seed=args.seed, max_length=args.max_length, save_dtype=args.save_dtype,
         target_modules=tuple(args.target_modules.split(",")) if args.target_modules else None,
     )  # fmt: skip
     folders = train_experts(
-        args.base, args.data, args.out, options, tasks=args.task, resume=args.resume, dtype=args.dtype,
+        args.base, args.data, args.out, options, tasks=args.task, union=args.union, resume=args.resume, dtype=args.dtype,
         device=flags.pick_device(args.device), say=flags.say_to(),
     )  # fmt: skip
     for task, folder in folders.items():

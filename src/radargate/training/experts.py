@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from radargate.base_models import base_name, load_base, load_tokenizer
@@ -36,10 +37,11 @@ class ExpertOptions:
     lr: float = 1e-3
     seed: int = 0
     max_length: int = 512
+    save_dtype: str = "float32"
 
 
 def train_experts(base: str, data: str, out: str | Path, options: ExpertOptions, *, tasks: list[str] | None = None,
-                  resume: bool = False, dtype: str | None = None, device: str | None = None,
+                  union: str | None = None, resume: bool = False, dtype: str | None = None, device: str | None = None,
                   say: Callable[[str], None] = lambda line: None) -> dict[str, Path]:  # fmt: skip
     """Train one LoRA adapter for each task of ``data`` and save each as a PEFT folder ``out/TASK``.
 
@@ -49,6 +51,7 @@ def train_experts(base: str, data: str, out: str | Path, options: ExpertOptions,
         out: folder for the adapters, and ``records.jsonl``.
         options: rank, targets, steps and so on.
         tasks: train only these.
+        union: train one adapter of this name on all tasks together, instead of one for each.
         resume: skip tasks whose adapter is already there, instead of refusing.
         dtype: dtype of the base model.
         device: where to train.
@@ -61,6 +64,8 @@ def train_experts(base: str, data: str, out: str | Path, options: ExpertOptions,
         RadarGateError: an adapter folder exists and ``resume`` is off; or the data do not fit.
     """
     by_task, out = load_rows(data, "train", tasks), Path(out)
+    if union:
+        by_task = {union: [row for rows in by_task.values() for row in rows]}
     existing = [task for task in by_task if (out / task / "adapter_config.json").exists()]
     if existing and not resume:
         raise RadarGateError(
@@ -91,6 +96,7 @@ def train_experts(base: str, data: str, out: str | Path, options: ExpertOptions,
         final_loss = [line["loss"] for line in trainer.state.log_history if "loss" in line][-1]
         peft_model.peft_config["default"].base_model_name_or_path = base_name(model)
         peft_model.save_pretrained(str(work / "adapter"), save_embedding_layers=False)
+        _cast_file(work / "adapter" / "adapter_model.safetensors", options.save_dtype)
         shutil.move(work / "run" / "metrics.jsonl", work / "adapter" / "metrics.jsonl")
         (work / "adapter" / "options.json").write_text(json.dumps(asdict(options), indent=2))
         model = cast(PreTrainedModel, peft_model.unload())
@@ -104,6 +110,11 @@ def train_experts(base: str, data: str, out: str | Path, options: ExpertOptions,
         )])  # fmt: skip
         say(f"[{number}/{len(by_task)}] {task}: saved to {folders[task]} after {duration(seconds)}.")
     return folders
+
+
+def _cast_file(file: Path, dtype: str) -> None:
+    tensors = {name: tensor.to(getattr(torch, dtype)) for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def _lora_config(options: ExpertOptions, seq2seq: bool) -> LoraConfig:

@@ -80,4 +80,3 @@ def _split_rows(task: str) -> dict[str, list[Row]]:
                 )
             position += 1
     return splits
-

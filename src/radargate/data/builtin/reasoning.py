@@ -18,7 +18,10 @@ def weekdays() -> Iterator[tuple[str, Row]]:
         index = (today + distance if ahead else today - distance) % 7
         unit = "day" if distance == 1 else "days"
         question = f"is it in {distance} {unit}" if ahead else f"was it {distance} {unit} ago"
-        yield f"{today} {distance} {ahead}", Row(f"Today is {days[today]}. Which day {question}?", days[index], days, index)
+        yield (
+            f"{today} {distance} {ahead}",
+            Row(f"Today is {days[today]}. Which day {question}?", days[index], days, index),
+        )
 
 
 def ordering() -> Iterator[tuple[str, Row]]:
