@@ -20,7 +20,8 @@ LEVELS = (
     ("base_models", "experts", "architectures", "gates", "rules"),
     ("bundle", "config", "layer", "model", "composition"),
     ("training", "data", "evaluation", "experiments"),
-    ("report", "serve"),
+    ("report", "serve", "shipped"),
+    ("quickstart",),
     ("commands", "cli"),
 )
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from radargate.errors import OptionError, RadarGateError
 from radargate.registry import unknown_name
 
-COMMANDS = ("doctor", "experts", "train", "eval", "generate")
+COMMANDS = ("quickstart", "doctor", "experts", "train", "eval", "generate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -109,7 +109,7 @@ def _score_system(name: str, model: Any, tokenizer: Any, by_task: dict[str, list
             make_record(
                 "eval", f"{name}/{task}", {**metrics, "seconds": round(time.monotonic() - begun, 2)}, **facts,
                 system=name, task=task, split=scoring.split, limit=scoring.limit, data_hash=rows_hash(rows),
-                max_new_tokens=scoring.max_new_tokens, rows=_columns(scores[task]),
+                max_new_tokens=scoring.max_new_tokens, rows=_columns(scores[task]), examples=_examples(rows, scores[task]),
             )
         )  # fmt: skip
     metrics = summarise_tasks(scores, scoring.seed)
@@ -137,6 +137,15 @@ def _columns(scores: list[RowScore]) -> dict[str, list[Any]]:
         "nll_sum": [round(s.nll_sum, 6) for s in scores],
         "tokens": [s.tokens for s in scores],
     }
+
+
+def _examples(rows: list[Row], scores: list[RowScore], count: int = 3) -> list[dict[str, Any]]:
+    """A few rows with their answers in full, to look at."""
+    shown = []
+    for row, score in zip(rows[:count], scores, strict=False):
+        answer = row.candidates[score.prediction] if isinstance(score.prediction, int) else score.prediction
+        shown.append({"prompt": row.prompt, "target": row.target, "answer": answer, "correct": score.correct})
+    return shown
 
 
 def _expert_hashes(model: Any) -> dict[str, str]:

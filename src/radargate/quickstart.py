@@ -1,0 +1,140 @@
+"""``radargate quickstart``: the main job on an embedded default, from nothing to a report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from radargate.base_models import load_tokenizer, resolve_base
+from radargate.composition import load
+from radargate.data.sources import load_rows
+from radargate.evaluation.run import Scoring, evaluate
+from radargate.evaluation.usage import expert_usage
+from radargate.records import append_records, make_record, read_records, write_atomic
+from radargate.report.quickstart import quickstart_page, systems
+from radargate.shipped import BASE, shipped_experts
+from radargate.training.gates import GateTraining, train_gates
+from radargate.training.loop import duration
+
+DATA = "builtin:all"
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """How much of everything the quickstart does; the defaults take minutes on 2 cores."""
+
+    steps: int = 60
+    batch_size: int = 8
+    limit: int = 15
+    max_new_tokens: int = 16
+    seed: int = 0
+
+
+def quickstart(out: str | Path, options: Quickstart, *, device: str | None = None,
+               say: Callable[[str], None] = lambda line: None) -> Path:  # fmt: skip
+    """Train and score the embedded default; finished parts of an earlier run in ``out`` are kept.
+
+    Args:
+        out: folder for bundles, records and the report.
+        options: steps, rows and so on.
+        device: where to run.
+        say: called with each line of progress.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        BaseModelError: the model cannot be fetched; the message says how to provide it.
+    """
+    out, started = Path(out), time.monotonic()
+    say(f"1/4  The base model: {BASE}, a small instruction model (fetched once, then kept).")
+    resolve_base(BASE)
+    experts = {name: str(path) for name, path in shipped_experts().items()}
+    say(f"     The experts: {len(experts)} LoRA adapters that come with RadarGate: {', '.join(experts)}.")
+    for number, (gate, words) in enumerate(
+        (("stretch", "how much of each expert"), ("radar", "stretch and rotation")), 2
+    ):
+        say(
+            f"{number}/4  Training the {gate} gate ({words}) on a mixture of all tasks; base and experts stay as they are."
+        )
+        training = GateTraining(gate=gate, steps=options.steps, batch_size=options.batch_size, seed=options.seed)
+        train_gates(BASE, experts, DATA, out / gate, training, resume=True, device=device, say=_indented(say))
+    # a rule has nothing to train: this saves the uniform mixture as a bundle
+    train_gates(
+        BASE,
+        experts,
+        DATA,
+        out / "uniform",
+        GateTraining(gate="uniform", seed=options.seed),
+        resume=True,
+        device=device,
+    )
+    say(f"4/4  Scoring on rows nobody was trained on: {options.limit} of each of the ten tasks, for every system.")
+    _score(out, experts, options, device, say)
+    report = out / "report.html"
+    write_atomic(report, quickstart_page(out))
+    say(f"Done in {duration(time.monotonic() - started)}.")
+    return report
+
+
+def _score(
+    out: Path, experts: dict[str, str], options: Quickstart, device: str | None, say: Callable[[str], None]
+) -> None:
+    file = out / "records.jsonl"
+    scoring = Scoring(limit=options.limit, max_new_tokens=options.max_new_tokens, seed=options.seed)
+    done = (
+        {r["system"] for r in read_records(file) if r.get("task") == "mean" and r["limit"] == options.limit}
+        if file.exists()
+        else set()
+    )
+    for system in systems(list(experts)):
+        if system in done:
+            continue
+        target, adapters = (
+            (BASE, {})
+            if system == "base"
+            else (BASE, {system: experts[system]})
+            if system in experts
+            else (str(out / system), {})
+        )
+        part = out / f".{system}.jsonl"
+        part.unlink(missing_ok=True)
+        records = evaluate(
+            target, adapters, part, data=DATA, tasks=None, lm_eval_tasks=None, scoring=scoring, device=device
+        )
+        for record in records:
+            record["system"] = system
+        append_records(file, records)  # all of a system at once: a crash leaves none of it
+        part.unlink()
+        mean = records[-1]["metrics"]
+        say(f"     {system:<12} accuracy {mean['acc']['value']:.2f}  NLL {mean['nll']['value']:.2f}")
+    if "usage" not in {r["suite"] for r in read_records(file)}:
+        rows = load_rows(DATA, "test", limit=5)
+        model = load(None, out / "radar", device=device)
+        usage: dict[str, Any] = expert_usage(model, load_tokenizer(BASE), rows)
+        append_records(file, [make_record("usage", "radar", usage, rows_per_task=5, seed=options.seed)])
+
+
+def summary(out: str | Path) -> str:
+    """The last lines of the command: the result in plain words, and what to do next."""
+    means = {r["system"]: r["metrics"] for r in read_records(Path(out) / "records.jsonl") if r.get("task") == "mean"}
+    radar, uniform, base = (means[name]["acc"]["value"] for name in ("radar", "uniform", "base"))
+    return "\n".join(
+        (
+            f"Accuracy over ten tasks: base {base:.2f}, all experts mixed evenly {uniform:.2f}, trained radar gate {radar:.2f}.",
+            f"Report: {Path(out) / 'report.html'} (open it in a browser).",
+            "",
+            "Ask the composed model something:",
+            f'  radargate generate {Path(out) / "radar"} --prompt "Translate into German: March 3"',
+            "With adapters of your own:",
+            "  radargate doctor BASE my_adapter_1 my_adapter_2",
+            "  radargate train BASE my_adapter_1 my_adapter_2 --data my_rows.jsonl --out my_bundle",
+        )
+    )
+
+
+def _indented(say: Callable[[str], None]) -> Callable[[str], None]:
+    return lambda line: say(f"     {line}")

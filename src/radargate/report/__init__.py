@@ -1,0 +1,1 @@
+"""Pages and charts made from stored records; nothing here runs a model."""

@@ -1,0 +1,82 @@
+"""Charts as inline SVG: text stays text, colours are safe for colour-blind readers, and each has a description."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# Okabe & Ito's palette, told apart by every kind of colour vision; line styles tell them apart in black and white
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def svg(figure: Any, description: str) -> str:
+    """A figure as an SVG element that scales with the page."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": description}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    return text.replace("<svg", f'<svg class="chart" role="img" aria-label="{html.escape(description)}"', 1)
+
+
+def intervals(
+    rows: Sequence[tuple[str, Mapping[str, float]]], label: str, description: str, highlight: str = ""
+) -> str:
+    """One line a system: value and 95 % interval."""
+    figure, axes = _figure(7.0, 0.42 * len(rows) + 1.0)
+    for place, (name, metric) in enumerate(reversed(rows)):
+        colour = COLOURS[1] if name == highlight else COLOURS[0]
+        axes.plot([metric["low"], metric["high"]], [place, place], color=colour, linewidth=2)
+        axes.plot(metric["value"], place, "o", color=colour)
+        axes.annotate(f"{metric['value']:.2f}", (metric["high"], place), xytext=(6, -4), textcoords="offset points")
+    axes.set_yticks(range(len(rows)), [name for name, _ in reversed(rows)])
+    axes.set_xlabel(label)
+    axes.margins(x=0.12)
+    axes.spines[["top", "right"]].set_visible(False)
+    return svg(figure, description)
+
+
+def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, description: str) -> str:
+    """Lines over steps."""
+    figure, axes = _figure(7.0, 3.4)
+    for place, (name, points) in enumerate(lines.items()):
+        axes.plot(
+            *zip(*points, strict=True), label=name, color=COLOURS[place % 7], linestyle=STYLES[place % 7], linewidth=2
+        )
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return svg(figure, description)
+
+
+def heat_map(values: Mapping[str, Mapping[str, float]], label: str, description: str) -> str:
+    """Rows by columns, the number in every cell."""
+    rows, columns = list(values), list(next(iter(values.values())))
+    table = [[values[r][c] for c in columns] for r in rows]
+    figure, axes = _figure(7.0, 0.4 * len(rows) + 1.4)
+    image = axes.imshow(table, cmap="cividis", aspect="auto", vmin=0.0)
+    top = max(max(line) for line in table)
+    for i, line in enumerate(table):
+        for j, value in enumerate(line):
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color="black" if value > 0.6 * top else "white")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    figure.colorbar(image, label=label)
+    return svg(figure, description)

@@ -1,0 +1,141 @@
+"""The quickstart's report, from its folder: records, training metrics, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from radargate.records import read_records
+from radargate.report import charts, page
+
+_EXAMPLES = ("dates", "counted_nouns", "units")
+
+
+def systems(experts: list[str]) -> list[str]:
+    """The systems of the quickstart, in the order of its table."""
+    return ["base", *experts, "uniform", "stretch", "radar"]
+
+
+def quickstart_page(out: Path) -> str:
+    """The whole report as HTML.
+
+    Args:
+        out: the quickstart's folder, with ``records.jsonl`` and the bundles' ``metrics.jsonl``.
+    """
+    records = read_records(out / "records.jsonl")
+    scores = [r for r in records if r["suite"] == "eval"]
+    means = {r["system"]: r["metrics"] for r in scores if r["task"] == "mean"}
+    tasks = {(r["system"], r["task"]): r for r in scores if r["task"] != "mean"}
+    names = list(dict.fromkeys(task for _, task in tasks))
+    usage = next((r["metrics"] for r in records if r["suite"] == "usage"), {})
+    first = scores[0]
+    rows = next(iter(tasks.values()))["metrics"]["n"]
+    best = max(means, key=lambda name: means[name]["acc"]["value"])
+    conditions = (
+        f"{len(names)} tasks, {rows} held-out rows each; 95 % bootstrap intervals over rows; one seed. radargate "
+        f"{first['versions'].get('radargate')}, commit {str(first['commit'])[:12]}, {first['machine']['cpu']}, {first['date'][:10]}."
+    )
+    return page.page(
+        "RadarGate quickstart: five experts in one model",
+        [
+            page.paragraph(
+                "Five LoRA adapters, each trained for one kind of job, were composed into one small language model. Only a gate was "
+                "trained: for every token it decides how much of each adapter to use (stretch), and radar also turns their "
+                "outputs (rotation). Every system below answered the same held-out questions."
+            ),
+            page.section(
+                "Which system answers best?",
+                page.figure(
+                    charts.intervals(
+                        [(n, m["acc"]) for n, m in means.items()],
+                        "accuracy, mean over tasks",
+                        "Accuracy of every system with 95 % intervals",
+                        best,
+                    ),
+                    "Accuracy, higher is better. The dot is the mean over tasks, the line its 95 % interval.",
+                ),
+                page.table(
+                    ["system", "accuracy", "95 % interval", "NLL of the right answer", "95 % interval"],
+                    [[n, *_cells(m["acc"]), *_cells(m["nll"])] for n, m in means.items()],
+                    best=[i for i, n in enumerate(means) if n == best],
+                ),
+                page.paragraph(conditions, note=True),
+                page.paragraph(_verdict(means)),
+            ),
+            page.section(
+                "Task by task (accuracy)",
+                page.table(
+                    ["task", *means],
+                    [[t, *(f"{tasks[n, t]['metrics']['acc']['value']:.2f}" for n in means)] for t in names],
+                ),
+            ),
+            page.section(
+                "How training went",
+                page.figure(
+                    charts.curves(
+                        {g: _losses(out / g) for g in ("stretch", "radar")},
+                        "step",
+                        "training loss",
+                        "Training loss of the stretch and radar gates over steps",
+                    ),
+                    "Loss on the answers. Half-way both gates switch from all experts to the best two for each token.",
+                ),
+            ),
+            page.section(
+                "Which expert is used where?",
+                page.figure(
+                    charts.heat_map(usage, "mean weight", "Mean weight of each expert for each task in the radar gate"),
+                    "Mean weight over layers and tokens of five test rows a task. Even use would be 0.20.",
+                ),
+                page.table(
+                    ["task", *next(iter(usage.values()))],
+                    [[t, *(f"{w:.2f}" for w in u.values())] for t, u in usage.items()],
+                ),
+            )
+            if usage
+            else "",
+            page.section(
+                "Three answers side by side",
+                *[_example(tasks, task, list(means)) for task in _EXAMPLES if ("radar", task) in tasks],
+            ),
+            page.section(
+                "Next",
+                page.paragraph("With adapters of your own:"),
+                "<pre>radargate doctor BASE my_adapter_1 my_adapter_2\nradargate train BASE my_adapter_1 my_adapter_2 --data my_rows.jsonl "
+                "--out my_bundle\nradargate eval my_bundle --data my_rows.jsonl --out scores.jsonl</pre>",
+                page.paragraph("Every number on this page stands in records.jsonl beside it.", note=True),
+            ),
+        ],
+    )
+
+
+def _cells(metric: dict[str, float]) -> tuple[str, str]:
+    return f"{metric['value']:.3f}", f"{metric['low']:.3f} to {metric['high']:.3f}"
+
+
+def _verdict(means: dict[str, Any]) -> str:
+    def apart(a: str, b: str) -> str:
+        one, two = means[a]["acc"], means[b]["acc"]
+        if one["low"] > two["high"]:
+            return f"{a} is clearly better than {b}"
+        if two["low"] > one["high"]:
+            return f"{b} is clearly better than {a}"
+        return f"between {a} and {b} these rows cannot tell (the intervals overlap)"
+
+    return f"In words: {apart('radar', 'base')}; {apart('radar', 'uniform')}; {apart('radar', 'stretch')}."
+
+
+def _losses(folder: Path) -> list[tuple[float, float]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [(entry["step"], entry["loss"]) for entry in map(json.loads, lines)]
+
+
+def _example(tasks: dict[tuple[str, str], Any], task: str, systems: list[str]) -> str:
+    shown = tasks["radar", task]["examples"][0]
+    rows = []
+    for system in systems:
+        answer = tasks[system, task]["examples"][0]
+        rows.append([system, answer["answer"], "right" if answer["correct"] else "wrong"])
+    head = page.paragraph(f"{shown['prompt']}  (right answer: {shown['target']})")
+    return f'<div class="example">{head}{page.table(["system", "answer", ""], rows, numbers_from=9)}</div>'
