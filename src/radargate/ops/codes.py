@@ -16,6 +16,7 @@ from torch import Tensor
 
 from radargate.ops.literal import EPS, unit_rms
 from radargate.ops.selection import dense_weights
+from radargate.ops.slots import SlotCode, SlotTurn, make_slot
 
 
 def codes(x: Tensor, A: Tensor, scale: Tensor) -> Tensor:
@@ -57,7 +58,8 @@ def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int], down: Tensor | No
     others = max((slots if reference == "selected" else len(ranks)) - 1, 1)
     gram = B @ B.T if table is not None and angle_norm == "unit" else None
     known = None if total is None else total.reshape(-1, total.shape[-1])
-    if known is None and table is None and angle_norm != "unit":
+    written_out = down is not None and down.dim() == 2 and not _tracing()
+    if known is None and table is None and (angle_norm != "unit" or written_out):
         known = (h if reference == "all" or indices is None else _chosen_codes(h, owner, indices)) @ B
 
     def rest_mask(slot: int) -> Tensor:
@@ -66,6 +68,11 @@ def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int], down: Tensor | No
         return (~own if everyone is None else everyone & ~own).to(h.dtype)
 
     def direct(slot: int) -> Tensor:
+        if written_out:
+            rest = rest_mask(slot).expand(h.shape) if angle_norm == "unit" else None
+            code = SlotCode.apply(h, B, known, down, rest, make_slot(ranks, owner, indices, slot, h.dtype))
+            return code / others if angle_norm == "mean" else code
+
         def code(h: Tensor, B: Tensor, known: Tensor | None, down: Tensor | None) -> Tensor:
             v = _expand(h, B, ranks, owner, indices, slot)
             # unit scaling would blow up the rounding of total - v where the others are (nearly) silent, so
@@ -127,13 +134,17 @@ def mix(h: Tensor, B: Tensor, ranks: Sequence[int], weights: Tensor, indices: Te
     weights = weights.reshape(h.shape[0], weights.shape[-1])
     if indices is not None:
         indices = indices.reshape(h.shape[0], indices.shape[-1])
+    weighted = h * dense_weights(weights, indices, len(ranks))[:, owner]
     if rotation is None or up is None:
-        spread = dense_weights(weights, indices, len(ranks))[:, owner]
-        return ((h * spread) @ B).view(*shape, B.shape[-1])
+        return (weighted @ B).view(*shape, B.shape[-1])
     rotation = rotation.reshape(h.shape[0], *rotation.shape[-2:])
     update = h.new_zeros(h.shape[0], B.shape[-1])
     for slot in range(weights.shape[-1]):
         code = rotation[:, slot if rotation.shape[1] > 1 else 0]
+        if up.dim() == 2 and not _tracing():
+            one = make_slot(ranks, owner, indices, slot, h.dtype)
+            update = update + SlotTurn.apply(weighted, B, code, up, one, angle_norm == "tanh")
+            continue
 
         def turned(h: Tensor, B: Tensor, code: Tensor, up: Tensor, weight: Tensor, slot: int = slot) -> Tensor:
             v = _expand(h, B, ranks, owner, indices, slot)
@@ -286,9 +297,14 @@ def _inverse_norm(square: Tensor) -> Tensor:
     return torch.where(live, torch.where(live, square, 1.0).rsqrt(), 0.0)
 
 
+def _tracing() -> bool:
+    """Whether torch.compile is looking, which wants plain operations."""
+    return torch.compiler.is_compiling()
+
+
 def _recompute(function: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
     """Call ``function``; keep only its inputs for the backward pass, which computes it again."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if _tracing() or not torch.is_grad_enabled():
         return function(*tensors)
     return _Recompute.apply(function, *tensors)
 
