@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,7 +10,9 @@ import sys
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
+from transformers import Trainer, TrainingArguments
 
 import radargate
 from radargate.base_models import PACKAGED_MODELS, cache_folder, load_base, load_tokenizer, resolve_base
@@ -81,10 +84,41 @@ def test_the_bundle_keeps_its_experts_and_the_base_is_untouched(bundle):
         assert torch.equal(model(input_ids=ids).logits, load_base(BASE)(input_ids=ids).logits)
 
 
+def test_unchanged_trainers_train_the_real_composition(bundle, tmp_path):
+    """transformers.Trainer and TRL's SFTTrainer, on the experts the command line trained."""
+    trl = pytest.importorskip("trl")
+    adapters = {name: bundle.parent / "experts" / name for name in ("add", "even")}
+    tokenizer, ids = load_tokenizer(BASE), torch.arange(20, 32)[None].repeat(4, 1)
+    common = {
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "report_to": [],
+        "use_cpu": True,
+        "save_strategy": "no",
+        "learning_rate": 1e-2,
+    }
+    for kind in ("trainer", "sft"):
+        model = radargate.compose(BASE, adapters, dtype=torch.float32)
+        start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+        if kind == "trainer":
+            rows = [{"input_ids": row, "labels": row} for row in ids]
+            Trainer(model, TrainingArguments(tmp_path / kind, **common), train_dataset=rows).train()
+        else:
+            rows = Dataset.from_list([{"prompt": f"{i}+1=", "completion": str(i + 1)} for i in range(4)])
+            args = trl.SFTConfig(str(tmp_path / kind), bf16=False, gradient_checkpointing=False, **common)
+            trl.SFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer).train()
+        assert any(not torch.equal(p.detach(), start[n]) for n, p in model.named_parameters() if n in start)
+        model.save_pretrained(tmp_path / f"{kind}-bundle", save_embedding_layers=False)
+        again = radargate.load(None, tmp_path / f"{kind}-bundle", dtype=torch.float32)
+        with torch.no_grad():
+            assert (model.eval()(input_ids=ids).logits - again(input_ids=ids).logits).abs().max() <= 1e-5
+        assert generate(again, tokenizer, ["is 7 even?"], max_new_tokens=6) == generate(
+            again, tokenizer, ["is 7 even?"], max_new_tokens=6, use_cache=False
+        )
+
+
 def test_the_model_file_is_checked_and_a_wrong_one_is_refused(tmp_path, monkeypatch):
     assert resolve_base(BASE) == str(cache_folder() / "models" / BASE)
-    import dataclasses
-
     monkeypatch.setenv("RADARGATE_CACHE", str(tmp_path / "empty"))
     monkeypatch.setitem(PACKAGED_MODELS, BASE, dataclasses.replace(PACKAGED_MODELS[BASE], sha256="0" * 64))
     with pytest.raises(BaseModelError, match=r"sha256 of .* is b179c95.*, expected 0000"):

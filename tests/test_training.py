@@ -108,19 +108,17 @@ def test_a_users_own_trainer_gets_dense_start_and_two_rates_in_two_lines(zoo, tm
 
 
 KILLED = """
-import sys, torch
+import sys, time, torch
 torch.set_num_threads(1)
-from radargate.training.gates import GateTraining, train_gates
+from radargate.cli import main
 from radargate.training import loop
-import time
 original = loop.AnswerTrainer.training_step
 def slow(self, *args, **kwargs):
     time.sleep(0.15)  # so that kills land inside the run
     return original(self, *args, **kwargs)
 loop.AnswerTrainer.training_step = slow
-base, out, data, *adapters = sys.argv[1:]
-options = GateTraining(steps=16, batch_size=4, save_every=3, max_length=64, dense_start=0.5)
-train_gates(base, dict(a.split("=", 1) for a in adapters), data, out, options, resume=True, device="cpu", say=print)
+flags = "--steps 16 --batch-size 4 --save-every 3 --max-length 64 --device cpu --resume".split()
+sys.exit(main(["train", *sys.argv[1:], *flags]))
 """
 
 
@@ -129,7 +127,7 @@ def test_a_run_killed_three_times_ends_bit_equal_to_an_undisturbed_one(zoo, task
     adapters = [f"{name}={path}" for name, path in tiny["adapters"].items()]
 
     def start(out):
-        words = [sys.executable, "-c", KILLED, str(tiny["base"]), str(out), str(tasks), *adapters]
+        words = [sys.executable, "-c", KILLED, str(tiny["base"]), *adapters, "--data", str(tasks), "--out", str(out)]
         return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
     kills = 0

@@ -1,0 +1,176 @@
+"""Make docs/results.md from the records in benchmarks/results. Run: .venv/bin/python benchmarks/results_table.py [--check]."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from radargate.evaluation.metrics import paired_difference
+from radargate.records import read_records
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+NAMES = {
+    "smollm2-135m": "base",
+    "uniform": "uniform mixture",
+    "stretch": "stretch",
+    "radar": "radar",
+    "paper": "radar, `--preset paper`",
+}
+PAIRS = (
+    ("radar", "stretch"),
+    ("radar", "paper"),
+    ("radar", "uniform"),
+    ("stretch", "uniform"),
+    ("uniform", "smollm2-135m"),
+)
+
+
+def main() -> int:
+    """Write the page, or with --check compare it with what the records give."""
+    text = page()
+    target = ROOT / "docs" / "results.md"
+    if "--check" in sys.argv:
+        return 0 if target.read_text() == text else 1
+    target.write_text(text)
+    return 0
+
+
+def page() -> str:
+    """The whole page."""
+    scores = [r for r in read_records(RESULTS / "main_job" / "scores.jsonl") if r["suite"] == "eval"]
+    trained = {r["case"] if r["options"]["preset"] is None else "paper": r
+               for r in read_records(RESULTS / "main_job" / "train.jsonl")}  # fmt: skip
+    by_case = {(r["system"], r["task"]): r for r in scores}
+    tasks = sorted({task for _, task in by_case} - {"mean"})
+    systems = [name for name in NAMES if (name, "mean") in by_case]
+    rows = by_case[systems[0], tasks[0]]["metrics"]["n"]
+    one = by_case[systems[0], "mean"]
+    parts = [
+        "# Results",
+        "Made by `benchmarks/results_table.py` from the records in `benchmarks/results/`; edit neither by hand.",
+        "## The main job: nine experts in one 135M model",
+        f"SmolLM2-135M-Instruct; nine FLAN chain-of-thought tasks (`flan_cot`); one rank-8, alpha-32 expert a task on q and v (100 steps of "
+        f"8 rows at 1e-3); gates trained on the mixture of all tasks, top-2 of 9, {trained['radar']['options']['steps']} steps of "
+        f"{trained['radar']['options']['batch_size']} rows, one seed; scored on the first {rows} test rows of each task. Brackets are 95 % bootstrap "
+        f"intervals over rows; they say nothing about other seeds. {one['machine']['cpu']}, {one['machine']['cores']} cores; commands in "
+        "[benchmarks/results/main_job/commands.sh](../benchmarks/results/main_job/commands.sh).",
+        table(["system", "accuracy", "gold-answer NLL"],
+              [[NAMES[s], cell(by_case[s, "mean"]["metrics"]["acc"]), cell(by_case[s, "mean"]["metrics"]["nll"])] for s in systems]),
+        verdicts(by_case, tasks),
+        "Paired over the same rows, averaged over tasks; p from sign flips:",
+        table(["difference", "accuracy", "p", "NLL", "p"], [pair(by_case, tasks, a, b) for a, b in PAIRS if (a, "mean") in by_case and (b, "mean") in by_case]),
+        "### What the gates cost and did",
+        table(["gate", "trained numbers", "softmax / rotation rate", "dense start", "last loss", "mean angle (rad)", "seconds"], [train_row(n, r) for n, r in trained.items()]),
+        "### Task by task",
+        "Expert is the adapter of that task alone. An expert *counts* where it beats the base on these rows (paired p < 0.05).",
+        table(["task", *(NAMES[s] for s in systems), "expert", "counts (accuracy / NLL)"], [task_row(by_case, t, systems, "acc") for t in tasks]),
+        "The same for gold-answer NLL:",
+        table(["task", *(NAMES[s] for s in systems), "expert"], [task_row(by_case, t, systems, "nll") for t in tasks]),
+    ]  # fmt: skip
+    parity = RESULTS / "main_job" / "lm_eval.jsonl"
+    if parity.exists():
+        parts.append("### The same rows through lm-eval")
+        for record in read_records(parity):
+            m = record["metrics"]
+            parts.append(
+                f"{record['case']}, float32: lm-eval and `radargate eval` decide alike on {m['same_acc']} of {m['n']} rows by `acc` and on "
+                f"{m['same_acc_norm']} by `acc_norm`."
+            )
+    return "\n\n".join(parts) + "\n"
+
+
+def verdicts(by_case: dict[Any, Any], tasks: list[str]) -> str:
+    """Who wins, in words made from the numbers."""
+    lines = []
+    for a, b in PAIRS:
+        if (a, "mean") not in by_case or (b, "mean") not in by_case:
+            continue
+        nll = difference(by_case, tasks, a, b, "nll")
+        if nll["p"] < 0.05:
+            better, worse = (a, b) if nll["difference"] < 0 else (b, a)
+            lines.append(f"{NAMES[better]} has a lower NLL than {NAMES[worse]} (p = {nll['p']:.3f})")
+        else:
+            lines.append(f"between {NAMES[a]} and {NAMES[b]} no difference in NLL can be claimed (p = {nll['p']:.2f})")
+    return "In words: " + "; ".join(lines) + "."
+
+
+def values(record: dict[str, Any], metric: str) -> list[float]:
+    """Row values of a metric."""
+    rows = record["rows"]
+    if metric == "acc":
+        return [float(v) for v in rows["correct"]]
+    return [s / t for s, t in zip(rows["nll_sum"], rows["tokens"], strict=True)]
+
+
+def difference(by_case: dict[Any, Any], tasks: list[str], a: str, b: str, metric: str) -> dict[str, float]:
+    """Paired difference a - b over all tasks."""
+    first, second = ({t: values(by_case[s, t], metric) for t in tasks} for s in (a, b))
+    return paired_difference(first, second)
+
+
+def pair(by_case: dict[Any, Any], tasks: list[str], a: str, b: str) -> list[str]:
+    """One row of the paired table."""
+    acc, nll = (difference(by_case, tasks, a, b, metric) for metric in ("acc", "nll"))
+    return [f"{NAMES[a]} − {NAMES[b]}", delta(acc), f"{acc['p']:.3f}", delta(nll), f"{nll['p']:.3f}"]
+
+
+def train_row(name: str, record: dict[str, Any]) -> list[str]:
+    """One row of the training table."""
+    m, o = record["metrics"], record["options"]
+    rates = (
+        ""
+        if not m["trained_parameters"]
+        else f"{o['lr']:g} / {o['rotation_lr']:g}"
+        if m["mean_angle"] is not None
+        else f"{o['lr']:g}"
+    )
+    angle = "" if m["mean_angle"] is None else f"{m['mean_angle']:.3f}"
+    loss = "" if m.get("final_loss") is None else f"{m['final_loss']:.3f}"
+    return [
+        NAMES[name],
+        f"{m['trained_parameters']:,}",
+        rates,
+        f"{o['dense_start']:.0%}" if m["trained_parameters"] else "",
+        loss,
+        angle,
+        f"{m['seconds']:.0f}",
+    ]
+
+
+def task_row(by_case: dict[Any, Any], task: str, systems: list[str], metric: str) -> list[str]:
+    """One task's row; for accuracy also whether its expert counts."""
+    row = [task, *(f"{by_case[s, task]['metrics'][metric]['value']:.3f}" for s in systems)]
+    if (task, task) not in by_case:
+        return [*row, "", ""] if metric == "acc" else [*row, ""]
+    row.append(f"{by_case[task, task]['metrics'][metric]['value']:.3f}")
+    if metric == "acc":
+        marks = []
+        for m, sign in (("acc", 1), ("nll", -1)):
+            d = paired_difference(
+                {task: values(by_case[task, task], m)}, {task: values(by_case["smollm2-135m", task], m)}
+            )
+            marks.append("yes" if d["p"] < 0.05 and d["difference"] * sign > 0 else "no")
+        row.append(" / ".join(marks))
+    return row
+
+
+def cell(metric: dict[str, float]) -> str:
+    """Value and interval."""
+    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
+
+
+def delta(d: dict[str, float]) -> str:
+    """Signed difference and interval."""
+    return f"{d['difference']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
