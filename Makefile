@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install test lint format clean
+.PHONY: install demo test lint format clean
 
 install: $(STAMP)
 
@@ -14,6 +14,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $(STAMP)
 	@echo "Done: the command is .venv/bin/radargate."
+
+demo: install
+	$(BIN)/radargate quickstart --out quickstart
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile

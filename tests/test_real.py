@@ -77,6 +77,9 @@ def test_loaded_in_a_new_process_the_logits_are_equal_and_the_cache_changes_no_a
 def test_the_bundle_keeps_its_experts_and_the_base_is_untouched(bundle):
     model = radargate.load(None, bundle)
     assert len(radar_layers(model)) == 60
+    assert json.loads((bundle / "radargate.lock.json").read_text())["base"]["name"] == BASE, (
+        "a bundle names no path of this machine"
+    )
     stored = load_file(bundle / "adapter_model.safetensors")
     assert sum("radar_bank" in name for name in stored) == 120
     ids = torch.arange(5, 15)[None]

@@ -78,7 +78,7 @@ def compose(
         bank = load_bank(named, model, allow_inactive=allow_inactive)
     shapes = base_sites(model)
     config = RadarConfig(
-        base_model_name_or_path=base_name(model),
+        base_model_name_or_path=model.name_or_path,
         task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
         architecture=architecture, gate=gate, gate_options=options, top_k=top_k, preset=preset, seed=seed,
         experts=list(bank.names), expert_configs=bank.configs, expert_facts=bank.facts,
@@ -86,6 +86,7 @@ def compose(
         base_fingerprint=fingerprint(model),
     )  # fmt: skip
     composed = get_peft_model(model, config, adapter_name=adapter_name)
+    radar_config(composed, adapter_name).base_model_name_or_path = base_name(model)  # PEFT put this machine's path
     for layer in radar_layers(composed):
         here, there = bank.sites[layer.site], layer.bank(adapter_name)
         there.A.data = here.A.to(there.A.device)

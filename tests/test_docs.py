@@ -1,0 +1,43 @@
+"""What the pages say is true: numbers come from records, generated parts are up to date, examples run."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def results_page() -> str:
+    spec = importlib.util.spec_from_file_location("results_table", ROOT / "benchmarks" / "results_table.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.page()
+
+
+def test_the_results_page_is_what_the_records_give():
+    assert (ROOT / "docs" / "results.md").read_text() == results_page()
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
+def test_links_lead_somewhere(page):
+    folder = (ROOT / page).parent
+    for target in re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text()):
+        if not target.startswith("http"):
+            assert (folder / target).exists(), f"{page} links to {target}"
+
+
+def test_every_option_of_every_gate_is_in_the_method_page():
+    from dataclasses import fields
+
+    from radargate.gates import GATES
+
+    text = (ROOT / "docs" / "method.md").read_text()
+    for name in GATES:
+        for field in fields(GATES.get(name).Options):
+            assert f"`{field.name}`" in text, f"docs/method.md does not explain {field.name}"

@@ -1,0 +1,101 @@
+"""The quickstart on small settings, and its report: numbers equal the records, charts drawn, no console error."""
+
+from __future__ import annotations
+
+import html
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from radargate.errors import AdapterError
+from radargate.experts.adapters import read_adapter
+from radargate.quickstart import Quickstart, quickstart, summary
+from radargate.records import read_records
+from radargate.report.quickstart import quickstart_page
+from radargate.shipped import FOLDER, shipped_experts
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One quickstart of two steps and one row a task."""
+    out, lines = tmp_path_factory.mktemp("quickstart"), []
+    options = Quickstart(steps=2, batch_size=2, limit=1, max_new_tokens=2)
+    quickstart(out, options, device="cpu", say=lines.append)
+    return out, options, lines
+
+
+def cells(page: str) -> list[list[str]]:
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", page, re.S)
+    return [[html.unescape(c) for c in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.S)] for row in rows]
+
+
+def test_shipped_experts_are_small_checked_and_whole(tmp_path, monkeypatch):
+    experts = shipped_experts()
+    assert len(experts) == 5
+    assert sum((p / "adapter_model.safetensors").stat().st_size for p in experts.values()) <= 12e6
+    for name, folder in experts.items():
+        assert len(read_adapter(name, folder).sites) == 60
+        assert (folder / "README.md").is_file()
+    shutil.copytree(FOLDER, tmp_path / "shipped")
+    file = tmp_path / "shipped" / "science" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\0")
+    monkeypatch.setattr("radargate.shipped.FOLDER", tmp_path / "shipped")
+    with pytest.raises(AdapterError, match="missing or altered"):
+        shipped_experts()
+
+
+def test_every_number_of_the_report_is_a_records(run):
+    out, _, _ = run
+    page = (out / "report.html").read_text()
+    means = {r["system"]: r["metrics"] for r in read_records(out / "records.jsonl") if r.get("task") == "mean"}
+    assert list(means) == [
+        "base",
+        "language",
+        "mathematics",
+        "reasoning",
+        "translation",
+        "science",
+        "uniform",
+        "stretch",
+        "radar",
+    ]
+    shown = {row[0]: row[1:] for row in cells(page) if len(row) == 5}
+    for name, metrics in means.items():
+        acc, nll = metrics["acc"], metrics["nll"]
+        assert shown[name] == [
+            f"{acc['value']:.3f}",
+            f"{acc['low']:.3f} to {acc['high']:.3f}",
+            f"{nll['value']:.3f}",
+            f"{nll['low']:.3f} to {nll['high']:.3f}",
+        ]
+    assert page.count('<svg class="chart"') == 3
+    assert "http://www.w3.org" in page and not re.findall(r'(?:src|href)="http', page), "the page loads nothing"
+    assert page == quickstart_page(out)
+    assert "radargate train" in summary(out)
+
+
+def test_a_second_run_keeps_what_is_finished(run):
+    out, options, _ = run
+    before = (out / "records.jsonl").read_text()
+    again: list[str] = []
+    quickstart(out, options, device="cpu", say=again.append)
+    assert (out / "records.jsonl").read_text() == before
+    assert any("finished already" in line for line in again)
+
+
+def test_the_report_opens_in_a_browser_without_a_console_error(run, tmp_path):
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium on this machine")
+    report = Path(run[0]) / "report.html"
+    words = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path}", "--enable-logging=stderr", "--v=0",
+             "--dump-dom", report.as_uri()]  # fmt: skip
+    result = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in result.stderr
+    assert result.stdout.count('class="chart"') == 3 and "RadarGate quickstart" in result.stdout
