@@ -14,9 +14,13 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
 import radargate
+from radargate.base_models import load_tokenizer
+from radargate.data.batches import AnswerCollator, encode_rows
+from radargate.data.sources import load_rows
 from radargate.errors import DataError, RadarGateError, TrainContractError
 from radargate.training.contract import TrainContract, frozen_hash
 from radargate.training.gates import GateTraining, train_gates
+from radargate.training.loop import AnswerTrainer, training_arguments
 
 
 def run(zoo, tasks, out, family="llama", **changes):
@@ -155,3 +159,32 @@ def test_a_run_killed_three_times_ends_bit_equal_to_an_undisturbed_one(zoo, task
     assert [json.loads(x)["step"] for x in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()] == list(
         range(1, 17)
     )
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+@pytest.mark.parametrize("forget", [False, True])
+def test_the_loss_is_the_mean_over_answer_tokens_whatever_the_model_can_slice(
+    zoo, tasks, tmp_path, load_tiny, family, forget
+):
+    tokenizer, seq2seq = load_tokenizer(str(zoo[family]["base"])), family == "t5"
+    rows = [row for task in load_rows(tasks, "train", limit=3).values() for row in task]
+    encoded = encode_rows(rows, tokenizer, max_length=64, encoder_decoder=seq2seq).rows
+    model = radargate.compose(load_tiny(family), zoo[family]["adapters"]).eval()
+    collator = AnswerCollator(0, seq2seq)
+    trainer = AnswerTrainer(
+        model, encoded, training_arguments(tmp_path, steps=1, batch_size=6, lr=1.0, seed=0, device="cpu"), collator
+    )
+    if forget:  # a model that cannot slice its logits
+        trainer.slices_logits = False
+    with torch.no_grad():
+        loss = trainer.compute_loss(model, collator(encoded))
+        total, count = 0.0, 0
+        for row in encoded:  # one by one, without padding
+            ids, labels = torch.tensor([row.input_ids]), torch.tensor(row.labels)
+            logits = (
+                model(input_ids=ids, labels=labels[None]).logits[0] if seq2seq else model(input_ids=ids).logits[0, :-1]
+            )
+            labels = labels if seq2seq else labels[1:]
+            total += float(torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum"))
+            count += int((labels != -100).sum())
+    assert float(loss) == pytest.approx(total / count, rel=1e-5)

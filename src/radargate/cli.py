@@ -28,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RadarGateError as error:
         print(f"radargate: error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # a full disk, a folder that cannot be written, a file that is gone
+        print(f"radargate: error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("radargate: stopped.", file=sys.stderr)
         return 130

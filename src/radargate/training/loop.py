@@ -90,6 +90,7 @@ class AnswerTrainer(Trainer):
                 self.remove_callback(callback)  # our own progress lines replace its dictionaries
         self.add_callback(Progress(self.order, rows, Path(str(args.output_dir)), say))
         forward = inspect.signature(model.get_base_model().forward).parameters  # type: ignore[operator]
+        self.seq2seq = collator.encoder_decoder
         self.slices_logits = "logits_to_keep" in forward and not collator.encoder_decoder
         self.takes_positions = "position_ids" in forward
         self.head_hook: Any = None
@@ -121,20 +122,20 @@ class AnswerTrainer(Trainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
                      num_items_in_batch: Any = None) -> Any:  # fmt: skip
         """Mean cross-entropy over answer tokens, in float32."""
-        labels = inputs["labels"]
+        labels, wanted = inputs["labels"], dict(inputs)
+        if not self.seq2seq:
+            del wanted["labels"]  # the model would compute all logits and its own loss
         if not self.takes_positions:
-            inputs = {key: value for key, value in inputs.items() if key != "position_ids"}
-        if "position_ids" in inputs or self.slices_logits:
-            inputs = {key: value for key, value in inputs.items() if key != "labels"}
+            wanted.pop("position_ids", None)
         if self.slices_logits:
             # answers end at the last position (left padding): logits from one before the longest answer on
-            width = int((labels != -100).any(0).nonzero()[0])
-            inputs["logits_to_keep"] = labels.shape[1] - width + 1
-            labels = labels[:, width:]
-        outputs = model(**inputs)
-        logits = outputs.logits
-        if "labels" not in inputs:
-            logits, labels = (logits[:, :-1], labels) if self.slices_logits else (logits[:, :-1], labels[:, 1:])
+            first = int((labels != -100).any(0).nonzero()[0])
+            wanted["logits_to_keep"] = labels.shape[1] - first + 1
+            labels = labels[:, first:]
+        elif not self.seq2seq:
+            labels = labels[:, 1:]
+        outputs = model(**wanted)
+        logits = outputs.logits if self.seq2seq else outputs.logits[:, :-1]
         total = F.cross_entropy(
             logits.reshape(-1, logits.shape[-1]).float(),
             labels.reshape(-1),
