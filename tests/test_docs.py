@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,18 @@ def test_every_option_of_every_gate_is_in_the_method_page():
     for name in GATES:
         for field in fields(GATES.get(name).Options):
             assert f"`{field.name}`" in text, f"docs/method.md does not explain {field.name}"
+
+
+@pytest.mark.parametrize("example", ["own_adapters", "trl_sft", "own_gate"])
+def test_examples_run(example, zoo, tmp_path):
+    tiny = zoo["llama"]
+    words = [
+        str(tiny["base"]),
+        *([str(tmp_path / "out")] if example == "trl_sft" else []),
+        *map(str, tiny["adapters"].values()),
+    ]
+    result = subprocess.run(
+        [sys.executable, ROOT / "examples" / f"{example}.py", *words], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
