@@ -3,6 +3,6 @@
 set -euo pipefail
 OUT=${1:-runs/shipped}
 for category in language mathematics reasoning translation science; do
-  radargate experts smollm2-135m --data builtin:$category --union $category --steps 150 --batch-size 8 --lr 2e-3 \
+  radargate experts smollm2-135m --data builtin:$category --union $category --steps 120 --batch-size 8 --lr 2e-3 \
     --save-dtype bfloat16 --resume --out "$OUT"
 done

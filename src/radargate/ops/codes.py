@@ -70,8 +70,8 @@ def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int], down: Tensor | No
     def direct(slot: int) -> Tensor:
         if written_out:
             rest = rest_mask(slot).expand(h.shape) if angle_norm == "unit" else None
-            code = SlotCode.apply(h, B, known, down, rest, make_slot(ranks, owner, indices, slot, h.dtype))
-            return code / others if angle_norm == "mean" else code
+            written = SlotCode.apply(h, B, known, down, rest, make_slot(ranks, owner, indices, slot, h.dtype))
+            return written / others if angle_norm == "mean" else written
 
         def code(h: Tensor, B: Tensor, known: Tensor | None, down: Tensor | None) -> Tensor:
             v = _expand(h, B, ranks, owner, indices, slot)

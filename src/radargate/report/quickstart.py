@@ -28,7 +28,7 @@ def quickstart_page(out: Path) -> str:
     means = {r["system"]: r["metrics"] for r in scores if r["task"] == "mean"}
     tasks = {(r["system"], r["task"]): r for r in scores if r["task"] != "mean"}
     names = list(dict.fromkeys(task for _, task in tasks))
-    usage = next((r["metrics"] for r in records if r["suite"] == "usage"), {})
+    usage: dict[str, dict[str, float]] = next((r["metrics"] for r in records if r["suite"] == "usage"), {})
     first = scores[0]
     rows = next(iter(tasks.values()))["metrics"]["n"]
     best = max(means, key=lambda name: means[name]["acc"]["value"])

@@ -21,7 +21,7 @@ def counted_nouns() -> Iterator[tuple[str, Row]]:
 
     engine = inflect.engine()
     for noun in NOUNS:
-        plural = engine.plural(noun)  # type: ignore[arg-type]
+        plural = engine.plural(noun)
         for count in range(2, 61):
             yield (
                 f"{count} {noun}",
