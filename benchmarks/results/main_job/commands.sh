@@ -7,9 +7,9 @@ for gate in uniform stretch radar; do
   radargate train smollm2-135m "$OUT"/experts/*/ --data "$DATA" --gate $gate --steps 120 --out "$OUT/$gate"
 done
 radargate train smollm2-135m "$OUT"/experts/*/ --data "$DATA" --gate radar --preset paper --steps 120 --out "$OUT/paper"
-radargate eval smollm2-135m --data "$DATA" --limit 100 --out "$OUT/scores.jsonl"
+radargate eval smollm2-135m --data "$DATA" --limit 60 --out "$OUT/scores.jsonl"
 for expert in "$OUT"/experts/*/; do
-  radargate eval smollm2-135m "$expert" --data "$DATA" --limit 100 --task "$(basename "$expert")" --out "$OUT/scores.jsonl"
+  radargate eval smollm2-135m "$expert" --data "$DATA" --limit 60 --task "$(basename "$expert")" --out "$OUT/scores.jsonl"
 done
-for bundle in uniform stretch radar paper; do radargate eval "$OUT/$bundle" --data "$DATA" --limit 100 --out "$OUT/scores.jsonl"; done
+for bundle in uniform stretch radar paper; do radargate eval "$OUT/$bundle" --data "$DATA" --limit 60 --out "$OUT/scores.jsonl"; done
 python benchmarks/lm_eval_parity.py "$OUT/radar" "$DATA" "$OUT/lm_eval.jsonl"

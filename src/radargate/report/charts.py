@@ -36,12 +36,12 @@ def svg(figure: Any, description: str) -> str:
 
 
 def intervals(
-    rows: Sequence[tuple[str, Mapping[str, float]]], label: str, description: str, highlight: str = ""
+    rows: Sequence[tuple[str, Mapping[str, float]]], label: str, description: str, highlight: Sequence[str] = ()
 ) -> str:
     """One line a system: value and 95 % interval."""
     figure, axes = _figure(7.0, 0.42 * len(rows) + 1.0)
     for place, (name, metric) in enumerate(reversed(rows)):
-        colour = COLOURS[1] if name == highlight else COLOURS[0]
+        colour = COLOURS[1] if name in highlight else COLOURS[0]
         axes.plot([metric["low"], metric["high"]], [place, place], color=colour, linewidth=2)
         axes.plot(metric["value"], place, "o", color=colour)
         axes.annotate(f"{metric['value']:.2f}", (metric["high"], place), xytext=(6, -4), textcoords="offset points")

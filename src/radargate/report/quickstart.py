@@ -31,7 +31,8 @@ def quickstart_page(out: Path) -> str:
     usage: dict[str, dict[str, float]] = next((r["metrics"] for r in records if r["suite"] == "usage"), {})
     first = scores[0]
     rows = next(iter(tasks.values()))["metrics"]["n"]
-    best = max(means, key=lambda name: means[name]["acc"]["value"])
+    top = max(m["acc"]["value"] for m in means.values())
+    best = [name for name, m in means.items() if m["acc"]["value"] == top]
     conditions = (
         f"{len(names)} tasks, {rows} held-out rows each; 95 % bootstrap intervals over rows; one seed. radargate "
         f"{first['versions'].get('radargate')}, commit {str(first['commit'])[:12]}, {first['machine']['cpu']}, {first['date'][:10]}."
@@ -58,7 +59,7 @@ def quickstart_page(out: Path) -> str:
                 page.table(
                     ["system", "accuracy", "95 % interval", "NLL of the right answer", "95 % interval"],
                     [[n, *_cells(m["acc"]), *_cells(m["nll"])] for n, m in means.items()],
-                    best=[i for i, n in enumerate(means) if n == best],
+                    best=[i for i, n in enumerate(means) if n in best],
                 ),
                 page.paragraph(conditions, note=True),
                 page.paragraph(_verdict(means)),

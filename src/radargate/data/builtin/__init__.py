@@ -6,6 +6,7 @@ stand in two splits and no data file is needed.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator
 
@@ -59,6 +60,7 @@ def builtin_rows(name: str, split: str) -> list[Row]:
     return rows
 
 
+@functools.cache
 def _split_rows(task: str) -> dict[str, list[Row]]:
     try:
         items: Iterator[tuple[str, Row]] = TASKS.get(task)()
