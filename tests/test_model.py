@@ -358,3 +358,17 @@ def test_a_bundle_says_what_it_is(zoo, load_tiny, tmp_path):
     assert "import radargate" in card and "| law |" in card
     assert set(lock["experts"]) == {"math", "law", "code"} and len(lock["files"]) == 2
     assert Path(tmp_path / "bundle" / "adapter_config.json").stat().st_size < 20_000
+
+
+@torch.no_grad()
+def test_a_bundle_with_gates_only_finds_its_experts_and_takes_no_others(zoo, load_tiny, tmp_path):
+    model = compose(zoo, load_tiny())
+    expected = model(**inputs("llama")).logits
+    radargate.composition.radar_config(model).gate_only = True
+    model.save_pretrained(tmp_path / "gates")
+    assert not any("radar_bank" in name for name in load_file(tmp_path / "gates" / "adapter_model.safetensors"))
+    assert torch.equal(radargate.load(load_tiny(), tmp_path / "gates")(**inputs("llama")).logits, expected)
+    with pytest.raises(BundleError, match=r"gates only\. Load it with radargate\.load"):
+        PeftModel.from_pretrained(load_tiny(), tmp_path / "gates")
+    with pytest.raises(BundleError, match=r"'law' at .* is not the one"):
+        radargate.load(load_tiny(), tmp_path / "gates", adapters={"law": zoo["llama"]["adapters"]["math"]})

@@ -88,7 +88,7 @@ tags:
 # RadarGate composition of {len(config.experts)} experts
 
 Base `{config.base_model_name_or_path}`, architecture `{config.architecture}`, gate `{config.gate}`, top-k {config.top_k},
-{len(config.sites)} sites. It holds its experts; only the gates were trained.
+{len(config.sites)} sites. It holds {"its gates only; the experts are found by source and hash" if config.gate_only else "its experts"}; only the gates were trained.
 
 ```python
 import radargate                      # tells PEFT what this bundle is

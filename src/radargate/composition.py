@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,7 @@ from radargate.errors import AdapterError, BundleError, OptionError
 from radargate.experts.adapters import base_sites
 from radargate.experts.bank import ExpertBank, SiteBank, load_bank
 from radargate.gates.base import make_options
-from radargate.layer import RadarLayer
+from radargate.layer import RadarLayer, banks_come_later
 
 
 def compose(
@@ -87,14 +88,12 @@ def compose(
     )  # fmt: skip
     composed = get_peft_model(model, config, adapter_name=adapter_name)
     radar_config(composed, adapter_name).base_model_name_or_path = base_name(model)  # PEFT put this machine's path
-    for layer in radar_layers(composed):
-        here, there = bank.sites[layer.site], layer.bank(adapter_name)
-        there.A.data = here.A.to(there.A.device)
-        there.B.data = here.B.to(there.B.device)
+    _fill(composed, bank, adapter_name)
     return _finish(composed)
 
 
-def load(base: str | PreTrainedModel | None, bundle: str | Path, *, adapter_name: str = "default",
+def load(base: str | PreTrainedModel | None, bundle: str | Path, *,
+         adapters: Mapping[str, str | Path] | None = None, adapter_name: str = "default",
          dtype: torch.dtype | str | None = None, device: str | None = None, trainable: bool = False,
          allow_other_base: bool = False) -> PeftModel:  # fmt: skip
     """Load a saved composition.
@@ -102,6 +101,7 @@ def load(base: str | PreTrainedModel | None, bundle: str | Path, *, adapter_name
     Args:
         base: the base model or its name; None takes the one the bundle names.
         bundle: a folder written by ``save_pretrained``, or a Hub id.
+        adapters: where the experts of a bundle with gates only are now; None takes the places it names.
         adapter_name: the composition's name inside the PeftModel.
         dtype: of the base, where it is loaded here.
         device: of the base, where it is loaded here.
@@ -109,7 +109,7 @@ def load(base: str | PreTrainedModel | None, bundle: str | Path, *, adapter_name
         allow_other_base: accept a base whose fingerprint is not the bundle's.
 
     Raises:
-        BundleError: the bundle is incomplete or altered, or belongs to another base.
+        BundleError: the bundle is incomplete or altered, or belongs to another base, or its experts changed.
     """
     if Path(bundle).exists() and not (Path(bundle) / "adapter_config.json").exists():
         raise BundleError(f"{bundle} has no adapter_config.json. Give a folder written by save_pretrained.")
@@ -124,7 +124,17 @@ def load(base: str | PreTrainedModel | None, bundle: str | Path, *, adapter_name
     model = load_base(base, dtype=dtype, device=device)
     if not allow_other_base:
         check_fingerprint(bundle, config.base_fingerprint, model)
-    return _finish(PeftModel.from_pretrained(model, str(bundle), adapter_name=adapter_name, is_trainable=trainable))
+    bank = _experts_of(config, adapters, model) if config.gate_only else None
+    token = banks_come_later.set(bank is not None)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*missing adapter keys.*")
+            composed = PeftModel.from_pretrained(model, str(bundle), adapter_name=adapter_name, is_trainable=trainable)
+    finally:
+        banks_come_later.reset(token)
+    if bank is not None:
+        _fill(composed, bank, adapter_name)
+    return _finish(composed)
 
 
 def radar_layers(model: torch.nn.Module) -> list[RadarLayer]:
@@ -148,6 +158,28 @@ def expert_bank(model: PeftModel, adapter_name: str = "default") -> ExpertBank:
             tuple(entry["scales"]), tuple(tuple(pair) for pair in entry["dtypes"]),
         )  # fmt: skip
     return ExpertBank(tuple(config.experts), sites, config.expert_configs, config.expert_facts)
+
+
+def _fill(model: PeftModel, bank: ExpertBank, adapter_name: str) -> None:
+    """Copy experts into the layers built for them."""
+    for layer in radar_layers(model):
+        here, there = bank.sites[layer.site], layer.bank(adapter_name)
+        there.A.data = here.A.to(there.A.device)
+        there.B.data = here.B.to(there.B.device)
+
+
+def _experts_of(config: RadarConfig, adapters: Mapping[str, str | Path] | None, model: PreTrainedModel) -> ExpertBank:
+    """Find the experts of a bundle with gates only, and check that they are the very ones."""
+    # by the list of names: PEFT sorts the keys of tables when it writes a config
+    sources = {name: (adapters or {}).get(name, config.expert_facts[name]["source"]) for name in config.experts}
+    bank = load_bank(sources, model, allow_inactive=True)
+    for name, facts in bank.facts.items():
+        if facts["sha256"] != config.expert_facts[name]["sha256"]:
+            raise BundleError(
+                f"expert {name!r} at {sources[name]} is not the one these gates were trained with (another sha256). "
+                "Give its place with adapters={...}."
+            )
+    return bank
 
 
 def _finish(model: PeftModel) -> PeftModel:

@@ -52,6 +52,9 @@ class RadarConfig(PeftConfig):
     expert_facts: dict[str, Any] = field(default_factory=dict, metadata={"help": "Their sources and hashes."})
     sites: dict[str, Any] = field(default_factory=dict, metadata={"help": "Site → experts, ranks, scales, dtypes."})
     base_fingerprint: str | None = field(default=None, metadata={"help": "Of the base the gates belong to."})
+    gate_only: bool = field(
+        default=False, metadata={"help": "Save gates without experts; sources and hashes name them."}
+    )
     target_modules: Any = field(default=None, metadata={"help": "Unused: the site table decides."})
 
     def __post_init__(self) -> None:

@@ -21,6 +21,8 @@ from radargate.registry import unknown_name
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # what `using` sets for the calls inside it, per context (thread or task): expert name → factor
 active_multipliers: ContextVar[Mapping[str, float] | None] = ContextVar("radargate_multipliers", default=None)
+# True while `radargate.load` reads a bundle that holds gates only, before it fills the banks
+banks_come_later: ContextVar[bool] = ContextVar("radargate_banks_come_later", default=False)
 
 
 class Bank(nn.Module):

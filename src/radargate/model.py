@@ -13,7 +13,7 @@ from torch import nn
 
 from radargate.config import RADAR, RadarConfig
 from radargate.errors import BundleError, RadarGateError
-from radargate.layer import RadarLayer, active_multipliers, check_multipliers
+from radargate.layer import RadarLayer, active_multipliers, banks_come_later, check_multipliers
 
 PREFIX = "radar_"
 
@@ -94,6 +94,16 @@ class RadarModel(BaseTuner):
             active_multipliers.reset(token)
 
     @classmethod
+    def _get_adapter_state_dict(cls, model: nn.Module, config: RadarConfig, adapter_name: str,
+                                state_dict: dict[str, torch.Tensor], unwanted_adapter_names: list[str]
+                                ) -> dict[str, torch.Tensor]:  # fmt: skip
+        chosen = super()._get_adapter_state_dict(
+            model=model, config=config, adapter_name=adapter_name, state_dict=state_dict,
+            unwanted_adapter_names=unwanted_adapter_names,
+        )  # fmt: skip
+        return {key: value for key, value in chosen.items() if not (config.gate_only and ".radar_bank." in key)}
+
+    @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         for container in (".radar_gate.", ".radar_bank."):
             key = key.replace(f"{container}{adapter_name}.", container)
@@ -106,6 +116,12 @@ class RadarModel(BaseTuner):
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
         )
         marks = (f".radar_gate.{adapter_name}.", f".radar_bank.{adapter_name}.")
+        if config.gate_only:
+            if not banks_come_later.get():
+                raise BundleError(
+                    "this bundle holds gates only. Load it with radargate.load, which finds and checks its experts."
+                )
+            marks = marks[:1]
         expected = {k: tuple(v.shape) for k, v in model.state_dict().items() if any(mark in k for mark in marks)}
         for problem, names in (
             ("has no tensor", expected.keys() - remapped.keys()),

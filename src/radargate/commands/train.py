@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--save-every", type=flags.positive_int, default=20, help="steps between checkpoints (default 20)"
     )
     parser.add_argument("--allow-inactive", action="store_true", help="accept an adapter that changes nothing")
+    parser.add_argument(
+        "--gate-only", action="store_true", help="save gates without experts; the bundle names their places"
+    )
     parser.add_argument("--tensorboard", action="store_true", help="also log to TensorBoard, in BUNDLE/checkpoints")
     parser.add_argument("--json", action="store_true", help="print the run's record as JSON")
     flags.machine_flags(parser)
@@ -55,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     record = train_gates(
         args.base, flags.named_adapters(args.adapters), args.data, args.out, options, tasks=args.task,
-        resume=args.resume, allow_inactive=args.allow_inactive, dtype=args.dtype,
+        resume=args.resume, allow_inactive=args.allow_inactive, gate_only=args.gate_only, dtype=args.dtype,
         device=flags.pick_device(args.device), tensorboard=args.tensorboard, say=flags.say_to(),
     )  # fmt: skip
     if args.json:

@@ -66,7 +66,7 @@ class GateTraining:
 
 def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: str | Path, options: GateTraining, *,
                 tasks: list[str] | None = None, resume: bool = False, allow_inactive: bool = False,
-                dtype: str | None = None, device: str | None = None, tensorboard: bool = False,
+                gate_only: bool = False, dtype: str | None = None, device: str | None = None, tensorboard: bool = False,
                 say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:  # fmt: skip
     """Train the gates of a composition and save it as a bundle in ``out``.
 
@@ -79,6 +79,7 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
         tasks: train on these only.
         resume: go on from the newest complete checkpoint; the result is bit-equal to an undisturbed run.
         allow_inactive: accept an expert that changes nothing.
+        gate_only: save the gates without the experts, which stay where they are.
         dtype: of the base model.
         device: where to train.
         tensorboard: also log to TensorBoard.
@@ -118,6 +119,7 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
         say(f"mean rotation angle: {metrics['mean_angle']:.3f} rad.{weak}")
     work = out / ".bundle.tmp"
     shutil.rmtree(work, ignore_errors=True)
+    radar_config(model).gate_only = gate_only
     model.save_pretrained(str(work), save_embedding_layers=False)
     record = make_record(
         "train", options.gate, metrics, base=base, data=Path(data).name, data_hash=rows_hash(rows), rows=len(encoded.rows),
