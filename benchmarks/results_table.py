@@ -1,4 +1,4 @@
-"""Make docs/results.md from the records in benchmarks/results. Run: .venv/bin/python benchmarks/results_table.py [--check]."""
+"""Make docs/results.md and the README's table from the records: .venv/bin/python benchmarks/results_table.py."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from radargate.evaluation.metrics import paired_difference
 from radargate.records import read_records
+from radargate.report import charts
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -27,14 +28,41 @@ PAIRS = (
 )
 
 
+BEGIN, END = "<!-- quickstart: made by benchmarks/results_table.py -->", "<!-- quickstart: end -->"
+
+
 def main() -> int:
-    """Write the page, or with --check compare it with what the records give."""
-    text = page()
-    target = ROOT / "docs" / "results.md"
-    if "--check" in sys.argv:
-        return 0 if target.read_text() == text else 1
-    target.write_text(text)
+    """Write docs/results.md, the README's table and its picture."""
+    (ROOT / "docs" / "results.md").write_text(page())
+    records = RESULTS / "quickstart" / "records.jsonl"
+    if records.exists():
+        readme = ROOT / "README.md"
+        text = readme.read_text()
+        readme.write_text(text[: text.index(BEGIN)] + quickstart_block() + text[text.index(END) + len(END) :])
+        (ROOT / "docs" / "expert_use.svg").write_text(quickstart_picture())
     return 0
+
+
+def quickstart_block() -> str:
+    """The README's results table, from the quickstart's records."""
+    records = [r for r in read_records(RESULTS / "quickstart" / "records.jsonl") if r["suite"] == "eval"]
+    means = {r["system"]: r for r in records if r["task"] == "mean"}
+    one = next(r for r in records if r["task"] != "mean")
+    rows = [[name, cell(r["metrics"]["acc"]), cell(r["metrics"]["nll"])] for name, r in means.items()]
+    conditions = (
+        f"`make demo`: ten built-in tasks, {one['metrics']['n']} held-out rows each, one seed; 95 % bootstrap intervals over rows; "
+        f"{one['machine']['cpu']}, {one['machine']['cores']} cores. Records: [benchmarks/results/quickstart](benchmarks/results/quickstart)."
+    )
+    return "\n\n".join([BEGIN, table(["system", "accuracy", "NLL of the right answer"], rows), conditions, END])
+
+
+def quickstart_picture() -> str:
+    """Which expert the quickstart's radar gate uses for which task."""
+    records = read_records(RESULTS / "quickstart" / "records.jsonl")
+    usage = next(r["metrics"] for r in records if r["suite"] == "usage")
+    return charts.heat_map(
+        usage, "mean weight", "Mean weight of each expert for each task in the quickstart's radar gate"
+    )
 
 
 def page() -> str:
