@@ -17,7 +17,7 @@ from radargate.evaluation.scoring import Scorer
 from radargate.records import append_records, make_record
 
 
-def main(bundle: str, data: str, out: str, limit: int = 20) -> None:
+def main(bundle: str, data: str, out: str, limit: int = 6) -> None:
     """Compare on the first ``limit`` multiple-choice test rows of each task, in float32."""
     model = radargate.load(None, bundle, dtype=torch.float32)
     tokenizer = load_tokenizer("smollm2-135m")
