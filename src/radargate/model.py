@@ -115,7 +115,7 @@ class RadarModel(BaseTuner):
         remapped = super()._remap_adapter_state_dict_for_load(
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
         )
-        marks = (f".radar_gate.{adapter_name}.", f".radar_bank.{adapter_name}.")
+        marks: tuple[str, ...] = (f".radar_gate.{adapter_name}.", f".radar_bank.{adapter_name}.")
         if config.gate_only:
             if not banks_come_later.get():
                 raise BundleError(
