@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from radargate.evaluation.metrics import paired_difference
+from radargate.evaluation.metrics import paired_difference, row_values
 from radargate.records import read_records
 from radargate.report import charts
 
@@ -127,17 +127,9 @@ def verdicts(by_case: dict[Any, Any], tasks: list[str]) -> str:
     return "In words: " + "; ".join(lines) + "."
 
 
-def values(record: dict[str, Any], metric: str) -> list[float]:
-    """Row values of a metric."""
-    rows = record["rows"]
-    if metric == "acc":
-        return [float(v) for v in rows["correct"]]
-    return [s / t for s, t in zip(rows["nll_sum"], rows["tokens"], strict=True)]
-
-
 def difference(by_case: dict[Any, Any], tasks: list[str], a: str, b: str, metric: str) -> dict[str, float]:
     """Paired difference a - b over all tasks."""
-    first, second = ({t: values(by_case[s, t], metric) for t in tasks} for s in (a, b))
+    first, second = ({t: row_values(by_case[s, t], metric) for t in tasks} for s in (a, b))
     return paired_difference(first, second)
 
 
@@ -180,7 +172,7 @@ def task_row(by_case: dict[Any, Any], task: str, systems: list[str], metric: str
         marks = []
         for m, sign in (("acc", 1), ("nll", -1)):
             d = paired_difference(
-                {task: values(by_case[task, task], m)}, {task: values(by_case["smollm2-135m", task], m)}
+                {task: row_values(by_case[task, task], m)}, {task: row_values(by_case["smollm2-135m", task], m)}
             )
             marks.append("yes" if d["p"] < 0.05 and d["difference"] * sign > 0 else "no")
         row.append(" / ".join(marks))

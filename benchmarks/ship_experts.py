@@ -8,17 +8,9 @@ import sys
 from pathlib import Path
 
 from radargate.data.builtin import CATEGORIES
-from radargate.evaluation.metrics import paired_difference
+from radargate.evaluation.metrics import paired_difference, row_values
 from radargate.records import file_hash, read_records
 from radargate.shipped import BASE, FOLDER
-
-
-def values(record: dict, metric: str) -> list[float]:
-    """Row values of a metric."""
-    rows = record["rows"]
-    if metric == "acc":
-        return [float(v) for v in rows["correct"]]
-    return [s / t for s, t in zip(rows["nll_sum"], rows["tokens"], strict=True)]
 
 
 def main(trained: str, scores: str) -> None:
@@ -34,7 +26,7 @@ def main(trained: str, scores: str) -> None:
         lines = []
         for task in tasks:
             mine, base = by_case[category, task], by_case[BASE, task]
-            p = paired_difference({task: values(mine, "nll")}, {task: values(base, "nll")})["p"]
+            p = paired_difference({task: row_values(mine, "nll")}, {task: row_values(base, "nll")})["p"]
             m, b = mine["metrics"], base["metrics"]
             lines.append(
                 f"| {task} | {m['n']} | {b['acc']['value']:.3f} | {m['acc']['value']:.3f} | {b['nll']['value']:.3f} | "

@@ -15,10 +15,10 @@ from radargate import ops
 from radargate.architectures import ARCHITECTURES
 from radargate.config import RadarConfig, gate_class
 from radargate.errors import OptionError, RadarGateError
+from radargate.experts.bank import widest_dtype
 from radargate.gates.base import Call, Gate, GateOutput, GateSite, OneExpert, make_options
 from radargate.registry import unknown_name
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # what `using` sets for the calls inside it, per context (thread or task): expert name → factor
 active_multipliers: ContextVar[Mapping[str, float] | None] = ContextVar("radargate_multipliers", default=None)
 # True while `radargate.load` reads a bundle that holds gates only, before it fills the banks
@@ -31,9 +31,7 @@ class Bank(nn.Module):
     def __init__(self, entry: dict[str, Any], d_in: int, d_out: int) -> None:
         super().__init__()
         self.ranks = tuple(entry["ranks"])
-        dtype = _DTYPES["F16"] if all(d == "F16" for pair in entry["dtypes"] for d in pair) else _DTYPES["BF16"]
-        for name in (d for pair in entry["dtypes"] for d in pair):
-            dtype = torch.promote_types(dtype, _DTYPES[name])
+        dtype = widest_dtype(entry["dtypes"])
         rank = sum(self.ranks)
         # parameters, not buffers: DDP would send buffers around on each forward
         self.A = nn.Parameter(torch.zeros(rank, d_in, dtype=dtype), requires_grad=False)

@@ -82,6 +82,14 @@ def paired_difference(first: dict[str, Sequence[float]], second: dict[str, Seque
     return {"difference": observed, "low": low, "high": high, "p": p}
 
 
+def row_values(record: Mapping[str, Any], metric: str) -> list[float]:
+    """One number a row of an eval record: ``"acc"`` 0 or 1, ``"nll"`` nats a token."""
+    rows = record["rows"]
+    if metric == "acc":
+        return [float(v) for v in rows["correct"]]
+    return [s / t for s, t in zip(rows["nll_sum"], rows["tokens"], strict=True)]
+
+
 def _with_interval(groups: Sequence[Sequence[float]], seed: int) -> dict[str, float]:
     arrays = [np.asarray(group, dtype=float) for group in groups]
     low, high = _interval(arrays, seed)

@@ -134,12 +134,7 @@ class Scorer:
         return {name: value for name, value in extras.items() if name in self.accepted}
 
     def _pad(self, rows: Sequence[Sequence[int]], left: bool) -> tuple[Tensor, Tensor]:
-        width = max(len(row) for row in rows)
-        ids = torch.full((len(rows), width), self.tokenizer.pad_token_id, dtype=torch.long)
-        mask = torch.zeros(len(rows), width, dtype=torch.long)
-        for i, row in enumerate(rows):
-            span = slice(width - len(row), width) if left else slice(0, len(row))
-            ids[i, span], mask[i, span] = torch.tensor(row), 1
+        ids, mask = _pad(rows, self.tokenizer.pad_token_id, left)
         return ids.to(self.device), mask.to(self.device)
 
 
@@ -164,19 +159,25 @@ def generate(
     pairs = [encode_row(prompt, "x", tokenizer, seq2seq) for prompt in prompts]
     # a generated answer starts after the whole rendered context, white space included
     contexts = [p.context + p.continuation[: p.lead] for p in pairs]
-    width = max(len(context) for context in contexts)
+    ids, mask = _pad(contexts, tokenizer.pad_token_id, left=not seq2seq)
     device = next(model.parameters()).device
-    ids = torch.full((len(contexts), width), tokenizer.pad_token_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, context in enumerate(contexts):
-        span = slice(0, len(context)) if seq2seq else slice(width - len(context), width)
-        ids[i, span], mask[i, span] = torch.tensor(context), 1
     out = model.generate(
         input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, **{"do_sample": False, **options},
     )  # fmt: skip
-    fresh = out if seq2seq else out[:, width:]
+    fresh = out if seq2seq else out[:, ids.shape[1] :]
     return [text.strip() for text in tokenizer.batch_decode(fresh, skip_special_tokens=True)]
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int, left: bool) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask of rows of unequal length."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), value, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        span = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, span], mask[i, span] = torch.tensor(row), 1
+    return ids, mask
 
 
 def _row_score(row: Row, candidates: list[_Candidate], answers: dict[str, str]) -> RowScore:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,9 +111,7 @@ def load_bank(adapters: Mapping[str, str | Path], base: nn.Module, *, allow_inac
 
 def _site_bank(site: str, present: Sequence[tuple[int, Adapter]], active: set[int]) -> SiteBank:
     dtypes = [(adapter.sites[site].A.dtype, adapter.sites[site].B.dtype) for _, adapter in present]
-    widest = _DTYPES[dtypes[0][0]]
-    for dtype in (dtype for pair in dtypes for dtype in pair):
-        widest = torch.promote_types(widest, _DTYPES[dtype])
+    widest = widest_dtype(dtypes)
     A, B = [], []
     for index, adapter in present:
         a, b = adapter.load(site)
@@ -128,6 +127,11 @@ def _site_bank(site: str, present: Sequence[tuple[int, Adapter]], active: set[in
         scales=tuple(adapter.sites[site].scale for _, adapter in present),
         dtypes=tuple(dtypes),
     )
+
+
+def widest_dtype(dtypes: Iterable[Iterable[str]]) -> torch.dtype:
+    """The narrowest dtype that holds every given one exactly, from safetensors' names of A's and B's."""
+    return functools.reduce(torch.promote_types, (_DTYPES[name] for pair in dtypes for name in pair))
 
 
 def write_expert(bank: ExpertBank, name: str, folder: str | Path) -> None:
