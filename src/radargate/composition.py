@@ -17,7 +17,7 @@ from radargate import model as _registered  # noqa: F401  (PEFT must know RADAR 
 from radargate.architectures import ARCHITECTURES
 from radargate.base_models import base_name, fingerprint, load_base
 from radargate.bundle import check_fingerprint, read_lock
-from radargate.config import RadarConfig, gate_class, preset_options
+from radargate.config import RadarConfig, check_works_under, gate_class, preset_options
 from radargate.errors import AdapterError, BundleError, OptionError
 from radargate.experts.adapters import base_sites
 from radargate.experts.bank import ExpertBank, SiteBank, load_bank
@@ -30,6 +30,7 @@ def compose(
     adapters: Mapping[str, str | Path] | Sequence[str | Path] | None = None,
     *,
     architecture: str = "mole",
+    architecture_options: Mapping[str, Any] | None = None,
     gate: str = "radar",
     top_k: int | None = 2,
     preset: str | None = None,
@@ -46,6 +47,7 @@ def compose(
         base: a model, or its name or path. A PeftModel's own LoRAs join the experts; it is unloaded.
         adapters: name → folder or Hub id (or just folders, named by their last part).
         architecture: how experts share A and B; see `radargate.architectures.ARCHITECTURES`.
+        architecture_options: its options.
         gate: gate or rule; see `radargate.gates.GATES` and `radargate.rules.RULES`.
         top_k: experts kept per token (fewer where a site has fewer); None keeps all.
         preset: ``"paper"`` for the printed form of the gate.
@@ -65,9 +67,11 @@ def compose(
         OptionError: an option or combination that cannot work.
         UnknownNameError: no such gate or architecture; the nearest are named.
     """
-    ARCHITECTURES.check(architecture)
+    arrangement = ARCHITECTURES.get(architecture)
+    arrangement_options = make_options(arrangement, dict(architecture_options or {}))
     options = preset_options(preset, gate, gate_options)
     make_options(gate_class(gate), options)
+    check_works_under(gate, architecture)
     named = _named(adapters)
     with tempfile.TemporaryDirectory() as work:
         if isinstance(base, PeftModel):
@@ -76,12 +80,12 @@ def compose(
         if top_k is not None and not 1 <= top_k <= max(len(named), 1):
             raise OptionError(f"top_k is {top_k}, expected 1 to {len(named)}, the number of adapters.")
         model = load_base(cast("str | PreTrainedModel", base), dtype=dtype, device=device)
-        bank = load_bank(named, model, allow_inactive=allow_inactive)
+        bank = arrangement.arrange(load_bank(named, model, allow_inactive=allow_inactive), arrangement_options)
     shapes = base_sites(model)
     config = RadarConfig(
         base_model_name_or_path=model.name_or_path,
         task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
-        architecture=architecture, gate=gate, gate_options=options, top_k=top_k, preset=preset, seed=seed,
+        architecture=architecture, architecture_options=dict(architecture_options or {}), gate=gate, gate_options=options, top_k=top_k, preset=preset, seed=seed,
         experts=list(bank.names), expert_configs=bank.configs, expert_facts=bank.facts,
         sites={name: _entry(site, shapes[name]) for name, site in bank.sites.items()},
         base_fingerprint=fingerprint(model),
@@ -89,6 +93,9 @@ def compose(
     composed = get_peft_model(model, config, adapter_name=adapter_name)
     radar_config(composed, adapter_name).base_model_name_or_path = base_name(model)  # PEFT put this machine's path
     _fill(composed, bank, adapter_name)
+    for layer in radar_layers(composed):
+        there = layer.bank(adapter_name)
+        layer.gate(adapter_name).prepare(there.A.detach(), there.B.detach(), there.scales)
     return _finish(composed)
 
 
@@ -173,6 +180,8 @@ def _experts_of(config: RadarConfig, adapters: Mapping[str, str | Path] | None, 
     # by the list of names: PEFT sorts the keys of tables when it writes a config
     sources = {name: (adapters or {}).get(name, config.expert_facts[name]["source"]) for name in config.experts}
     bank = load_bank(sources, model, allow_inactive=True)
+    arrangement = ARCHITECTURES.get(config.architecture)
+    bank = arrangement.arrange(bank, make_options(arrangement, config.architecture_options))
     for name, facts in bank.facts.items():
         if facts["sha256"] != config.expert_facts[name]["sha256"]:
             raise BundleError(

@@ -13,9 +13,26 @@ from torch import nn
 
 from radargate.config import RADAR, RadarConfig
 from radargate.errors import BundleError, RadarGateError
-from radargate.layer import RadarLayer, active_multipliers, banks_come_later, check_multipliers
+from radargate.gates.base import Gate, auxiliary_terms
+from radargate.layer import RadarLayer, active_multipliers, banks_come_later, check_multipliers, token_masks
 
 PREFIX = "radar_"
+
+
+def auxiliary_loss(terms: list[tuple[Gate, torch.Tensor]]) -> torch.Tensor:
+    """The weighted auxiliary loss from what the gates of all sites noted in one forward."""
+    kinds: dict[type[Gate], list[tuple[Gate, torch.Tensor]]] = {}
+    for gate, statistic in terms:
+        kinds.setdefault(type(gate), []).append((gate, statistic))
+    losses = [kind.auxiliary(noted) * noted[0][0].options.auxiliary_weight for kind, noted in kinds.items()]
+    return torch.stack(losses).sum()
+
+
+def label_share(labels: torch.Tensor | None, items: Any) -> torch.Tensor | float:
+    """Share of an optimizer step's labels that one call holds; 1 where the step is one call or nobody counted."""
+    if labels is None or items is None:
+        return 1.0
+    return (labels != -100).sum() / items
 
 
 class RadarModel(BaseTuner):
@@ -51,6 +68,7 @@ class RadarModel(BaseTuner):
             layer = target
         else:
             layer = RadarLayer(target, current_key)
+            layer.two_stacks = bool(getattr(getattr(self.model, "config", None), "is_encoder_decoder", False))
             layer.add(adapter_name, peft_config, index)
             self._replace_module(parent, target_name, layer, target)
         device = next(layer.base_layer.parameters()).device
@@ -82,16 +100,41 @@ class RadarModel(BaseTuner):
 
     @contextlib.contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Lets one call carry its own expert factors: ``model(..., experts={"math": 0.5})``."""
-        experts = kwargs.get("experts")
-        if experts is None:
+        """Lets one call carry its own expert factors, ``model(..., experts={"math": 0.5})``, and says what is padding."""
+        experts, labels = kwargs.get("experts"), kwargs.get("labels")
+        decoder = kwargs.get("decoder_attention_mask")
+        if decoder is None and labels is not None:
+            decoder = labels != -100
+        with contextlib.ExitStack() as stack:
+            mask_token = token_masks.set((kwargs.get("attention_mask"), decoder))
+            stack.callback(token_masks.reset, mask_token)
+            if experts is not None:
+                token = active_multipliers.set(check_multipliers(self.model, experts))
+                stack.callback(active_multipliers.reset, token)
             yield
-            return
-        token = active_multipliers.set(check_multipliers(self.model, experts))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own forward; in training, auxiliary losses of the gates are added to ``outputs.loss``.
+
+        They also stand in ``outputs.aux_loss``, unscaled. With ``num_items_in_batch`` (a Trainer that accumulates
+        gradients divides by that and not by the number of accumulation steps), the auxiliary loss is added in the share of
+        the labels that this call holds, so that one optimizer step sees its mean once.
+        """
+        if not self.training:
+            return self.model.forward(*args, **kwargs)
+        terms: list[tuple[Gate, torch.Tensor]] = []
+        token = auxiliary_terms.set(terms)
         try:
-            yield
+            outputs = self.model.forward(*args, **kwargs)
         finally:
-            active_multipliers.reset(token)
+            auxiliary_terms.reset(token)
+        if terms:
+            auxiliary = auxiliary_loss(terms)
+            outputs["aux_loss"] = auxiliary
+            if outputs.get("loss") is not None:
+                share = label_share(kwargs.get("labels"), kwargs.get("num_items_in_batch"))
+                outputs["loss"] = outputs["loss"] + auxiliary.to(outputs["loss"]) * share
+        return outputs
 
     @classmethod
     def _get_adapter_state_dict(cls, model: nn.Module, config: RadarConfig, adapter_name: str,

@@ -35,7 +35,7 @@ def expert_usage(model: Any, tokenizer: Any, by_task: Mapping[str, Sequence[Row]
         nonlocal count
         entry = layer.entries["default"][1]
         if len(entry["experts"]) > 1:
-            gated = layer.gated(args[0], "default")[1]
+            gated = layer.gated(args[0], "default")
             dense = dense_weights(gated.weights, gated.indices, len(entry["experts"]))
             sums[entry["experts"]] += dense.flatten(0, -2).sum(0).cpu().float()
             count += dense.flatten(0, -2).shape[0]

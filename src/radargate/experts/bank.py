@@ -25,7 +25,7 @@ class SiteBank:
     """The experts of one site.
 
     Attributes:
-        A: [R, d_in], raw, in the widest dtype of the site's experts.
+        A: [R, d_in], raw, in the widest dtype of the site's experts; [r, d_in] where all share it (hydra).
         B: [R, d_out], raw (the transposed B_i, stacked).
         experts: index of each expert into the bank's names, ascending.
         ranks: r_i of each.
@@ -39,6 +39,12 @@ class SiteBank:
     ranks: tuple[int, ...]
     scales: tuple[float, ...]
     dtypes: tuple[tuple[str, str], ...]
+
+    def factors(self, position: int) -> tuple[Tensor, Tensor]:
+        """A_i [r_i, d_in] and B_i [r_i, d_out] of the expert in one position."""
+        start, rank = sum(self.ranks[:position]), self.ranks[position]
+        rows = slice(start, start + rank)
+        return (self.A if self.A.shape[0] == self.ranks[0] else self.A[rows]), self.B[rows]
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,8 @@ def write_expert(bank: ExpertBank, name: str, folder: str | Path) -> None:
     """
     if name not in bank.names:
         raise AdapterError(f"no expert {name!r} here. Experts: {', '.join(bank.names)}.")
+    if bank.facts[name].get("converted"):
+        raise AdapterError(f"{name!r} was converted to a common A and is no longer the adapter it was read from.")
     folder, index, prefix = Path(folder), bank.names.index(name), bank.facts[name]["prefix"]
     if (folder / CONFIG_FILE).exists():
         raise AdapterError(f"{folder} already holds an adapter; choose another folder.")
@@ -149,9 +157,8 @@ def write_expert(bank: ExpertBank, name: str, folder: str | Path) -> None:
     for site, here in bank.sites.items():
         if index in here.experts:
             position = here.experts.index(index)
-            start, rank = sum(here.ranks[:position]), here.ranks[position]
-            for side, block, dtype in zip("AB", (here.A, here.B), here.dtypes[position], strict=True):
-                rows = block[start : start + rank].to("cpu", _DTYPES[dtype])
+            for side, block, dtype in zip("AB", here.factors(position), here.dtypes[position], strict=True):
+                rows = block.to("cpu", _DTYPES[dtype])
                 tensors[f"{prefix}{site}.lora_{side}.weight"] = (rows if side == "A" else rows.T).contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})

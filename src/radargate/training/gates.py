@@ -176,9 +176,10 @@ def mean_angle(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollato
 
     def look(layer: Any, args: tuple[Any, ...]) -> None:
         for name in layer.active_adapters:
-            _, gated = layer.gated(args[0], name)
-            if gated.rotation is not None and args[0].shape[:-1] == keep.shape:
-                angle = ops.angles(gated.rotation, gated.up, gated.indices, gated.angle_norm).abs().mean((-1, -2))
+            gated = layer.gated(args[0], name)
+            if gated.turn is not None and args[0].shape[:-1] == keep.shape:
+                turn = gated.turn
+                angle = ops.angles(turn.codes, turn.up, gated.indices, turn.angle_norm).abs().mean((-1, -2))
                 sums.append(float(angle[keep.to(angle.device)].mean()))
 
     hooks = [layer.register_forward_pre_hook(look) for layer in radar_layers(model)]

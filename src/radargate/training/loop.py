@@ -142,7 +142,11 @@ class AnswerTrainer(Trainer):
             ignore_index=-100,
             reduction="sum",
         )
-        loss = total / (num_items_in_batch if num_items_in_batch is not None else (labels != -100).sum())
+        count = (labels != -100).sum()
+        loss = total / (num_items_in_batch if num_items_in_batch is not None else count)
+        auxiliary = outputs.get("aux_loss") if getattr(model, "peft_config", None) else None
+        if auxiliary is not None:  # in the share of the step's labels that this call holds, as in RadarModel.forward
+            loss = loss + auxiliary * (1.0 if num_items_in_batch is None else count / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
