@@ -69,7 +69,7 @@ def compose(
     """
     arrangement = ARCHITECTURES.get(architecture)
     arrangement_options = make_options(arrangement, dict(architecture_options or {}))
-    options = preset_options(preset, gate, gate_options)
+    options, given = gate_class(gate).take(preset_options(preset, gate, gate_options))
     make_options(gate_class(gate), options)
     check_works_under(gate, architecture)
     named = _named(adapters)
@@ -81,14 +81,23 @@ def compose(
             raise OptionError(f"top_k is {top_k}, expected 1 to {len(named)}, the number of adapters.")
         model = load_base(cast("str | PreTrainedModel", base), dtype=dtype, device=device)
         bank = arrangement.arrange(load_bank(named, model, allow_inactive=allow_inactive), arrangement_options)
+    chosen = {
+        "architecture": architecture, "architecture_options": dict(architecture_options or {}), "gate": gate,
+        "gate_options": options, "top_k": top_k, "preset": preset, "seed": seed,
+    }  # fmt: skip
+    return compose_bank(model, bank, chosen, adapter_name, given)
+
+
+def compose_bank(model: PreTrainedModel, bank: ExpertBank, chosen: Mapping[str, Any], adapter_name: str = "default",
+                 given: Any = None) -> PeftModel:  # fmt: skip
+    """Compose experts that are in memory already; ``chosen`` are fields of `RadarConfig`, ``given`` data of the gate."""
     shapes = base_sites(model)
     config = RadarConfig(
         base_model_name_or_path=model.name_or_path,
         task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
-        architecture=architecture, architecture_options=dict(architecture_options or {}), gate=gate, gate_options=options, top_k=top_k, preset=preset, seed=seed,
         experts=list(bank.names), expert_configs=bank.configs, expert_facts=bank.facts,
         sites={name: _entry(site, shapes[name]) for name, site in bank.sites.items()},
-        base_fingerprint=fingerprint(model),
+        base_fingerprint=fingerprint(model), **chosen,
     )  # fmt: skip
     composed = get_peft_model(model, config, adapter_name=adapter_name)
     radar_config(composed, adapter_name).base_model_name_or_path = base_name(model)  # PEFT put this machine's path
@@ -96,6 +105,8 @@ def compose(
     for layer in radar_layers(composed):
         there = layer.bank(adapter_name)
         layer.gate(adapter_name).prepare(there.A.detach(), there.B.detach(), there.scales)
+        if given is not None:
+            layer.gate(adapter_name).receive(given)
     return _finish(composed)
 
 

@@ -94,6 +94,11 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         )  # fmt: skip
         kind, architecture = gate_class(config.gate), ARCHITECTURES.get(config.architecture)
         gate: Gate = OneExpert(site, None) if n == 1 else kind(site, make_options(kind, config.gate_options))
+        if gate.whole_sequence and not reads_encoder(self.site, self.two_stacks):
+            raise OptionError(
+                f"{config.gate!r} with these options weighs whole sequences, but at {self.site} a token may only see those "
+                "before it. Use pool='token', or adapters on encoder layers only."
+            )
         self.radar_bank[adapter_name] = Bank(entry, d_in, d_out, architecture.rows(site.ranks))
         self.radar_gate[adapter_name] = gate
         self.entries[adapter_name] = (config, entry)
@@ -153,6 +158,11 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         config, entry = self.entries[name]
         factors = [float(asked.get(config.experts[i], 1.0)) for i in entry["experts"]]
         return torch.tensor(factors, dtype=x.dtype, device=x.device)
+
+    def decodes(self) -> bool:
+        """Whether answers can be generated token by token: each gate is token-local, or sees whole inputs anyway."""
+        gates = [self.gate(name) for name in self.active_adapters if name in self.radar_gate]
+        return reads_encoder(self.site, self.two_stacks) or all(gate.token_local for gate in gates)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """A composition depends on each token, so it cannot be merged into the base weights."""

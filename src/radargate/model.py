@@ -136,6 +136,21 @@ class RadarModel(BaseTuner):
                 outputs["loss"] = outputs["loss"] + auxiliary.to(outputs["loss"]) * share
         return outputs
 
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own generation, refused where a gate needs other tokens than those before."""
+        self.check_decodes()
+        return self.model.generate(*args, **kwargs)
+
+    def check_decodes(self) -> None:
+        """Raise `RadarGateError` where tokens cannot be read one after the other with the same result."""
+        for module in self.model.modules():
+            if isinstance(module, RadarLayer) and not module.decodes():
+                gate = next(iter(module.radar_gate.values()))
+                raise RadarGateError(
+                    f"{type(gate).__name__} at {module.site} makes a token's output depend on the other tokens of its batch, so "
+                    "generation and scoring with a cache would answer differently. Use capacity=0 (Tutel) or another gate."
+                )
+
     @classmethod
     def _get_adapter_state_dict(cls, model: nn.Module, config: RadarConfig, adapter_name: str,
                                 state_dict: dict[str, torch.Tensor], unwanted_adapter_names: list[str]

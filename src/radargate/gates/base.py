@@ -113,15 +113,19 @@ class Gate(nn.Module):
     - ``order_free``: permuting the experts leaves the output.
     - ``token_local``: a token's output needs no other token, so that cached generation is exact. An instance may
       say no where an option makes it so.
-    - ``architectures``: those it works under; None for all.
-    - ``waits``: parameter → reason, for those without a gradient at the start.
+    - ``whole_sequence``: every token needs all others, so it may only stand where all are there from the start.
+    - ``architectures``: those it works under; None for all (``why_not`` says why).
+    - ``static``: weights that depend on nothing, so that the composition is one ordinary LoRA.
+    - ``joins``: a new expert may join the trained gate (see `radargate.add_experts`).
     """
 
     order_free: ClassVar[bool] = True
     token_local: bool = True
+    whole_sequence: bool = False
     architectures: ClassVar[tuple[str, ...] | None] = None
     why_not: ClassVar[str] = ""
     static: ClassVar[bool] = False
+    joins: ClassVar[bool] = False
     Options: ClassVar[type]
 
     def __init__(self, site: GateSite, options: Any) -> None:
@@ -152,6 +156,14 @@ class Gate(nn.Module):
 
     def prepare(self, A: Tensor, B: Tensor, scales: Sequence[float]) -> None:
         """Called once when experts are filled in: A and B [R, …] raw, one scale an expert."""
+
+    @classmethod
+    def take(cls, values: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+        """Split what a user gave into options, which are saved, and data for `receive`."""
+        return values, None
+
+    def receive(self, data: Any) -> None:
+        """Called after `prepare` with the data that `take` found, where it found any."""
 
     def note(self, statistic: Tensor) -> None:
         """Hand a statistic of this forward to the auxiliary loss, where a training step asks for it."""

@@ -61,6 +61,11 @@ def add_rotation(gate: Gate, options: RotationOptions) -> None:
     gate.rotation_up = nn.Parameter(torch.zeros(*per_expert, rank, site.d_out // 2))
 
 
+def rotation_size(site: GateSite, rank: int) -> int:
+    """How many numbers P and Q of one site have."""
+    return rank * (site.d_out + site.d_out // 2)
+
+
 def site_codes(gate: Any, call: Call, indices: Tensor | None) -> Tensor:
     """Rotation codes [..., k or 1, r_a] of the chosen experts, as the gate's options say."""
     options, down = gate.options, gate.rotation_down

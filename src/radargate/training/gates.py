@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -13,12 +13,13 @@ import torch
 from peft import PeftModel
 
 from radargate import ops
-from radargate.base_models import load_tokenizer
+from radargate.base_models import load_base, load_tokenizer
 from radargate.composition import compose, radar_config, radar_layers
 from radargate.data.batches import AnswerCollator, EncodedRow, encode_rows
-from radargate.data.rows import rows_hash
+from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import load_rows
-from radargate.errors import RadarGateError
+from radargate.errors import OptionError, RadarGateError
+from radargate.experts.domains import TEXTS, domain_vectors
 from radargate.records import append_records, file_hash, make_record, write_atomic
 from radargate.training import checkpoints
 from radargate.training.contract import TrainContract
@@ -37,6 +38,7 @@ class GateTraining:
     """How gates are trained. None takes the preset's value."""
 
     architecture: str = "mole"
+    architecture_options: dict[str, Any] = field(default_factory=dict)
     gate: str = "radar"
     top_k: int | None = 2
     preset: str | None = None
@@ -98,10 +100,11 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
         return json.loads((out / "record.json").read_text())
     by_task = load_rows(data, "train", tasks)
     rows = [row for task_rows in by_task.values() for row in task_rows]
-    model = compose(base, adapters, architecture=options.architecture, gate=options.gate, top_k=options.top_k,
-                    preset=options.preset, seed=options.seed, allow_inactive=allow_inactive, dtype=dtype,
-                    device=device, **options.gate_options)  # fmt: skip
-    tokenizer = load_tokenizer(base)
+    tokenizer, loaded = load_tokenizer(base), load_base(base, dtype=dtype, device=device)
+    gate_options = resolve_gate_options(options, loaded, tokenizer, by_task, list(adapters))
+    model = compose(loaded, adapters, architecture=options.architecture,
+                    architecture_options=options.architecture_options, gate=options.gate, top_k=options.top_k,
+                    preset=options.preset, seed=options.seed, allow_inactive=allow_inactive, **gate_options)  # fmt: skip
     seq2seq = bool(cast(Any, model.get_base_model()).config.is_encoder_decoder)
     encoded = encode_rows(rows, tokenizer, max_length=options.max_length, encoder_decoder=seq2seq)
     layers = radar_layers(model)
@@ -110,7 +113,7 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
     collator = AnswerCollator(tokenizer.pad_token_id, seq2seq)
     metrics: dict[str, Any] = {"trained_parameters": 0, "seconds": 0.0}
     if any(p.requires_grad for p in model.parameters()):
-        metrics = _train(model, encoded.rows, collator, out, options, resume, device, tensorboard, say)
+        metrics = train_composition(model, encoded.rows, collator, out, options, resume, device, tensorboard, say)
     else:
         say(f"{options.gate} has nothing to train; saved as it is.")
     metrics["mean_angle"] = mean_angle(model, encoded.rows[: options.batch_size], collator)
@@ -139,8 +142,28 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
     return record
 
 
-def _train(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator, out: Path, options: GateTraining,
+def resolve_gate_options(options: GateTraining, base: Any, tokenizer: Any, by_task: Mapping[str, Sequence[Row]],
+                         experts: Sequence[str]) -> dict[str, Any]:  # fmt: skip
+    """The gate's options, with what they ask to be computed from rows: Nexus' ``domains="hidden"``.
+
+    Raises:
+        OptionError: an expert has no task of its name, so nobody knows its domain.
+    """
+    if options.gate != "nexus" or options.gate_options.get("domains") != "hidden":
+        return options.gate_options
+    missing = [name for name in experts if name not in by_task]
+    if missing:
+        raise OptionError(
+            f"domains='hidden' reads the rows of each expert's own task, and there is no task named {missing[0]!r}. "
+            "Name the experts like their tasks (NAME=PATH), or use domains=prototype."
+        )
+    texts = {name: [row.prompt for row in by_task[name][:TEXTS]] for name in experts}
+    return {**options.gate_options, "domains": domain_vectors(base, tokenizer, texts)}
+
+
+def train_composition(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator, out: Path, options: GateTraining,
            resume: bool, device: str | None, tensorboard: bool, say: Callable[[str], None]) -> dict[str, Any]:  # fmt: skip
+    """Train the gates of a composed model under the train contract; returns trained parameters, seconds, last loss, curve."""
     assert options.lr is not None and options.dense_start is not None
     contract = TrainContract(model)
     groups = parameter_groups(model, options.lr, options.rotation_lr)
@@ -164,6 +187,7 @@ def _train(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator, o
         "trained_parameters": sum(p.numel() for p in contract.gates.values()),
         "seconds": result.metrics["train_runtime"],
         "final_loss": losses[-1] if losses else None,
+        "curve": [[line["step"], line["loss"]] for line in trainer.state.log_history if "loss" in line],
     }
 
 
