@@ -104,7 +104,9 @@ def compare(architecture, arch_options, name, top_k=2, **options):
     torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-10)
     weight = torch.randn(mine.shape, generator=torch.Generator().manual_seed(3), dtype=F64)
     wanted = [x, *(p for p in gate.parameters())]
-    found = [torch.autograd.grad((y * weight).sum(), wanted, allow_unused=True, retain_graph=True) for y in (mine, theirs)]
+    found = [
+        torch.autograd.grad((y * weight).sum(), wanted, allow_unused=True, retain_graph=True) for y in (mine, theirs)
+    ]
     for a, b in zip(*found, strict=True):
         assert (a is None) == (b is None)
         if a is not None:
@@ -113,7 +115,9 @@ def compare(architecture, arch_options, name, top_k=2, **options):
 
 @pytest.mark.parametrize("top_k", [2, 4])
 @pytest.mark.parametrize("name", GATES.names())
-@pytest.mark.parametrize("architecture,arch_options", CASES, ids=lambda v: v if isinstance(v, str) else "-".join(v.values()))
+@pytest.mark.parametrize(
+    "architecture,arch_options", CASES, ids=lambda v: v if isinstance(v, str) else "-".join(v.values())
+)
 def test_every_gate_under_every_architecture_equals_the_literal_form(architecture, arch_options, name, top_k):
     compare(architecture, arch_options, name, top_k)
 
@@ -148,7 +152,9 @@ def test_orthogonal_outputs_are_orthogonal_and_span_the_same(n, q, seed, norm):
     W = orthogonal(H, norm)
     gram, size = W @ W.mT, W.square().sum(-1).max()
     # beyond q vectors nothing is left but what ε leaves
-    assert (gram - torch.diag_embed(torch.diagonal(gram, dim1=-2, dim2=-1)))[:, : min(n, q), : min(n, q)].abs().max() < 1e-3 * size
+    assert (gram - torch.diag_embed(torch.diagonal(gram, dim1=-2, dim2=-1)))[
+        :, : min(n, q), : min(n, q)
+    ].abs().max() < 1e-3 * size
     torch.testing.assert_close(orthogonal(H)[:, 0], H[:, 0])
 
 
@@ -245,7 +251,11 @@ def test_joint_training_moves_A_heads_and_router_and_leaves_adapters_and_a_bundl
 
 def test_architectures_say_what_is_wrong(zoo, load_tiny):
     with pytest.raises(OptionError, match="norm is 'l2', expected one of"):
-        radargate.compose(load_tiny(), zoo["llama"]["adapters"], architecture="omoe", architecture_options={"norm": "l2"})
+        radargate.compose(
+            load_tiny(), zoo["llama"]["adapters"], architecture="omoe", architecture_options={"norm": "l2"}
+        )
     with pytest.raises(OptionError, match="Did you mean 'norm'"):
-        radargate.compose(load_tiny(), zoo["llama"]["adapters"], architecture="omoe", architecture_options={"nrm": "none"})
+        radargate.compose(
+            load_tiny(), zoo["llama"]["adapters"], architecture="omoe", architecture_options={"nrm": "none"}
+        )
     assert main(["experts", "x", "--data", "y", "--out", "z", "--joint"]) == 1

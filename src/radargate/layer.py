@@ -23,8 +23,10 @@ from radargate.registry import unknown_name
 active_multipliers: ContextVar[Mapping[str, float] | None] = ContextVar("radargate_multipliers", default=None)
 # True while `radargate.load` reads a bundle that holds gates only, before it fills the banks
 banks_come_later: ContextVar[bool] = ContextVar("radargate_banks_come_later", default=False)
-# real tokens of this call, [batch, length] each: of the model's input, and of the decoder where there are two stacks
-token_masks: ContextVar[tuple[Tensor | None, Tensor | None]] = ContextVar("radargate_masks", default=(None, None))
+Masks = tuple[Tensor | None, Tensor | None]
+# real tokens of this call, [batch, length] each: of the model's input, and of the decoder where there are two stacks;
+# None outside of a call of the composed model
+token_masks: ContextVar[Masks | None] = ContextVar("radargate_masks", default=None)
 
 
 class Bank(nn.Module):
@@ -77,6 +79,7 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         self.radar_bank = nn.ModuleDict()
         self.entries: dict[str, tuple[RadarConfig, dict[str, Any]]] = {}
         self.architectures: dict[str, Any] = {}
+        self._remembered: tuple[Masks, Mapping[str, float] | None] | None = None
         self.two_stacks = False  # whether the base has an encoder and a decoder
         self.dense = False  # True while training has not yet cut to top-k
         self._disable_adapters = False
@@ -142,17 +145,31 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         x = x.to(dtype)
         codes = architecture.codes(x, *bank.cast(dtype), bank.scale(x))
         top_k = None if self.dense or gate.site.top_k == gate.site.n else gate.site.top_k
-        real = real_tokens(self.site, self.two_stacks, x.shape[:-1])
+        masks, _ = self._call()
+        real = real_tokens(masks, self.site, self.two_stacks, x.shape[:-1])
         return gate(Call(x, codes, top_k, self._multipliers(name, x), real, architecture.settle))
+
+    def _call(self) -> tuple[Masks, Mapping[str, float] | None]:
+        """Masks and expert factors of the call in progress.
+
+        Gradient checkpointing runs a layer once more during the backward pass, outside of the call and, on a GPU, in
+        another thread; it then gets what the layer saw last.
+        """
+        masks, asked = token_masks.get(), active_multipliers.get()
+        if masks is None:
+            return self._remembered if self.training and self._remembered is not None else ((None, None), asked)
+        if self.training:
+            self._remembered = (masks, asked)
+        return masks, asked
 
     def _silent(self, name: str) -> bool:
         """Whether the call switched every expert of this site off."""
-        asked = active_multipliers.get()
+        _, asked = self._call()
         config, entry = self.entries[name]
         return asked is not None and all(asked.get(config.experts[i], 1.0) == 0 for i in entry["experts"])
 
     def _multipliers(self, name: str, x: Tensor) -> Tensor | None:
-        asked = active_multipliers.get()
+        _, asked = self._call()
         if asked is None:
             return None
         config, entry = self.entries[name]
@@ -182,9 +199,9 @@ def reads_encoder(site: str, two_stacks: bool) -> bool:
     return two_stacks and ("decoder" not in parts or (crosses and parts[-1] in ("k", "v", "k_proj", "v_proj")))
 
 
-def real_tokens(site: str, two_stacks: bool, shape: torch.Size) -> Tensor | None:
+def real_tokens(masks: Masks, site: str, two_stacks: bool, shape: torch.Size) -> Tensor | None:
     """Which tokens of a site's input [batch, length] are real, where the call said so."""
-    first, second = token_masks.get()
+    first, second = masks
     mask = first if not two_stacks or reads_encoder(site, two_stacks) else second
     return mask.bool() if mask is not None and mask.shape == shape else None
 

@@ -28,11 +28,27 @@ def auxiliary_loss(terms: list[tuple[Gate, torch.Tensor]]) -> torch.Tensor:
     return torch.stack(losses).sum()
 
 
-def label_share(labels: torch.Tensor | None, items: Any) -> torch.Tensor | float:
-    """Share of an optimizer step's labels that one call holds; 1 where the step is one call or nobody counted."""
+def label_share(labels: torch.Tensor | None, items: Any, shifts: bool) -> torch.Tensor | float:
+    """Share of an optimizer step's labels that one call holds; 1 where the step is one call or nobody counted.
+
+    ``items`` is Trainer's ``num_items_in_batch``, which leaves out a first label that no token predicts (``shifts``).
+    """
     if labels is None or items is None:
         return 1.0
-    return (labels != -100).sum() / items
+    return ((labels[..., 1:] if shifts else labels) != -100).sum() / items
+
+
+@contextlib.contextmanager
+def _padding_known(kwargs: dict[str, Any]) -> Iterator[None]:
+    """Tell the layers, for one call, which tokens are real."""
+    labels, decoder = kwargs.get("labels"), kwargs.get("decoder_attention_mask")
+    if decoder is None and labels is not None:
+        decoder = labels != -100
+    token = token_masks.set((kwargs.get("attention_mask"), decoder))
+    try:
+        yield
+    finally:
+        token_masks.reset(token)
 
 
 class RadarModel(BaseTuner):
@@ -100,18 +116,16 @@ class RadarModel(BaseTuner):
 
     @contextlib.contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Lets one call carry its own expert factors, ``model(..., experts={"math": 0.5})``, and says what is padding."""
-        experts, labels = kwargs.get("experts"), kwargs.get("labels")
-        decoder = kwargs.get("decoder_attention_mask")
-        if decoder is None and labels is not None:
-            decoder = labels != -100
-        with contextlib.ExitStack() as stack:
-            mask_token = token_masks.set((kwargs.get("attention_mask"), decoder))
-            stack.callback(token_masks.reset, mask_token)
-            if experts is not None:
-                token = active_multipliers.set(check_multipliers(self.model, experts))
-                stack.callback(active_multipliers.reset, token)
+        """Lets one call carry its own expert factors: ``model(..., experts={"math": 0.5})``."""
+        experts = kwargs.get("experts")
+        if experts is None:
             yield
+            return
+        token = active_multipliers.set(check_multipliers(self.model, experts))
+        try:
+            yield
+        finally:
+            active_multipliers.reset(token)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own forward; in training, auxiliary losses of the gates are added to ``outputs.loss``.
@@ -120,26 +134,29 @@ class RadarModel(BaseTuner):
         gradients divides by that and not by the number of accumulation steps), the auxiliary loss is added in the share of
         the labels that this call holds, so that one optimizer step sees its mean once.
         """
-        if not self.training:
-            return self.model.forward(*args, **kwargs)
-        terms: list[tuple[Gate, torch.Tensor]] = []
-        token = auxiliary_terms.set(terms)
-        try:
-            outputs = self.model.forward(*args, **kwargs)
-        finally:
-            auxiliary_terms.reset(token)
+        with _padding_known(kwargs):
+            if not self.training:
+                return self.model.forward(*args, **kwargs)
+            terms: list[tuple[Gate, torch.Tensor]] = []
+            token = auxiliary_terms.set(terms)
+            try:
+                outputs = self.model.forward(*args, **kwargs)
+            finally:
+                auxiliary_terms.reset(token)
         if terms:
             auxiliary = auxiliary_loss(terms)
             outputs["aux_loss"] = auxiliary
             if outputs.get("loss") is not None:
-                share = label_share(kwargs.get("labels"), kwargs.get("num_items_in_batch"))
+                shifts = not self.model.config.is_encoder_decoder
+                share = label_share(kwargs.get("labels"), kwargs.get("num_items_in_batch"), shifts)
                 outputs["loss"] = outputs["loss"] + auxiliary.to(outputs["loss"]) * share
         return outputs
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own generation, refused where a gate needs other tokens than those before."""
         self.check_decodes()
-        return self.model.generate(*args, **kwargs)
+        with _padding_known(kwargs):
+            return self.model.generate(*args, **kwargs)
 
     def check_decodes(self) -> None:
         """Raise `RadarGateError` where tokens cannot be read one after the other with the same result."""
