@@ -2,4 +2,11 @@
 
 from radargate.registry import Registry
 
-RULES = Registry("rule", {"uniform": "radargate.rules.uniform:UniformRule"})
+RULES = Registry(
+    "rule",
+    {
+        "uniform": "radargate.rules.uniform:UniformRule",
+        "single": "radargate.rules.single:SingleRule",
+        "pems": "radargate.rules.pems:PEMsRule",
+    },
+)
