@@ -8,5 +8,6 @@ RULES = Registry(
         "uniform": "radargate.rules.uniform:UniformRule",
         "single": "radargate.rules.single:SingleRule",
         "pems": "radargate.rules.pems:PEMsRule",
+        "arrow": "radargate.rules.arrow:ArrowRule",
     },
 )
