@@ -8,6 +8,7 @@ RULES = Registry(
         "uniform": "radargate.rules.uniform:UniformRule",
         "single": "radargate.rules.single:SingleRule",
         "pems": "radargate.rules.pems:PEMsRule",
+        "lorahub": "radargate.rules.lorahub:LoraHubRule",
         "arrow": "radargate.rules.arrow:ArrowRule",
     },
 )

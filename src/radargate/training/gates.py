@@ -15,15 +15,19 @@ from peft import PeftModel
 from radargate import ops
 from radargate.base_models import load_tokenizer
 from radargate.composition import compose, radar_config, radar_layers
+from radargate.config import gate_class
 from radargate.data.batches import AnswerCollator, EncodedRow, encode_rows
 from radargate.data.rows import rows_hash
 from radargate.data.sources import load_rows
 from radargate.errors import RadarGateError
+from radargate.gates.base import make_options
 from radargate.records import append_records, file_hash, make_record, write_atomic
+from radargate.rules.lorahub import LoraHubRule
 from radargate.training import checkpoints
 from radargate.training.contract import TrainContract
 from radargate.training.loop import AnswerTrainer, duration, training_arguments
 from radargate.training.schedule import DenseStart, parameter_groups
+from radargate.training.search import search_weights
 
 # rates for the printed form are the paper's own (Sec. 5.2); the others from a study of real sites (docs/log.md)
 DEFAULTS: dict[str | None, dict[str, float]] = {
@@ -96,6 +100,7 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
            "options": asdict(options), "dtype": dtype}  # fmt: skip
     if _claim(out, run, resume, say):
         return json.loads((out / "record.json").read_text())
+    searched = _searched(options)
     by_task = load_rows(data, "train", tasks)
     rows = [row for task_rows in by_task.values() for row in task_rows]
     model = compose(base, adapters, architecture=options.architecture, gate=options.gate, top_k=options.top_k,
@@ -111,6 +116,8 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
     metrics: dict[str, Any] = {"trained_parameters": 0, "seconds": 0.0}
     if any(p.requires_grad for p in model.parameters()):
         metrics = _train(model, encoded.rows, collator, out, options, resume, device, tensorboard, say)
+    elif searched:
+        metrics = search_weights(model, encoded.rows, collator, seed=options.seed, device=device, say=say)
     else:
         say(f"{options.gate} has nothing to train; saved as it is.")
     metrics["mean_angle"] = mean_angle(model, encoded.rows[: options.batch_size], collator)
@@ -137,6 +144,12 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
         shutil.rmtree(folder)
     say(f"saved to {out} after {duration(metrics['seconds'])}.")
     return record
+
+
+def _searched(options: GateTraining) -> bool:
+    """Whether the rule finds its weights by a search instead of gradients."""
+    kind = gate_class(options.gate)
+    return issubclass(kind, LoraHubRule) and kind.searches(make_options(kind, options.gate_options))
 
 
 def _train(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator, out: Path, options: GateTraining,
