@@ -10,5 +10,7 @@ RULES = Registry(
         "pems": "radargate.rules.pems:PEMsRule",
         "lorahub": "radargate.rules.lorahub:LoraHubRule",
         "arrow": "radargate.rules.arrow:ArrowRule",
+        "ties": "radargate.rules.merging:TiesRule",
+        "dare": "radargate.rules.merging:DareRule",
     },
 )
