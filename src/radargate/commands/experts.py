@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rslora", action="store_true", help="scale by alpha / sqrt(rank) instead of alpha / rank")
     parser.add_argument("--target-modules", metavar="NAMES",
                         help="comma-separated module names, or all-linear (default: PEFT's choice for the model)")  # fmt: skip
-    parser.add_argument("--union", metavar="NAME", help="train one adapter of this name on all tasks together")
+    parser.add_argument("--union", nargs="?", const="union", metavar="NAME",
+                        help="train one adapter on the rows of all tasks together (named union, or NAME)")  # fmt: skip
     parser.add_argument(
         "--save-dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of the saved adapters"
     )
