@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,45 +16,13 @@ from radargate.architectures.base import Codes
 from radargate.errors import OptionError, RadarGateError
 from radargate.gates.base import Call, GateSite
 from radargate.rules.base import MixedApartRule, StaticRule, as_weights, check_weights
+from radargate.rules.searched import Batch, Found, SearchedRule
 
 FORMS = ("faithful", "sane")
 SAY_EVERY = 5  # evaluations between lines of progress
 
 
-class Batch(NamedTuple):
-    """Summed loss over the answer tokens of a batch of examples, and the numbers of both."""
-
-    loss: float
-    tokens: int
-    examples: int
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search found.
-
-    Attributes:
-        weights: one for each expert of the composition: what the optimiser recommends.
-        objective: the best value it saw, of ``loss + l1 · mean |w|``.
-        loss: the loss there, as the form counts it.
-        start: the objective at its start, all weights 0.
-        evaluations: how many it made.
-        optimizer: what NGOpt chose to be.
-    """
-
-    weights: list[float]
-    objective: float
-    loss: float
-    start: float
-    evaluations: int
-    optimizer: str
-
-    def facts(self) -> dict[str, Any]:
-        """The same as a JSON-clean table."""
-        return asdict(self)
-
-
-class LoraHubRule(MixedApartRule):
+class LoraHubRule(SearchedRule, MixedApartRule):
     """n weights w for the whole model, searched by NGOpt from 0 within ±bound for the least loss + l1 · mean |w|.
 
     - ``"faithful"``: as its code: A and B mixed apart (w enters squared, cross terms), and the sum over batches of
@@ -134,7 +102,7 @@ class LoraHubRule(MixedApartRule):
 
     def place(self, weights: Mapping[str, float]) -> None:
         """Set the weights of the experts here, from expert → w."""
-        self.weights.copy_(torch.tensor([weights[name] for name in self.site.experts]))
+        self.weights.copy_(self.weights.new_tensor([weights[name] for name in self.site.experts]))
 
     @classmethod
     def searches(cls, options: Any) -> bool:
@@ -153,17 +121,9 @@ class LoraHubRule(MixedApartRule):
         return True
 
     @classmethod
-    def search(cls, experts: Sequence[str], losses: Callable[[Mapping[str, float]], Sequence[Batch]],
-               options: Any, seed: int, say: Callable[[str], None] = lambda line: None) -> Found:  # fmt: skip
-        """Search the weights.
-
-        Args:
-            experts: names of the composition's experts.
-            losses: from weights to what each batch of examples gives.
-            options: budget, bound and so on.
-            seed: of the optimiser.
-            say: called with a line of progress every few evaluations.
-        """
+    def search(cls, experts: Sequence[str], losses: Callable[[Mapping[str, float]], Sequence[Batch]], options: Any,
+               seed: int, say: Callable[[str], None] = lambda line: None) -> Found:  # fmt: skip
+        """NGOpt from all zeros; the recommendation after the budget."""
         import nevergrad
         import numpy
 

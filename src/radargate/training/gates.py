@@ -22,7 +22,7 @@ from radargate.data.sources import load_rows
 from radargate.errors import RadarGateError
 from radargate.gates.base import make_options
 from radargate.records import append_records, file_hash, make_record, write_atomic
-from radargate.rules.lorahub import LoraHubRule
+from radargate.rules.searched import SearchedRule
 from radargate.training import checkpoints
 from radargate.training.contract import TrainContract
 from radargate.training.loop import AnswerTrainer, duration, training_arguments
@@ -149,7 +149,7 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
 def _searched(options: GateTraining) -> bool:
     """Whether the rule finds its weights by a search instead of gradients."""
     kind = gate_class(options.gate)
-    return issubclass(kind, LoraHubRule) and kind.searches(make_options(kind, options.gate_options))
+    return issubclass(kind, SearchedRule) and kind.searches(make_options(kind, options.gate_options))
 
 
 def _train(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator, out: Path, options: GateTraining,

@@ -12,10 +12,11 @@ import torch
 from peft import PeftModel
 
 from radargate.composition import radar_config, radar_layers
+from radargate.config import gate_class
 from radargate.data.batches import AnswerCollator, EncodedRow
 from radargate.errors import DataError
 from radargate.gates.base import make_options
-from radargate.rules.lorahub import Batch, LoraHubRule
+from radargate.rules.searched import Batch, SearchedRule
 from radargate.training.loop import AnswerTrainer, training_arguments
 
 BATCH = 5  # rows a batch, as LoraHub's own runs have it
@@ -24,7 +25,7 @@ BATCH = 5  # rows a batch, as LoraHub's own runs have it
 @torch.no_grad()
 def search_weights(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator, *, seed: int,
                    device: str | None = None, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:  # fmt: skip
-    """Search the weights of a ``lorahub`` composition and put them in place; the same for the same seed.
+    """Search the weights of a composition's rule and put them in place; the same for the same seed.
 
     Args:
         model: the composition.
@@ -41,7 +42,8 @@ def search_weights(model: PeftModel, rows: list[EncodedRow], collator: AnswerCol
         DataError: there are fewer rows than the search wants.
     """
     config = radar_config(model)
-    options = make_options(LoraHubRule, config.gate_options)
+    kind = gate_class(config.gate)
+    options = make_options(kind, config.gate_options)
     if len(rows) < options.examples:
         raise DataError(
             f"the search wants {options.examples} examples and there are {len(rows)} training rows. Give more data, or "
@@ -49,7 +51,7 @@ def search_weights(model: PeftModel, rows: list[EncodedRow], collator: AnswerCol
         )
     chosen = random.Random(seed).sample(rows, options.examples)
     batches = [collator(chosen[i : i + BATCH]) for i in range(0, len(chosen), BATCH)]
-    gates = [gate for layer in radar_layers(model) if isinstance(gate := layer.gate("default"), LoraHubRule)]
+    gates = [gate for layer in radar_layers(model) if isinstance(gate := layer.gate("default"), SearchedRule)]
     started = time.monotonic()
     model.eval()
     with tempfile.TemporaryDirectory() as work:
@@ -69,7 +71,7 @@ def search_weights(model: PeftModel, rows: list[EncodedRow], collator: AnswerCol
             return found
 
         try:
-            found = LoraHubRule.search(config.experts, losses, options, seed, say)
+            found = kind.search(config.experts, losses, options, seed, say)
         finally:
             trainer.remove_hooks()
     weights = dict(zip(config.experts, found.weights, strict=True))
