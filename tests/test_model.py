@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
 import radargate
+from conftest import NEEDED, adapters_for
 from radargate.composition import radar_layers
 from radargate.errors import BundleError, OptionError, RadarGateError, UnknownNameError
 from radargate.gates import GATES
@@ -25,7 +26,8 @@ NAMES = [*GATES.names(), *RULES.names()]
 
 
 def compose(zoo, base, family="llama", **kwargs):
-    model = radargate.compose(base, zoo[family]["adapters"], **kwargs)
+    gate = kwargs.get("gate", "radar")
+    model = radargate.compose(base, adapters_for(zoo[family], gate), **{**NEEDED.get(gate, {}), **kwargs})
     turn(model)
     return model.eval()
 

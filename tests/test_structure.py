@@ -18,7 +18,7 @@ LEVELS = (
     ("errors", "registry", "records", "registration"),
     ("ops",),
     ("base_models", "experts", "architectures", "gates", "rules"),
-    ("bundle", "config", "layer", "model", "composition", "extension"),
+    ("bundle", "config", "layer", "model", "composition", "extension", "export"),
     ("training", "data", "evaluation", "experiments"),
     ("report", "serve", "shipped"),
     ("quickstart",),

@@ -20,6 +20,8 @@ _PUBLIC = {
     "RadarModel": "radargate.model",
     "DenseStart": "radargate.training.schedule",
     "parameter_groups": "radargate.training.schedule",
+    "save_as_lora": "radargate.export",
+    "merge_adapters": "radargate.rules.merging",
     "write_expert": "radargate.experts.bank",
     "expert_bank": "radargate.composition",
     "RadarGateError": "radargate.errors",

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from radargate.errors import OptionError, RadarGateError
 from radargate.registry import unknown_name
 
-COMMANDS = ("quickstart", "doctor", "experts", "train", "eval", "generate")
+COMMANDS = ("quickstart", "doctor", "experts", "train", "eval", "generate", "export")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,7 +20,7 @@ from radargate.bundle import check_fingerprint, read_lock
 from radargate.config import RadarConfig, check_works_under, gate_class, preset_options
 from radargate.errors import AdapterError, BundleError, OptionError
 from radargate.experts.adapters import base_sites
-from radargate.experts.bank import ExpertBank, SiteBank, load_bank
+from radargate.experts.bank import ExpertBank, SiteBank, check_equal_ranks, header_ranks, load_bank
 from radargate.gates.base import make_options
 from radargate.layer import RadarLayer, banks_come_later
 
@@ -69,8 +69,9 @@ def compose(
     """
     arrangement = ARCHITECTURES.get(architecture)
     arrangement_options = make_options(arrangement, dict(architecture_options or {}))
-    options, given = gate_class(gate).take(preset_options(preset, gate, gate_options))
-    make_options(gate_class(gate), options)
+    kind = gate_class(gate)
+    options, given = kind.take(preset_options(preset, gate, gate_options))
+    made = make_options(kind, options)
     check_works_under(gate, architecture)
     named = _named(adapters)
     with tempfile.TemporaryDirectory() as work:
@@ -79,11 +80,15 @@ def compose(
             base = base.unload()
         if top_k is not None and not 1 <= top_k <= max(len(named), 1):
             raise OptionError(f"top_k is {top_k}, expected 1 to {len(named)}, the number of adapters.")
+        kind.check(made, [str(name) for name in named], architecture)
+        if kind.needs_equal_ranks(made) and architecture == "mole":  # hydra can make ranks equal; checked there later
+            check_equal_ranks(gate, header_ranks(named))
         model = load_base(cast("str | PreTrainedModel", base), dtype=dtype, device=device)
         bank = arrangement.arrange(load_bank(named, model, allow_inactive=allow_inactive), arrangement_options)
+        bank = kind.arrange(bank, made, seed)
     chosen = {
         "architecture": architecture, "architecture_options": dict(architecture_options or {}), "gate": gate,
-        "gate_options": options, "top_k": top_k, "preset": preset, "seed": seed,
+        "gate_options": options, "top_k": top_k and min(top_k, len(bank.names)), "preset": preset, "seed": seed,
     }  # fmt: skip
     return compose_bank(model, bank, chosen, adapter_name, given)
 
@@ -189,17 +194,18 @@ def _fill(model: PeftModel, bank: ExpertBank, adapter_name: str) -> None:
 def _experts_of(config: RadarConfig, adapters: Mapping[str, str | Path] | None, model: PreTrainedModel) -> ExpertBank:
     """Find the experts of a bundle with gates only, and check that they are the very ones."""
     # by the list of names: PEFT sorts the keys of tables when it writes a config
-    sources = {name: (adapters or {}).get(name, config.expert_facts[name]["source"]) for name in config.experts}
+    expected = config.adapter_facts()
+    sources = {name: (adapters or {}).get(name, facts["source"]) for name, facts in expected.items()}
     bank = load_bank(sources, model, allow_inactive=True)
-    arrangement = ARCHITECTURES.get(config.architecture)
-    bank = arrangement.arrange(bank, make_options(arrangement, config.architecture_options))
     for name, facts in bank.facts.items():
-        if facts["sha256"] != config.expert_facts[name]["sha256"]:
+        if facts["sha256"] != expected[name]["sha256"]:
             raise BundleError(
                 f"expert {name!r} at {sources[name]} is not the one these gates were trained with (another sha256). "
                 "Give its place with adapters={...}."
             )
-    return bank
+    arrangement, kind = ARCHITECTURES.get(config.architecture), gate_class(config.gate)
+    bank = arrangement.arrange(bank, make_options(arrangement, config.architecture_options))
+    return kind.arrange(bank, make_options(kind, config.gate_options), config.seed)
 
 
 def _finish(model: PeftModel) -> PeftModel:

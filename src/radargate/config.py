@@ -11,6 +11,7 @@ from peft import PeftConfig
 from radargate.architectures import ARCHITECTURES
 from radargate.bundle import write_card, write_lock
 from radargate.errors import OptionError
+from radargate.experts.bank import check_equal_ranks
 from radargate.gates import GATES
 from radargate.gates.base import make_options
 from radargate.rules import RULES
@@ -70,10 +71,25 @@ class RadarConfig(PeftConfig):
         if self.preset is not None and self.preset not in PRESETS:
             raise OptionError(f"preset is {self.preset!r}, expected one of: {', '.join(PRESETS)}.")
         kind = gate_class(self.gate)
-        make_options(kind, self.gate_options)
+        made = make_options(kind, self.gate_options)
         check_works_under(self.gate, self.architecture)
+        kind.check(made, list(self.adapter_facts()), self.architecture)
+        if kind.needs_equal_ranks(made):
+            check_equal_ranks(self.gate, {
+                site: dict(zip((self.experts[i] for i in entry["experts"]), entry["ranks"], strict=True))
+                for site, entry in self.sites.items()
+            })  # fmt: skip
         if self.top_k is not None and not 1 <= self.top_k <= len(self.experts):
             raise OptionError(f"top_k is {self.top_k}, expected 1 to {len(self.experts)}, the number of experts.")
+
+    def adapter_facts(self) -> dict[str, dict[str, Any]]:
+        """Name → facts of every adapter it was composed from, in order, also of those merged into one expert."""
+        # by the list of names: PEFT sorts the keys of tables when it writes a config
+        found: dict[str, dict[str, Any]] = {}
+        for name in self.experts:
+            facts = self.expert_facts.get(name, {})
+            found.update({f["name"]: f for f in facts["merged_from"]} if "merged_from" in facts else {name: facts})
+        return found
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write the config, then the lock file and model card (PEFT calls this after the weights are written)."""

@@ -93,10 +93,11 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         names = tuple(config.experts[i] for i in entry["experts"])
         site = GateSite(
             d_in, d_out, tuple(entry["ranks"]), min(config.top_k or n, n), config.seed * 100_003 + index, names,
-            tuple(config.experts),
+            tuple(config.experts), tuple(entry["scales"]),
         )  # fmt: skip
         kind, architecture = gate_class(config.gate), ARCHITECTURES.get(config.architecture)
-        gate: Gate = OneExpert(site, None) if n == 1 else kind(site, make_options(kind, config.gate_options))
+        alone = n == 1 and not kind.acts_alone
+        gate: Gate = OneExpert(site, None) if alone else kind(site, make_options(kind, config.gate_options))
         if gate.whole_sequence and not reads_encoder(self.site, self.two_stacks):
             raise OptionError(
                 f"{config.gate!r} with these options weighs whole sequences, but at {self.site} a token may only see those "
@@ -147,7 +148,8 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         top_k = None if self.dense or gate.site.top_k == gate.site.n else gate.site.top_k
         masks, _ = self._call()
         real = real_tokens(masks, self.site, self.two_stacks, x.shape[:-1])
-        return gate(Call(x, codes, top_k, self._multipliers(name, x), real, architecture.settle))
+        here, everywhere = self._multipliers(name, x)
+        return gate(Call(x, codes, top_k, here, real, architecture.settle, everywhere))
 
     def _call(self) -> tuple[Masks, Mapping[str, float] | None]:
         """Masks and expert factors of the call in progress.
@@ -168,13 +170,15 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         config, entry = self.entries[name]
         return asked is not None and all(asked.get(config.experts[i], 1.0) == 0 for i in entry["experts"])
 
-    def _multipliers(self, name: str, x: Tensor) -> Tensor | None:
+    def _multipliers(self, name: str, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """What `using` asked for: factors of the experts here, and of all in the composition."""
         _, asked = self._call()
         if asked is None:
-            return None
+            return None, None
         config, entry = self.entries[name]
-        factors = [float(asked.get(config.experts[i], 1.0)) for i in entry["experts"]]
-        return torch.tensor(factors, dtype=x.dtype, device=x.device)
+        everywhere = [float(asked.get(expert, 1.0)) for expert in config.experts]
+        factors = torch.tensor(everywhere, dtype=x.dtype, device=x.device)
+        return factors[list(entry["experts"])], factors
 
     def decodes(self) -> bool:
         """Whether answers can be generated token by token: each gate is token-local, or sees whole inputs anyway."""

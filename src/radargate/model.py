@@ -90,7 +90,7 @@ class RadarModel(BaseTuner):
         device = next(layer.base_layer.parameters()).device
         if device.type != "meta":
             for module in (layer.radar_gate[adapter_name], layer.radar_bank[adapter_name]):
-                if not any(p.device.type == "meta" for p in module.parameters()):
+                if not any(t.device.type == "meta" for t in (*module.parameters(), *module.buffers())):
                     module.to(device)
 
     def _pre_injection_hook(self, model: nn.Module, config: RadarConfig, adapter_name: str) -> None:

@@ -34,10 +34,12 @@ class Architecture:
 
     - ``order_free``: permuting the experts leaves the output.
     - ``token_local``: a token's output needs no other token.
+    - ``mergeable``: under constant weights all experts together are one LoRA.
     """
 
     order_free: ClassVar[bool] = True
     token_local: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = True
 
     @dataclass(frozen=True)
     class Options:

@@ -23,6 +23,7 @@ class OMoE(Architecture):
     """
 
     order_free = False
+    mergeable = False
 
     @dataclass(frozen=True)
     class Options:

@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--joint", action="store_true",
                         help="with hydra: train A, heads and router together on all tasks, as HydraLoRA does")  # fmt: skip
     parser.add_argument("--heads", type=flags.positive_int, default=4, help="heads of --joint (default %(default)s)")
-    parser.add_argument("--union", metavar="NAME", help="train one adapter of this name on all tasks together")
+    parser.add_argument("--union", nargs="?", const="union", metavar="NAME",
+                        help="train one adapter on the rows of all tasks together (named union, or NAME)")  # fmt: skip
     parser.add_argument(
         "--save-dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of the saved adapters"
     )

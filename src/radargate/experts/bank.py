@@ -115,6 +115,30 @@ def load_bank(adapters: Mapping[str, str | Path], base: nn.Module, *, allow_inac
     )
 
 
+def header_ranks(adapters: Mapping[str, str | Path]) -> dict[str, dict[str, int]]:
+    """Site → expert → rank, from the adapters' headers alone.
+
+    Raises:
+        AdapterError: an adapter is refused.
+    """
+    ranks: dict[str, dict[str, int]] = {}
+    for name, source in adapters.items():
+        for site, tensors in read_adapter(str(name), source).sites.items():
+            ranks.setdefault(site, {})[str(name)] = tensors.rank
+    return ranks
+
+
+def check_equal_ranks(gate: str, ranks: Mapping[str, Mapping[str, int]]) -> None:
+    """Raise `AdapterError` at the first site (site → expert → rank) whose experts differ in rank."""
+    for site, table in ranks.items():
+        if len(set(table.values())) > 1:
+            found = ", ".join(f"{name!r} {rank}" for name, rank in table.items())
+            raise AdapterError(
+                f"{gate!r} with these options adds A and B of different experts to each other, which needs one rank, "
+                f"but at {site} the ranks are: {found}. Use adapters of one rank, or a gate or form that mixes outputs."
+            )
+
+
 def _site_bank(site: str, present: Sequence[tuple[int, Adapter]], active: set[int]) -> SiteBank:
     dtypes = [(adapter.sites[site].A.dtype, adapter.sites[site].B.dtype) for _, adapter in present]
     widest = widest_dtype(dtypes)

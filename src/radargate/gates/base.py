@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from radargate.architectures.base import Codes
 from radargate.errors import OptionError
+from radargate.experts.bank import ExpertBank
 from radargate.registry import unknown_name
 
 # what one training forward has gathered for auxiliary losses: (gate, statistic); None outside of one
@@ -31,6 +32,7 @@ class GateSite:
         seed: of the initial values.
         experts: names of the experts there, in order; empty where nobody asks.
         composition: names of all experts of the composition.
+        scales: LoRA scale s_i of each expert here; empty where nobody asks.
     """
 
     d_in: int
@@ -40,6 +42,7 @@ class GateSite:
     seed: int = 0
     experts: tuple[str, ...] = ()
     composition: tuple[str, ...] = ()
+    scales: tuple[float, ...] = ()
 
     @property
     def n(self) -> int:
@@ -58,6 +61,7 @@ class Call:
         multipliers: [n] factors ≥ 0 on the weights, or None.
         real: [...] True for real tokens, False for padding; None where nobody said.
         settle: what the architecture does once weights are known.
+        all_multipliers: the same factors [N] for every expert of the composition, or None.
     """
 
     x: Tensor
@@ -66,6 +70,7 @@ class Call:
     multipliers: Tensor | None = None
     real: Tensor | None = None
     settle: Callable[[Codes, Tensor, Tensor | None], Codes] | None = None
+    all_multipliers: Tensor | None = None
 
     @property
     def h(self) -> Tensor:
@@ -115,8 +120,9 @@ class Gate(nn.Module):
       say no where an option makes it so.
     - ``whole_sequence``: every token needs all others, so it may only stand where all are there from the start.
     - ``architectures``: those it works under; None for all (``why_not`` says why).
-    - ``static``: weights that depend on nothing, so that the composition is one ordinary LoRA.
+    - ``static``: its weights are the same for every token, so that the composition is one ordinary LoRA.
     - ``joins``: a new expert may join the trained gate (see `radargate.add_experts`).
+    - ``acts_alone``: it has a say at sites with a single expert too (else that expert has weight 1).
     """
 
     order_free: ClassVar[bool] = True
@@ -126,11 +132,26 @@ class Gate(nn.Module):
     why_not: ClassVar[str] = ""
     static: ClassVar[bool] = False
     joins: ClassVar[bool] = False
+    acts_alone: ClassVar[bool] = False
     Options: ClassVar[type]
 
     def __init__(self, site: GateSite, options: Any) -> None:
         super().__init__()
         self.site, self.options = site, options
+
+    @classmethod
+    def check(cls, options: Any, experts: Sequence[str], architecture: str) -> None:
+        """Raise `OptionError` where options do not fit a composition; called before anything is loaded."""
+
+    @classmethod
+    def needs_equal_ranks(cls, options: Any) -> bool:
+        """Whether all experts of a site must have one rank."""
+        return False
+
+    @classmethod
+    def arrange(cls, bank: ExpertBank, options: Any, seed: int) -> ExpertBank:
+        """The bank as this gate wants it, after the architecture has arranged it."""
+        return bank
 
     def weigh(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """Weights [..., k] and chosen experts [..., k], or None for all in order."""

@@ -1,4 +1,4 @@
-"""Uniform: every expert weighs 1/n."""
+"""Uniform: every expert of a site weighs 1/n."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from radargate import ops
-from radargate.gates.base import Call, Gate
+from radargate.rules.base import StaticRule
 
 
-class UniformRule(Gate):
-    """Every expert weighs 1/n."""
+class UniformRule(StaticRule):
+    """Every expert of a site weighs 1/n."""
 
-    static = True
+    acts_alone = False
 
     @dataclass(frozen=True)
     class Options:
         """Uniform has no options."""
 
-    def weigh(self, call: Call) -> tuple[Tensor, Tensor | None]:
-        """Weights [..., n], in proportion to the call's multipliers."""
-        logits = torch.zeros(*call.x.shape[:-1], self.site.n, dtype=call.x.dtype, device=call.x.device)
-        return ops.select(logits, None, multipliers=call.multipliers)
+    def shares(self, multipliers: Tensor | None = None, everywhere: Tensor | None = None) -> Tensor:
+        """1/n each, or in proportion to the multipliers."""
+        factors = torch.ones(self.site.n, dtype=torch.float64) if multipliers is None else multipliers
+        return factors / factors.sum()

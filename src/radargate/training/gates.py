@@ -15,16 +15,20 @@ from peft import PeftModel
 from radargate import ops
 from radargate.base_models import load_base, load_tokenizer
 from radargate.composition import compose, radar_config, radar_layers
+from radargate.config import gate_class
 from radargate.data.batches import AnswerCollator, EncodedRow, encode_rows
 from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import load_rows
 from radargate.errors import OptionError, RadarGateError
 from radargate.experts.domains import TEXTS, domain_vectors
+from radargate.gates.base import make_options
 from radargate.records import append_records, file_hash, make_record, write_atomic
+from radargate.rules.searched import SearchedRule
 from radargate.training import checkpoints
 from radargate.training.contract import TrainContract
 from radargate.training.loop import AnswerTrainer, duration, training_arguments
 from radargate.training.schedule import DenseStart, parameter_groups
+from radargate.training.search import search_weights
 
 # rates for the printed form are the paper's own (Sec. 5.2); the others from a study of real sites (docs/log.md)
 DEFAULTS: dict[str | None, dict[str, float]] = {
@@ -98,6 +102,7 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
            "options": asdict(options), "dtype": dtype}  # fmt: skip
     if _claim(out, run, resume, say):
         return json.loads((out / "record.json").read_text())
+    _searched(options)  # a missing package is said before the model is loaded
     by_task = load_rows(data, "train", tasks)
     rows = [row for task_rows in by_task.values() for row in task_rows]
     tokenizer, loaded = load_tokenizer(base), load_base(base, dtype=dtype, device=device)
@@ -111,11 +116,9 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
     say(f"{len(adapters)} experts at {len(layers)} sites; {encoded.report(options.max_length)}")
     say(f"backend: {': '.join(ops.choose_backend(device=device or 'cpu'))}")
     collator = AnswerCollator(tokenizer.pad_token_id, seq2seq)
-    metrics: dict[str, Any] = {"trained_parameters": 0, "seconds": 0.0}
-    if any(p.requires_grad for p in model.parameters()):
-        metrics = train_composition(model, encoded.rows, collator, out, options, resume, device, tensorboard, say)
-    else:
-        say(f"{options.gate} has nothing to train; saved as it is.")
+    metrics = fit_gates(
+        model, encoded.rows, collator, out, options, resume=resume, device=device, tensorboard=tensorboard, say=say
+    )
     metrics["mean_angle"] = mean_angle(model, encoded.rows[: options.batch_size], collator)
     if metrics["mean_angle"] is not None:
         weak = " The rotation did next to nothing." if metrics["mean_angle"] < 0.02 else ""
@@ -161,7 +164,30 @@ def resolve_gate_options(options: GateTraining, base: Any, tokenizer: Any, by_ta
     return {**options.gate_options, "domains": domain_vectors(base, tokenizer, texts)}
 
 
-def train_composition(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator, out: Path, options: GateTraining,
+def fit_gates(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator, out: Path, options: GateTraining, *,
+              resume: bool = False, device: str | None = None, tensorboard: bool = False,
+              say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:  # fmt: skip
+    """Train the gates of a composed model, or search a rule's weights, or do nothing where nothing is to be found.
+
+    Returns:
+        ``trained_parameters``, ``seconds``, ``final_loss``, ``curve`` ([step, loss] pairs) and, of a search, ``search``.
+    """
+    if any(p.requires_grad for p in model.parameters()):
+        return _train(model, rows, collator, out, options, resume, device, tensorboard, say)
+    nothing: dict[str, Any] = {"trained_parameters": 0, "seconds": 0.0, "final_loss": None, "curve": []}
+    if _searched(options):
+        return {**nothing, **search_weights(model, rows, collator, seed=options.seed, device=device, say=say)}
+    say(f"{options.gate} has nothing to train; saved as it is.")
+    return nothing
+
+
+def _searched(options: GateTraining) -> bool:
+    """Whether the rule finds its weights by a search instead of gradients."""
+    kind = gate_class(options.gate)
+    return issubclass(kind, SearchedRule) and kind.searches(make_options(kind, options.gate_options))
+
+
+def _train(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator, out: Path, options: GateTraining,
            resume: bool, device: str | None, tensorboard: bool, say: Callable[[str], None]) -> dict[str, Any]:  # fmt: skip
     """Train the gates of a composed model under the train contract; returns trained parameters, seconds, last loss, curve."""
     assert options.lr is not None and options.dense_start is not None

@@ -105,8 +105,17 @@ class AnswerTrainer(Trainer):
         try:
             return super().train(*args, **kwargs)
         finally:
-            if self.head_hook is not None:
-                self.head_hook.remove()
+            self.remove_hooks()
+
+    def remove_hooks(self) -> None:
+        """Take the hook off the model's head."""
+        if self.head_hook is not None:
+            self.head_hook.remove()
+
+    def answer_tokens(self, inputs: dict[str, Any]) -> int:
+        """How many tokens of a batch `compute_loss` averages over."""
+        labels = inputs["labels"] if self.seq2seq else inputs["labels"][:, 1:]
+        return int((labels != -100).sum())
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return [index for step in self.order for index in step]
