@@ -65,8 +65,8 @@ class WinCount:
 
     @property
     def rate(self) -> float:
-        """Wins of the first among all comparisons; a tie is no win."""
-        return self.wins / (self.wins + self.ties + self.losses)
+        """Wins of the first among all comparisons; a tie is no win. Not a number where no seed is shared."""
+        return self.wins / total if (total := self.wins + self.ties + self.losses) else float("nan")
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,17 @@ def count_wins(grid: Grid, metric: str, pairs: Sequence[tuple[str, str]]) -> lis
 
     A system without seeds meets every seed of the other. Values equal to 1e-12 are a tie; significance plays no part.
     """
-    return [
-        WinCount(metric, first, second, *_outcomes(grid, metric, grid.systems[first], grid.systems[second]))
-        for first, second in pairs
-    ]
+    labels = {label for pair in pairs for label in pair}
+    means = {label: _seed_task_means(grid, metric, label) for label in labels}
+    counts = []
+    for first, second in pairs:
+        places = _seed_places(grid.systems[first], grid.systems[second])
+        gaps = np.array([means[first][a] - means[second][b] for a, b in places]) * (
+            1 if HIGHER_IS_BETTER[metric] else -1
+        )
+        counts.append(WinCount(metric, first, second, int((gaps > TIE).sum()), int((np.abs(gaps) <= TIE).sum()),
+                               int((gaps < -TIE).sum())))  # fmt: skip
+    return counts
 
 
 def task_worth(grid: Grid, metric: str) -> list[TaskWorth]:
@@ -159,18 +166,9 @@ def tasks_that_count(grid: Grid) -> dict[str, list[str]]:
     return {metric: [worth.task for worth in task_worth(grid, metric) if worth.counts] for metric in METRICS}
 
 
-def _outcomes(grid: Grid, metric: str, first: System, second: System) -> tuple[int, int, int]:
-    wins = ties = losses = 0
-    for a, b in _seed_places(first, second):
-        for task in grid.tasks:
-            gap = first.rows[metric][task][a].mean() - second.rows[metric][task][b].mean()
-            if abs(gap) <= TIE:
-                ties += 1
-            elif (gap > 0) == HIGHER_IS_BETTER[metric]:
-                wins += 1
-            else:
-                losses += 1
-    return wins, ties, losses
+def _seed_task_means(grid: Grid, metric: str, label: str) -> np.ndarray:
+    """Means over rows [seeds, tasks]."""
+    return np.stack([grid.systems[label].rows[metric][task].mean(1) for task in grid.tasks], axis=1)
 
 
 def _seed_places(first: System, second: System) -> list[tuple[int, int]]:
