@@ -309,6 +309,8 @@ def test_a_merged_composition_knows_its_sources_and_finds_them_again(zoo, load_t
     config.gate_only = True
     model.save_pretrained(tmp_path / "b")
     assert torch.equal(radargate.load(load_tiny(), tmp_path / "b")(**inputs()).logits, expected)
+    lock = json.loads((tmp_path / "b" / "radargate.lock.json").read_text())
+    assert set(lock["experts"]) == {"dare", *NAMES}
 
 
 @pytest.mark.parametrize("gate", RULES.names())

@@ -189,7 +189,8 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         """A composition depends on each token, so it cannot be merged into the base weights."""
         raise RadarGateError(
             "A composition cannot be merged into the base weights: its weights and angles differ from token to token. "
-            "Serve it with radargate, or use unload() to get the base model back."
+            "Serve it with radargate, or use unload() to get the base model back. Under a static rule, radargate.save_as_lora "
+            "makes one LoRA of it, which PEFT can merge."
         )
 
     def unmerge(self) -> None:

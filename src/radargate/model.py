@@ -219,7 +219,8 @@ class RadarModel(BaseTuner):
         """Refuses: a composition is no constant matrix."""
         raise RadarGateError(
             "A composition cannot be merged into the base weights: its weights and angles differ from token to token. "
-            "Use unload() to get the base model back."
+            "Use unload() to get the base model back. Under a static rule, radargate.save_as_lora makes one LoRA of it, "
+            "which PEFT can merge."
         )
 
 
