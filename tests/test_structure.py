@@ -15,9 +15,9 @@ from radargate.registry import Registry
 SOURCE = Path(__file__).parents[1] / "src" / "radargate"
 # a module may import from its own level and from lower ones
 LEVELS = (
-    ("errors", "registry", "records", "registration"),
+    ("errors", "registry", "storage", "records", "registration"),
     ("ops",),
-    ("base_models", "experts", "architectures", "gates", "rules"),
+    ("base_models", "model_cache", "experts", "architectures", "gates", "rules"),
     ("bundle", "config", "layer", "model", "composition"),
     ("training", "data", "evaluation", "experiments"),
     ("report", "serve", "shipped"),
