@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tables import cell, delta, table
+from three_seeds import section as three_seeds
+
 from radargate.evaluation.metrics import paired_difference, row_values
 from radargate.records import read_records
 from radargate.report import charts
@@ -109,7 +112,7 @@ def page() -> str:
                 f"{record['case']}, float32: lm-eval and `radargate eval` decide alike on {m['same_acc']} of {m['n']} rows by `acc` and on "
                 f"{m['same_acc_norm']} by `acc_norm`."
             )
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *three_seeds(RESULTS / "three_seeds")]) + "\n"
 
 
 def verdicts(by_case: dict[Any, Any], tasks: list[str]) -> str:
@@ -177,22 +180,6 @@ def task_row(by_case: dict[Any, Any], task: str, systems: list[str], metric: str
             marks.append("yes" if d["p"] < 0.05 and d["difference"] * sign > 0 else "no")
         row.append(" / ".join(marks))
     return row
-
-
-def cell(metric: dict[str, float]) -> str:
-    """Value and interval."""
-    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
-
-
-def delta(d: dict[str, float]) -> str:
-    """Signed difference and interval."""
-    return f"{d['difference']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]"
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 if __name__ == "__main__":

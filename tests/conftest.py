@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -141,3 +143,35 @@ def tasks(tmp_path_factory) -> Path:
         for task, rows in (("even", yes), ("add", add)):
             (folder / f"{task}.{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+class SmallDisk:
+    """A file system of its own, of which all but a few bytes can be taken away."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.filler = folder, folder / "filler"
+
+    def leave(self, free: int) -> None:
+        """Fill it up until ``free`` bytes are left, in whole pages."""
+        self.filler.unlink(missing_ok=True)
+        room = shutil.disk_usage(self.folder).free
+        with open(self.filler, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, max(1, room - free))
+        assert shutil.disk_usage(self.folder).free <= free
+
+    def remount(self, options: str) -> None:
+        """Change the mount, to ``ro`` and such."""
+        subprocess.run(["mount", "-o", f"remount,{options}", str(self.folder)], check=True, capture_output=True)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A real file system of 8 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a file system needs root")
+    yield SmallDisk(folder)
+    subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import html
 import re
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -79,7 +81,11 @@ def test_every_number_of_the_report_is_a_records(run):
     assert "radargate train" in summary(out)
 
 
-def test_a_second_run_keeps_what_is_finished(run):
+def test_a_second_run_keeps_what_is_finished_and_needs_no_network(run, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
     out, options, _ = run
     before = (out / "records.jsonl").read_text()
     again: list[str] = []

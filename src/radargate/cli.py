@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.metadata
 import os
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 
 from radargate.errors import OptionError, RadarGateError
 from radargate.registry import unknown_name
+from radargate.storage import write_fault
 
 COMMANDS = ("quickstart", "doctor", "experts", "train", "eval", "generate", "export")
 
@@ -24,19 +26,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _check_command(argv)
         args = parser.parse_args(_with_config(argv))
-        return args.run(args)
+        code = args.run(args)
+        sys.stdout.flush()  # here, where a full disk behind a redirection still gets a message
+        return code
+    except BrokenPipeError:
+        _drop_output()
+        return 1
     except RadarGateError as error:
         print(f"radargate: error: {error}", file=sys.stderr)
         return 1
-    except OSError as error:  # a full disk, a folder that cannot be written, a file that is gone
-        print(f"radargate: error: {error}", file=sys.stderr)
+    except OSError as error:  # what `storage.writing` does not stand around: printing, a temporary file, reading
+        reason = write_fault(error)
+        if reason and error.filename is None:
+            _drop_output()
+        what = f"{error.filename or 'the output'}: {reason}. Free some space or choose another folder, then run the command again."
+        print(f"radargate: error: {what if reason else error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("radargate: stopped.", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -94,6 +102,12 @@ def _with_config(argv: list[str]) -> list[str]:
         elif value is not None:
             flags += [flag, str(value)]
     return [argv[0], *flags, *argv[1:]]
+
+
+def _drop_output() -> None:
+    """Let what is left in the output's buffer go nowhere: flushing it at exit would fail a second time."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError: an output that is no file, as under a test
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _quiet_libraries() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from radargate.experts.bank import check_equal_ranks
 from radargate.gates import GATES
 from radargate.gates.base import make_options
 from radargate.rules import RULES
+from radargate.storage import writing
 
 PRESETS: dict[str, dict[str, Any]] = {
     # the printed form: unscaled relation, top-k from the first step
@@ -92,10 +95,19 @@ class RadarConfig(PeftConfig):
         return found
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write the config, then the lock file and model card (PEFT calls this after the weights are written)."""
-        super().save_pretrained(save_directory, **kwargs)
-        write_lock(Path(save_directory), self)
-        write_card(Path(save_directory), self)
+        """Write the config, then the lock file and model card (PEFT calls this after the weights are written).
+
+        Raises:
+            StorageError: the folder cannot be written; no half-written config is left there.
+        """
+        folder = Path(save_directory)
+        with writing("the bundle", folder, "choose another folder"):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".config-") as work:
+                super().save_pretrained(work, **kwargs)
+                os.replace(Path(work) / "adapter_config.json", folder / "adapter_config.json")
+            write_lock(folder, self)
+            write_card(folder, self)
 
 
 def gate_class(name: str) -> Any:

@@ -41,3 +41,13 @@ class TrainContractError(RadarGateError):
 
 class BackendError(RadarGateError):
     """An explicitly requested backend or route cannot be used here."""
+
+
+class StorageError(RadarGateError):
+    """A result cannot be written: the disk is full, or the folder may not be written."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, for one-line errors."""
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__

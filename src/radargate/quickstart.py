@@ -15,6 +15,7 @@ from radargate.evaluation.usage import expert_usage
 from radargate.records import append_records, make_record, read_records, write_atomic
 from radargate.report.quickstart import quickstart_page, systems
 from radargate.shipped import BASE, shipped_experts
+from radargate.storage import check_writable, writing
 from radargate.training.gates import GateTraining, train_gates
 from radargate.training.loop import duration
 
@@ -49,6 +50,7 @@ def quickstart(out: str | Path, options: Quickstart, *, device: str | None = Non
         BaseModelError: the model cannot be fetched; the message says how to provide it.
     """
     out, started = Path(out), time.monotonic()
+    check_writable(out / "records.jsonl", "the results")
     say(f"1/4  The base model: {BASE}, a small instruction model (fetched once, then kept).")
     resolve_base(BASE)
     experts = {name: str(path) for name, path in shipped_experts().items()}
@@ -74,7 +76,9 @@ def quickstart(out: str | Path, options: Quickstart, *, device: str | None = Non
     say(f"4/4  Scoring on rows nobody was trained on: {options.limit} of each of the ten tasks, for every system.")
     _score(out, experts, options, device, say)
     report = out / "report.html"
-    write_atomic(report, quickstart_page(out))
+    page = quickstart_page(out)
+    with writing("the report", report):
+        write_atomic(report, page)
     say(f"Done in {duration(time.monotonic() - started)}.")
     return report
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from radargate.errors import RadarGateError
+from radargate.storage import writing
 
 SCHEMA = 1
 _PACKAGES = ("radargate", "torch", "transformers", "peft", "accelerate", "safetensors", "trl", "lm-eval")
@@ -79,30 +81,44 @@ def file_hash(path: str | Path) -> str:
 
 
 def append_records(path: str | Path, records: Iterable[dict[str, Any]]) -> None:
-    """Append records to a JSON-lines file, creating its folder; each line is flushed to disk."""
+    """Append records to a JSON-lines file, creating its folder: all of them or, on a full disk, none.
+
+    A last line that an earlier crash cut off is removed first.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    payload = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+    with writing("the records", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():  # and not a pipe or device, which has no last line
+            _mend_last_line(path)
+        _append_whole(path, payload)
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
     """Read a JSON-lines file of records.
 
+    A last line without its newline that is no whole record was cut off by a crash or a full disk: it counts
+    as never written, and the next `append_records` removes it.
+
     Raises:
-        RadarGateError: a line is not JSON or has a newer schema; file and line are named.
+        RadarGateError: a line is not a JSON record or has a newer schema; file and line are named.
     """
+    lines, torn = _lines(Path(path))
     records = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines[:-1] if torn else lines, 1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise RadarGateError(f"{path}, line {number}: not a JSON record ({error}).") from error
+            if not isinstance(record, dict):
+                raise ValueError(f"found {type(record).__name__}, expected an object")
+        except ValueError as error:
+            raise RadarGateError(
+                f"{path}, line {number}: not a JSON record ({error}). Remove that line, or choose another file."
+            ) from error
         if record.get("schema", 0) > SCHEMA:
             raise RadarGateError(
                 f"{path}, line {number}: schema {record['schema']} is newer than {SCHEMA}; update radargate."
@@ -123,7 +139,44 @@ def write_atomic(path: str | Path, data: str | bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error is the one to report
+            temporary.unlink(missing_ok=True)
+
+
+def _lines(path: Path) -> tuple[list[bytes], bool]:
+    """A file's lines, and whether the last one was cut off. Text may hold any other line separator of Unicode."""
+    lines = path.read_bytes().split(b"\n")
+    if not lines[-1]:
+        return lines[:-1], False
+    try:
+        return lines, not isinstance(json.loads(lines[-1]), dict)
+    except ValueError:
+        return lines, True
+
+
+def _mend_last_line(path: Path) -> None:
+    """Make a file end with a whole line: drop one that was cut off, finish one that only lacks its newline."""
+    lines, torn = _lines(path)
+    if torn:
+        with open(path, "r+b") as file:
+            file.truncate(sum(len(line) + 1 for line in lines[:-1]))
+    elif lines and not path.read_bytes().endswith(b"\n"):
+        _append_whole(path, b"\n")
+
+
+def _append_whole(path: str | Path, payload: bytes) -> None:
+    """Append all of ``payload`` or nothing, flushed to disk."""
+    with open(path, "ab", buffering=0) as file:
+        start, written = os.fstat(file.fileno()).st_size, 0
+        try:
+            while written < len(payload):
+                written += file.write(payload[written:])
+            os.fsync(file.fileno())
+        except OSError:
+            # another process may have appended meanwhile: its lines stay, and ours end without a newline
+            if written and os.fstat(file.fileno()).st_size == start + written:
+                file.truncate(start)
+            raise
 
 
 def _git_state() -> tuple[str | None, bool | None]:

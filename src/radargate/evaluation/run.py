@@ -19,6 +19,7 @@ from radargate.evaluation.lm_eval import evaluate_tasks
 from radargate.evaluation.metrics import RowScore, summarise, summarise_tasks
 from radargate.evaluation.scoring import Scorer
 from radargate.records import append_records, make_record
+from radargate.storage import check_writable
 from radargate.training.loop import duration
 
 
@@ -71,6 +72,7 @@ def evaluate(target: str, adapters: Mapping[str, str], out: str | Path, *, data:
         The records: one a system and task, and one a system for the mean over tasks.
     """
     by_task = load_rows(data, scoring.split, tasks, scoring.limit) if data else {}
+    check_writable(out, "the records")
     systems: list[tuple[str, tuple[str, str] | None]] = (
         [(name, (name, path)) for name, path in adapters.items()] if adapters else [(Path(target).name, None)]
     )

@@ -107,8 +107,8 @@ def plan(adapters: Sequence[str], *, gates: Sequence[str], rules: Sequence[str],
                 left_out.append(str(error))
                 continue
             used += 1
-            shown = text if not options else f"{name} ({', '.join(f'{k}={v}' for k, v in options.items())})"
-            label = f"{shown} · {architecture}"
+            shown = " ".join([name, *(f"{key}={value}" for key, value in options.items())])
+            label = f"{shown} ({architecture})"
             learned = kind == "gate" or (issubclass(rule := gate_class(name), SearchedRule) and rule.searches(made))
             cells += [
                 Cell(name, kind, label, architecture, seed, options) for seed in (range(seeds) if learned else (None,))

@@ -37,6 +37,20 @@ def save(trainer: Any) -> Path:
     final = out / f"checkpoint-{step}"
     work = out / f".checkpoint-{step}.tmp"
     shutil.rmtree(work, ignore_errors=True)
+    try:
+        _write(trainer, work)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(work, final)
+        _flush(out)
+    finally:  # a full disk gets the room of the unfinished one back
+        shutil.rmtree(work, ignore_errors=True)
+    for _, old in _checkpoints(out)[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def _write(trainer: Any, work: Path) -> None:
+    """Every file of a checkpoint, and last the one that says that the others are whole."""
     work.mkdir(parents=True)
     save_file(
         {n: p.detach().cpu().contiguous() for n, p in trainable(trainer.model).items()},
@@ -72,13 +86,7 @@ def save(trainer: Any) -> Path:
     hashes = {file.name: file_hash(file) for file in sorted(work.iterdir())}
     for file in work.iterdir():
         _flush(file)
-    write_atomic(work / "complete.json", json.dumps({"step": step, "sha256": hashes}))
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(work, final)
-    _flush(out)
-    for _, old in _checkpoints(out)[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
-    return final
+    write_atomic(work / "complete.json", json.dumps({"step": trainer.state.global_step, "sha256": hashes}))
 
 
 def newest(out: str | Path) -> Path | None:

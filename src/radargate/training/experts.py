@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from radargate.base_models import base_name, load_base, load_tokenizer
-from radargate.data.batches import AnswerCollator, encode_rows
+from radargate.data.batches import AnswerCollator, EncodedRow, encode_rows
 from radargate.data.rows import rows_hash
 from radargate.data.sources import load_rows
 from radargate.errors import RadarGateError
 from radargate.records import append_records, make_record
+from radargate.storage import AGAIN, check_writable, writing
 from radargate.training.loop import AnswerTrainer, duration, training_arguments
 
 
@@ -73,6 +74,7 @@ def train_experts(base: str | PreTrainedModel, data: str, out: str | Path, optio
             f"{out / existing[0]} already holds an adapter. Use --resume to keep finished experts and train the "
             "rest, or choose another --out."
         )
+    check_writable(out / "records.jsonl", "the adapters")
     model = load_base(base, dtype=dtype, device=device)
     tokenizer = load_tokenizer(base)
     seq2seq = bool(model.config.is_encoder_decoder)
@@ -85,6 +87,7 @@ def train_experts(base: str | PreTrainedModel, data: str, out: str | Path, optio
         encoded = encode_rows(rows, tokenizer, max_length=options.max_length, encoder_decoder=seq2seq)
         say(f"[{number}/{len(by_task)}] {task}: {encoded.report(options.max_length)}")
         torch.manual_seed(options.seed)
+<<<<<<< HEAD
         peft_model = get_peft_model(model, lora_config(options, seq2seq))
         if frozen_A is not None:
             share_A(cast(PeftModel, peft_model), frozen_A)
@@ -97,12 +100,17 @@ def train_experts(base: str | PreTrainedModel, data: str, out: str | Path, optio
         )
         result = trainer.train()
         final_loss = [line["loss"] for line in trainer.state.log_history if "loss" in line][-1]
+=======
+        peft_model = cast(PeftModel, get_peft_model(model, _lora_config(options, seq2seq)))
+        facts = {"base": base, "data": Path(data).name, "data_hash": rows_hash(rows), "rows": len(encoded.rows),
+                 "dropped": encoded.dropped, "options": asdict(options)}  # fmt: skip
+>>>>>>> quick
         peft_model.peft_config["default"].base_model_name_or_path = base_name(model)
-        peft_model.save_pretrained(str(work / "adapter"), save_embedding_layers=False)
-        _cast_file(work / "adapter" / "adapter_model.safetensors", options.save_dtype)
-        shutil.move(work / "run" / "metrics.jsonl", work / "adapter" / "metrics.jsonl")
-        (work / "adapter" / "options.json").write_text(json.dumps(asdict(options), indent=2))
+        with writing(f"the adapter {task}", out, again=AGAIN if resume else f"{AGAIN} with --resume"):
+            seconds = _train_one(peft_model, encoded.rows, AnswerCollator(tokenizer.pad_token_id, seq2seq),
+                                 folders[task], options, facts, device, say)  # fmt: skip
         model = cast(PreTrainedModel, peft_model.unload())
+<<<<<<< HEAD
         folders[task].parent.mkdir(parents=True, exist_ok=True)
         (work / "adapter").rename(folders[task])
         shutil.rmtree(work, ignore_errors=True)
@@ -111,8 +119,38 @@ def train_experts(base: str | PreTrainedModel, data: str, out: str | Path, optio
             "experts", task, {"final_loss": final_loss, "seconds": seconds}, base=base_name(model), data=str(Path(data).name),
             data_hash=rows_hash(rows), rows=len(encoded.rows), dropped=encoded.dropped, options=asdict(options),
         )])  # fmt: skip
+=======
+>>>>>>> quick
         say(f"[{number}/{len(by_task)}] {task}: saved to {folders[task]} after {duration(seconds)}.")
     return folders
+
+
+def _train_one(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator, folder: Path,
+               options: ExpertOptions, facts: dict[str, Any], device: str | None, say: Callable[[str], None]
+               ) -> float:  # fmt: skip
+    """Train one adapter, save it whole into ``folder``, and add its record; returns the seconds it took."""
+    work = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        arguments = training_arguments(work / "run", steps=options.steps, batch_size=options.batch_size,
+                                       lr=options.lr, seed=options.seed, device=device)  # fmt: skip
+        trainer = AnswerTrainer(model, rows, arguments, collator, say=say)
+        result = trainer.train()
+        adapter = work / "adapter"
+        model.save_pretrained(str(adapter), save_embedding_layers=False)
+        _cast_file(adapter / "adapter_model.safetensors", options.save_dtype)
+        shutil.move(work / "run" / "metrics.jsonl", adapter / "metrics.jsonl")
+        (adapter / "options.json").write_text(json.dumps(asdict(options), indent=2))
+        metrics = {
+            "final_loss": [line["loss"] for line in trainer.state.log_history if "loss" in line][-1],
+            "seconds": result.metrics["train_runtime"],
+        }
+        # the record first: it needs room, the rename does not, and a finished adapter is not trained again
+        append_records(folder.parent / "records.jsonl", [make_record("experts", folder.name, metrics, **facts)])
+        adapter.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return float(metrics["seconds"])
 
 
 def _cast_file(file: Path, dtype: str) -> None:

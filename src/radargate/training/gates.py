@@ -23,7 +23,11 @@ from radargate.errors import OptionError, RadarGateError
 from radargate.experts.domains import TEXTS, domain_vectors
 from radargate.gates.base import make_options
 from radargate.records import append_records, file_hash, make_record, write_atomic
+<<<<<<< HEAD
 from radargate.rules.searched import SearchedRule
+=======
+from radargate.storage import AGAIN, writing
+>>>>>>> quick
 from radargate.training import checkpoints
 from radargate.training.contract import TrainContract
 from radargate.training.loop import AnswerTrainer, duration, training_arguments
@@ -102,7 +106,11 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
            "options": asdict(options), "dtype": dtype}  # fmt: skip
     if _claim(out, run, resume, say):
         return json.loads((out / "record.json").read_text())
+<<<<<<< HEAD
     _searched(options)  # a missing package is said before the model is loaded
+=======
+    again = AGAIN if resume else f"{AGAIN} with --resume"
+>>>>>>> quick
     by_task = load_rows(data, "train", tasks)
     rows = [row for task_rows in by_task.values() for row in task_rows]
     tokenizer, loaded = load_tokenizer(base), load_base(base, dtype=dtype, device=device)
@@ -116,35 +124,37 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
     say(f"{len(adapters)} experts at {len(layers)} sites; {encoded.report(options.max_length)}")
     say(f"backend: {': '.join(ops.choose_backend(device=device or 'cpu'))}")
     collator = AnswerCollator(tokenizer.pad_token_id, seq2seq)
+<<<<<<< HEAD
     metrics = fit_gates(
         model, encoded.rows, collator, out, options, resume=resume, device=device, tensorboard=tensorboard, say=say
     )
+=======
+    metrics: dict[str, Any] = {"trained_parameters": 0, "seconds": 0.0}
+    if any(p.requires_grad for p in model.parameters()):
+        with writing("checkpoints and metrics", out, again=again):
+            metrics = _train(model, encoded.rows, collator, out, options, resume, device, tensorboard, say)
+    else:
+        say(f"{options.gate} has nothing to train; saved as it is.")
+>>>>>>> quick
     metrics["mean_angle"] = mean_angle(model, encoded.rows[: options.batch_size], collator)
     if metrics["mean_angle"] is not None:
         weak = " The rotation did next to nothing." if metrics["mean_angle"] < 0.02 else ""
         say(f"mean rotation angle: {metrics['mean_angle']:.3f} rad.{weak}")
-    work = out / ".bundle.tmp"
-    shutil.rmtree(work, ignore_errors=True)
     radar_config(model).gate_only = gate_only
-    model.save_pretrained(str(work), save_embedding_layers=False)
-    record = make_record(
-        "train", options.gate, metrics, base=base, data=Path(data).name, data_hash=rows_hash(rows), rows=len(encoded.rows),
-        dropped=encoded.dropped, experts={name: facts["sha256"] for name, facts in radar_config(model).expert_facts.items()},
-        options=asdict(options), dtype=dtype, gate_sha256=file_hash(work / "adapter_model.safetensors"),
-    )  # fmt: skip
-    for file in sorted(work.iterdir(), key=lambda f: f.name == "adapter_config.json"):
-        file.replace(out / file.name)  # the config comes last: where it is, the bundle is whole
-    shutil.rmtree(work)
-    if (out / "checkpoints" / "metrics.jsonl").exists():
-        shutil.copyfile(out / "checkpoints" / "metrics.jsonl", out / "metrics.jsonl")
-    append_records(out / "records.jsonl", [record])
-    write_atomic(out / "record.json", json.dumps(record, indent=2))
+    facts = {
+        "base": base, "data": Path(data).name, "data_hash": rows_hash(rows), "rows": len(encoded.rows),
+        "dropped": encoded.dropped, "options": asdict(options), "dtype": dtype,
+        "experts": {name: known["sha256"] for name, known in radar_config(model).expert_facts.items()},
+    }  # fmt: skip
+    with writing("the bundle", out, again=again):
+        record = _save(model, out, metrics, facts)
     for folder in (out / "checkpoints").glob("checkpoint-*"):
         shutil.rmtree(folder)
     say(f"saved to {out} after {duration(metrics['seconds'])}.")
     return record
 
 
+<<<<<<< HEAD
 def resolve_gate_options(options: GateTraining, base: Any, tokenizer: Any, by_task: Mapping[str, Sequence[Row]],
                          experts: Sequence[str]) -> dict[str, Any]:  # fmt: skip
     """The gate's options, with what they ask to be computed from rows: Nexus' ``domains="hidden"``.
@@ -185,6 +195,27 @@ def _searched(options: GateTraining) -> bool:
     """Whether the rule finds its weights by a search instead of gradients."""
     kind = gate_class(options.gate)
     return issubclass(kind, SearchedRule) and kind.searches(make_options(kind, options.gate_options))
+=======
+def _save(model: PeftModel, out: Path, metrics: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """Put bundle, metrics and record into ``out``; what needs room is written first, then renamed into place."""
+    work, curve = out / ".bundle.tmp", out / "checkpoints" / "metrics.jsonl"
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        model.save_pretrained(str(work), save_embedding_layers=False)
+        facts["gate_sha256"] = file_hash(work / "adapter_model.safetensors")
+        record = make_record("train", facts["options"]["gate"], metrics, **facts)
+        write_atomic(work / "record.json", json.dumps(record, indent=2))
+        if curve.exists():
+            shutil.copyfile(curve, work / "metrics.jsonl")
+        append_records(out / "records.jsonl", [record])
+        # a config says that the bundle is whole, a record that the run is finished: they come last
+        last = ["adapter_config.json", "record.json"]
+        for file in sorted(work.iterdir(), key=lambda f: last.index(f.name) if f.name in last else -1):
+            file.replace(out / file.name)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return record
+>>>>>>> quick
 
 
 def _train(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator, out: Path, options: GateTraining,
@@ -263,6 +294,7 @@ def _claim(out: Path, run: dict[str, Any], resume: bool, say: Callable[[str], No
             return True
     elif (out / "adapter_config.json").exists():
         raise RadarGateError(f"{out} already holds an adapter or bundle; choose another --out.")
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, json.dumps(run, indent=2))
+    with writing("the run", out):
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, json.dumps(run, indent=2))
     return False

