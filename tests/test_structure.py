@@ -80,6 +80,14 @@ def test_importing_the_package_is_light_and_still_registers_with_peft():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize(
+    "first",
+    ["radargate.RadarConfig", "radargate.write_expert", "import radargate.gates.base", "import radargate.experts.bank"],
+)
+def test_whatever_is_asked_for_first_can_be_imported(first):
+    subprocess.run([sys.executable, "-c", f"import radargate\n{first}"], check=True)
+
+
 def test_the_command_lines_help_needs_no_torch():
     code = "import sys\nfrom radargate.cli import build_parser\nbuild_parser()\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,8 +13,6 @@ from radargate.registration import register_with_peft
 _PUBLIC = {
     "compose": "radargate.composition",
     "load": "radargate.composition",
-    "add_experts": "radargate.extension",
-    "domain_vectors": "radargate.experts.domains",
     "using": "radargate.layer",
     "RadarConfig": "radargate.config",
     "RadarModel": "radargate.model",
@@ -33,9 +31,8 @@ __all__ = [*_PUBLIC, *_MODULES]
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
-        if name != "RadarGateError":
-            # PEFT's import ends in importing radargate.model, which so cannot begin inside a module it needs
-            importlib.import_module("peft")
+        if _PUBLIC[name] != "radargate.errors":
+            importlib.import_module("peft")  # brings radargate.model with it, in an order without circles
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     if name in _MODULES:
         return importlib.import_module(f"radargate.{name}")
