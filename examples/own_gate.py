@@ -9,7 +9,7 @@ import radargate
 from radargate import ops
 from radargate.errors import OptionError
 from radargate.gates import GATES
-from radargate.gates.base import Call, Gate, GateOutput
+from radargate.gates.base import Call, Gate
 
 
 class LoudestGate(Gate):
@@ -29,9 +29,9 @@ class LoudestGate(Gate):
         super().__init__(site, options)
         self.softmax_sharpness = torch.nn.Parameter(torch.tensor(options.sharpness))
 
-    def forward(self, call: Call) -> GateOutput:
-        logits = ops.expert_norms(call.h, call.B, self.site.ranks) * self.softmax_sharpness
-        return GateOutput(*ops.select(logits, call.top_k, multipliers=call.multipliers))
+    def weigh(self, call: Call):
+        logits = ops.expert_norms(call.h, call.B, call.ranks) * self.softmax_sharpness
+        return ops.select(logits, call.top_k, multipliers=call.multipliers)
 
 
 GATES.register("loudest", f"{__name__}:LoudestGate")

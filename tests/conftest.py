@@ -27,6 +27,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from radargate.config import gate_class
+from radargate.gates.base import make_options
+
 torch.set_num_threads(1)
 FAMILIES = ("llama", "gpt2", "t5")
 # targets of three experts, so that sites with 1, 2 and 3 experts occur
@@ -36,6 +39,8 @@ TARGETS = {
     "t5": (["q", "v"], ["q", "v", "wo"], ["q"]),
 }
 RANKS, ALPHAS, RSLORA = (4, 8, 3), (16, 16, 8), (False, False, True)
+# options that a gate or rule cannot do without, on the adapters of the zoo
+NEEDED = {"single": {"expert": "law"}}
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -85,7 +90,7 @@ def make_adapter(model_path: Path, folder: Path, seed: int, **config) -> Path:
 
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory) -> dict[str, dict]:
-    """family → base folder and three adapters of unequal ranks and targets, one with rsLoRA."""
+    """family → base folder, three adapters of unequal ranks and targets, one with rsLoRA, and three of one rank."""
     root, made = tmp_path_factory.mktemp("zoo"), {}
     for family in FAMILIES:
         base = root / f"tiny-{family}"
@@ -97,8 +102,20 @@ def zoo(tmp_path_factory) -> dict[str, dict]:
                 base, root / f"{family}-{name}", seed=i + 1, r=RANKS[i], lora_alpha=ALPHAS[i], use_rslora=RSLORA[i],
                 target_modules=TARGETS[family][i],
             )  # fmt: skip
-        made[family] = {"base": base, "adapters": adapters}
+        equal = {
+            name: make_adapter(base, root / f"{family}-equal-{name}", seed=i + 11, r=4, lora_alpha=(16, 16, 8)[i],
+                               target_modules=TARGETS[family][i])
+            for i, name in enumerate(("math", "law", "code"))
+        }  # fmt: skip
+        made[family] = {"base": base, "adapters": adapters, "equal": equal}
     return made
+
+
+def adapters_for(tiny: dict, gate: str, options: dict | None = None) -> dict[str, Path]:
+    """The zoo's adapters, of one rank where a gate or rule needs that."""
+    kind = gate_class(gate)
+    options = make_options(kind, {**NEEDED.get(gate, {}), **(options or {})})
+    return tiny["equal" if kind.needs_equal_ranks(options) else "adapters"]
 
 
 @pytest.fixture

@@ -28,14 +28,16 @@ def test_links_lead_somewhere(page):
             assert (folder / target).exists(), f"{page} links to {target}"
 
 
-def test_every_option_of_every_gate_is_in_the_method_page():
+def test_every_option_of_every_gate_and_rule_is_in_the_method_page():
     from dataclasses import fields
 
+    from radargate.config import gate_class
     from radargate.gates import GATES
+    from radargate.rules import RULES
 
     text = (ROOT / "docs" / "method.md").read_text()
-    for name in GATES:
-        for field in fields(GATES.get(name).Options):
+    for name in (*GATES, *RULES):
+        for field in fields(gate_class(name).Options):
             assert f"`{field.name}`" in text, f"docs/method.md does not explain {field.name}"
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
 import radargate
+from conftest import NEEDED, adapters_for
 from radargate.composition import radar_layers
 from radargate.errors import BundleError, OptionError, RadarGateError, UnknownNameError
 from radargate.gates import GATES
@@ -25,7 +26,8 @@ NAMES = [*GATES.names(), *RULES.names()]
 
 
 def compose(zoo, base, family="llama", **kwargs):
-    model = radargate.compose(base, zoo[family]["adapters"], **kwargs)
+    gate = kwargs.get("gate", "radar")
+    model = radargate.compose(base, adapters_for(zoo[family], gate), **{**NEEDED.get(gate, {}), **kwargs})
     turn(model)
     return model.eval()
 
@@ -75,7 +77,7 @@ def test_zero_q_equals_stretch_exactly(zoo, load_tiny):
     for a, b in zip(radar_layers(radar), radar_layers(stretch), strict=True):
         x = torch.randn(4, a.entries["default"][1]["shape"][0])
         if len(a.entries["default"][1]["experts"]) > 1:
-            assert torch.equal(a.gated(x, "default")[1].weights, b.gated(x, "default")[1].weights)
+            assert torch.equal(a.gated(x, "default").weights, b.gated(x, "default").weights)
 
 
 LOADED = """
@@ -186,7 +188,7 @@ def test_gates_stay_float32_under_bfloat16_bases_and_autocast(zoo, load_tiny):
     for model in (compose(zoo, load_tiny(dtype=torch.bfloat16)), compose(zoo, load_tiny()).to(torch.bfloat16)):
         layer = radar_layers(model)[0]
         x = torch.randn(3, 24, dtype=torch.bfloat16)
-        assert layer.gated(x, "default")[1].weights.dtype == torch.float32
+        assert layer.gated(x, "default").weights.dtype == torch.float32
         with torch.autocast("cpu", torch.bfloat16):
             assert layer.update(x, "default").dtype == torch.float32
         assert model(**inputs("llama")).logits.dtype == torch.bfloat16
@@ -206,7 +208,7 @@ def test_experts_are_masked_and_scaled_for_a_block_or_a_call_without_global_stat
     alone = radargate.compose(load_tiny(), {"code": zoo["llama"]["adapters"]["code"]}, gate="uniform", top_k=1)
     layer = radar_layers(model)[0]
     with radargate.using(model, {"math": 0.0}):
-        weights = layer.gated(torch.randn(5, 24), "default")[1].weights
+        weights = layer.gated(torch.randn(5, 24), "default").weights
     torch.testing.assert_close(weights[:, 0], torch.zeros(5))
     torch.testing.assert_close(weights.sum(-1), torch.ones(5))
     assert torch.equal(model(**inputs("llama")).logits, plain), "the block leaves nothing behind"

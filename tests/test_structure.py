@@ -19,7 +19,7 @@ LEVELS = (
     ("errors", "registry", "storage", "records", "registration"),
     ("ops",),
     ("base_models", "model_cache", "experts", "architectures", "gates", "rules"),
-    ("bundle", "config", "layer", "model", "composition"),
+    ("bundle", "config", "layer", "model", "composition", "extension", "export"),
     ("training", "data", "evaluation", "experiments"),
     ("report", "serve", "shipped"),
     ("quickstart",),

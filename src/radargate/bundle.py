@@ -27,7 +27,7 @@ def write_lock(folder: Path, config: RadarConfig) -> None:
         "base": {"name": config.base_model_name_or_path, "fingerprint": config.base_fingerprint},
         "experts": {
             name: {key: facts[key] for key in ("source", "sha256") if key in facts}
-            for name, facts in config.expert_facts.items()
+            for name, facts in {**config.expert_facts, **config.adapter_facts()}.items()
         },
         "files": {name: file_hash(folder / name) for name in _HASHED if (folder / name).exists()},
         "versions": here["versions"],
@@ -75,7 +75,7 @@ def write_card(folder: Path, config: RadarConfig, scores: str = "") -> None:
     """Write the model card: what the bundle is, how to load it, its experts, and its scores."""
     experts = "\n".join(
         f"| {name} | `{facts.get('source', '')}` | `{str(facts.get('sha256', ''))[:16]}` |"
-        for name, facts in config.expert_facts.items()
+        for name, facts in {**config.expert_facts, **config.adapter_facts()}.items()
     )
     text = f"""---
 base_model: {config.base_model_name_or_path}

@@ -17,10 +17,10 @@ from radargate import model as _registered  # noqa: F401  (PEFT must know RADAR 
 from radargate.architectures import ARCHITECTURES
 from radargate.base_models import base_name, fingerprint, load_base
 from radargate.bundle import check_fingerprint, read_lock
-from radargate.config import RadarConfig, gate_class, preset_options
+from radargate.config import RadarConfig, check_works_under, gate_class, preset_options
 from radargate.errors import AdapterError, BundleError, OptionError
 from radargate.experts.adapters import base_sites
-from radargate.experts.bank import ExpertBank, SiteBank, load_bank
+from radargate.experts.bank import ExpertBank, SiteBank, check_equal_ranks, header_ranks, load_bank
 from radargate.gates.base import make_options
 from radargate.layer import RadarLayer, banks_come_later
 
@@ -30,6 +30,7 @@ def compose(
     adapters: Mapping[str, str | Path] | Sequence[str | Path] | None = None,
     *,
     architecture: str = "mole",
+    architecture_options: Mapping[str, Any] | None = None,
     gate: str = "radar",
     top_k: int | None = 2,
     preset: str | None = None,
@@ -46,6 +47,7 @@ def compose(
         base: a model, or its name or path. A PeftModel's own LoRAs join the experts; it is unloaded.
         adapters: name → folder or Hub id (or just folders, named by their last part).
         architecture: how experts share A and B; see `radargate.architectures.ARCHITECTURES`.
+        architecture_options: its options.
         gate: gate or rule; see `radargate.gates.GATES` and `radargate.rules.RULES`.
         top_k: experts kept per token (fewer where a site has fewer); None keeps all.
         preset: ``"paper"`` for the printed form of the gate.
@@ -65,9 +67,12 @@ def compose(
         OptionError: an option or combination that cannot work.
         UnknownNameError: no such gate or architecture; the nearest are named.
     """
-    ARCHITECTURES.check(architecture)
-    options = preset_options(preset, gate, gate_options)
-    make_options(gate_class(gate), options)
+    arrangement = ARCHITECTURES.get(architecture)
+    arrangement_options = make_options(arrangement, dict(architecture_options or {}))
+    kind = gate_class(gate)
+    options, given = kind.take(preset_options(preset, gate, gate_options))
+    made = make_options(kind, options)
+    check_works_under(gate, architecture)
     named = _named(adapters)
     with tempfile.TemporaryDirectory() as work:
         if isinstance(base, PeftModel):
@@ -75,20 +80,38 @@ def compose(
             base = base.unload()
         if top_k is not None and not 1 <= top_k <= max(len(named), 1):
             raise OptionError(f"top_k is {top_k}, expected 1 to {len(named)}, the number of adapters.")
+        kind.check(made, [str(name) for name in named], architecture)
+        if kind.needs_equal_ranks(made) and architecture == "mole":  # hydra can make ranks equal; checked there later
+            check_equal_ranks(gate, header_ranks(named))
         model = load_base(cast("str | PreTrainedModel", base), dtype=dtype, device=device)
-        bank = load_bank(named, model, allow_inactive=allow_inactive)
+        bank = arrangement.arrange(load_bank(named, model, allow_inactive=allow_inactive), arrangement_options)
+        bank = kind.arrange(bank, made, seed)
+    chosen = {
+        "architecture": architecture, "architecture_options": dict(architecture_options or {}), "gate": gate,
+        "gate_options": options, "top_k": top_k and min(top_k, len(bank.names)), "preset": preset, "seed": seed,
+    }  # fmt: skip
+    return compose_bank(model, bank, chosen, adapter_name, given)
+
+
+def compose_bank(model: PreTrainedModel, bank: ExpertBank, chosen: Mapping[str, Any], adapter_name: str = "default",
+                 given: Any = None) -> PeftModel:  # fmt: skip
+    """Compose experts that are in memory already; ``chosen`` are fields of `RadarConfig`, ``given`` data of the gate."""
     shapes = base_sites(model)
     config = RadarConfig(
         base_model_name_or_path=model.name_or_path,
         task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
-        architecture=architecture, gate=gate, gate_options=options, top_k=top_k, preset=preset, seed=seed,
         experts=list(bank.names), expert_configs=bank.configs, expert_facts=bank.facts,
         sites={name: _entry(site, shapes[name]) for name, site in bank.sites.items()},
-        base_fingerprint=fingerprint(model),
+        base_fingerprint=fingerprint(model), **chosen,
     )  # fmt: skip
     composed = get_peft_model(model, config, adapter_name=adapter_name)
     radar_config(composed, adapter_name).base_model_name_or_path = base_name(model)  # PEFT put this machine's path
     _fill(composed, bank, adapter_name)
+    for layer in radar_layers(composed):
+        there = layer.bank(adapter_name)
+        layer.gate(adapter_name).prepare(there.A.detach(), there.B.detach(), there.scales)
+        if given is not None:
+            layer.gate(adapter_name).receive(given)
     return _finish(composed)
 
 
@@ -171,15 +194,18 @@ def _fill(model: PeftModel, bank: ExpertBank, adapter_name: str) -> None:
 def _experts_of(config: RadarConfig, adapters: Mapping[str, str | Path] | None, model: PreTrainedModel) -> ExpertBank:
     """Find the experts of a bundle with gates only, and check that they are the very ones."""
     # by the list of names: PEFT sorts the keys of tables when it writes a config
-    sources = {name: (adapters or {}).get(name, config.expert_facts[name]["source"]) for name in config.experts}
+    expected = config.adapter_facts()
+    sources = {name: (adapters or {}).get(name, facts["source"]) for name, facts in expected.items()}
     bank = load_bank(sources, model, allow_inactive=True)
     for name, facts in bank.facts.items():
-        if facts["sha256"] != config.expert_facts[name]["sha256"]:
+        if facts["sha256"] != expected[name]["sha256"]:
             raise BundleError(
                 f"expert {name!r} at {sources[name]} is not the one these gates were trained with (another sha256). "
                 "Give its place with adapters={...}."
             )
-    return bank
+    arrangement, kind = ARCHITECTURES.get(config.architecture), gate_class(config.gate)
+    bank = arrangement.arrange(bank, make_options(arrangement, config.architecture_options))
+    return kind.arrange(bank, make_options(kind, config.gate_options), config.seed)
 
 
 def _finish(model: PeftModel) -> PeftModel:

@@ -13,6 +13,7 @@ from peft import PeftConfig
 from radargate.architectures import ARCHITECTURES
 from radargate.bundle import write_card, write_lock
 from radargate.errors import OptionError
+from radargate.experts.bank import check_equal_ranks
 from radargate.gates import GATES
 from radargate.gates.base import make_options
 from radargate.rules import RULES
@@ -45,6 +46,9 @@ class RadarConfig(PeftConfig):
     """
 
     architecture: str = field(default="mole", metadata={"help": "How experts share A and B."})
+    architecture_options: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Options of the architecture."}
+    )
     gate: str = field(default="radar", metadata={"help": "Gate or rule that weighs and turns experts."})
     gate_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "Options of the gate."})
     top_k: int | None = field(default=2, metadata={"help": "Experts kept per token; None keeps all."})
@@ -66,12 +70,29 @@ class RadarConfig(PeftConfig):
         self.peft_type = RADAR
         if not self.experts:
             return  # PEFT builds empty configs while it reads files
-        ARCHITECTURES.check(self.architecture)
+        make_options(ARCHITECTURES.get(self.architecture), self.architecture_options)
         if self.preset is not None and self.preset not in PRESETS:
             raise OptionError(f"preset is {self.preset!r}, expected one of: {', '.join(PRESETS)}.")
-        make_options(gate_class(self.gate), self.gate_options)
+        kind = gate_class(self.gate)
+        made = make_options(kind, self.gate_options)
+        check_works_under(self.gate, self.architecture)
+        kind.check(made, list(self.adapter_facts()), self.architecture)
+        if kind.needs_equal_ranks(made):
+            check_equal_ranks(self.gate, {
+                site: dict(zip((self.experts[i] for i in entry["experts"]), entry["ranks"], strict=True))
+                for site, entry in self.sites.items()
+            })  # fmt: skip
         if self.top_k is not None and not 1 <= self.top_k <= len(self.experts):
             raise OptionError(f"top_k is {self.top_k}, expected 1 to {len(self.experts)}, the number of experts.")
+
+    def adapter_facts(self) -> dict[str, dict[str, Any]]:
+        """Name → facts of every adapter it was composed from, in order, also of those merged into one expert."""
+        # by the list of names: PEFT sorts the keys of tables when it writes a config
+        found: dict[str, dict[str, Any]] = {}
+        for name in self.experts:
+            facts = self.expert_facts.get(name, {})
+            found.update({f["name"]: f for f in facts["merged_from"]} if "merged_from" in facts else {name: facts})
+        return found
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write the config, then the lock file and model card (PEFT calls this after the weights are written).
@@ -98,6 +119,16 @@ def gate_class(name: str) -> Any:
     if name in RULES:
         return RULES.get(name)
     return GATES.get(name)
+
+
+def check_works_under(gate: str, architecture: str) -> None:
+    """Raise `OptionError` where a gate or rule has no meaning under an architecture; the message says why."""
+    kind = gate_class(gate)
+    if kind.architectures is not None and architecture not in kind.architectures:
+        raise OptionError(
+            f"{gate!r} does not work under architecture {architecture!r}: {kind.why_not} It works under: "
+            f"{', '.join(kind.architectures)}."
+        )
 
 
 def preset_options(preset: str | None, gate: str, options: dict[str, Any]) -> dict[str, Any]:

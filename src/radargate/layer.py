@@ -23,25 +23,43 @@ from radargate.registry import unknown_name
 active_multipliers: ContextVar[Mapping[str, float] | None] = ContextVar("radargate_multipliers", default=None)
 # True while `radargate.load` reads a bundle that holds gates only, before it fills the banks
 banks_come_later: ContextVar[bool] = ContextVar("radargate_banks_come_later", default=False)
+Masks = tuple[Tensor | None, Tensor | None]
+# real tokens of this call, [batch, length] each: of the model's input, and of the decoder where there are two stacks;
+# None outside of a call of the composed model
+token_masks: ContextVar[Masks | None] = ContextVar("radargate_masks", default=None)
 
 
 class Bank(nn.Module):
     """Frozen A [R, d_in] and B [R, d_out] of one site, raw; scales and owners are derived from the site table."""
 
-    def __init__(self, entry: dict[str, Any], d_in: int, d_out: int) -> None:
+    def __init__(self, entry: dict[str, Any], d_in: int, d_out: int, rows: int) -> None:
         super().__init__()
         self.ranks = tuple(entry["ranks"])
         dtype = widest_dtype(entry["dtypes"])
-        rank = sum(self.ranks)
         # parameters, not buffers: DDP would send buffers around on each forward
-        self.A = nn.Parameter(torch.zeros(rank, d_in, dtype=dtype), requires_grad=False)
-        self.B = nn.Parameter(torch.zeros(rank, d_out, dtype=dtype), requires_grad=False)
+        self.A = nn.Parameter(torch.zeros(rows, d_in, dtype=dtype), requires_grad=False)
+        self.B = nn.Parameter(torch.zeros(sum(self.ranks), d_out, dtype=dtype), requires_grad=False)
         self.scales = tuple(entry["scales"])
+        self._scale: Tensor | None = None
+        self._cast: tuple[Any, Tensor, Tensor] | None = None
 
     def scale(self, like: Tensor) -> Tensor:
         """σ: each expert's LoRA scale repeated r_i times, [R]."""
-        flat = [s for s, r in zip(self.scales, self.ranks, strict=True) for _ in range(r)]
-        return torch.tensor(flat, dtype=like.dtype, device=like.device)
+        if self._scale is None or self._scale.dtype != like.dtype or self._scale.device != like.device:
+            flat = [s for s, r in zip(self.scales, self.ranks, strict=True) for _ in range(r)]
+            self._scale = torch.tensor(flat, dtype=like.dtype, device=like.device)
+        return self._scale
+
+    def cast(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """A and B in the dtype of the computation; a frozen bank is converted once."""
+        if self.A.dtype == dtype:
+            return self.A, self.B
+        if self.A.requires_grad:
+            return self.A.to(dtype), self.B.to(dtype)
+        key = (dtype, self.A.data_ptr(), self.B.data_ptr(), self.A._version, self.B._version)
+        if self._cast is None or self._cast[0] != key:
+            self._cast = (key, self.A.detach().to(dtype), self.B.detach().to(dtype))
+        return self._cast[1:]
 
 
 class RadarLayer(nn.Module, BaseTunerLayer):
@@ -61,6 +79,8 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         self.radar_bank = nn.ModuleDict()
         self.entries: dict[str, tuple[RadarConfig, dict[str, Any]]] = {}
         self.architectures: dict[str, Any] = {}
+        self._remembered: tuple[Masks, Mapping[str, float] | None] | None = None
+        self.two_stacks = False  # whether the base has an encoder and a decoder
         self.dense = False  # True while training has not yet cut to top-k
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
@@ -70,13 +90,25 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         entry = config.sites[self.site]
         d_in, d_out = entry["shape"]
         n = len(entry["experts"])
-        site = GateSite(d_in, d_out, tuple(entry["ranks"]), min(config.top_k or n, n), config.seed * 100_003 + index)
-        kind = gate_class(config.gate)
-        gate: Gate = OneExpert(site, None) if n == 1 else kind(site, make_options(kind, config.gate_options))
-        self.radar_bank[adapter_name] = Bank(entry, d_in, d_out)
+        names = tuple(config.experts[i] for i in entry["experts"])
+        site = GateSite(
+            d_in, d_out, tuple(entry["ranks"]), min(config.top_k or n, n), config.seed * 100_003 + index, names,
+            tuple(config.experts), tuple(entry["scales"]),
+        )  # fmt: skip
+        kind, architecture = gate_class(config.gate), ARCHITECTURES.get(config.architecture)
+        alone = n == 1 and not kind.acts_alone
+        gate: Gate = OneExpert(site, None) if alone else kind(site, make_options(kind, config.gate_options))
+        if gate.whole_sequence and not reads_encoder(self.site, self.two_stacks):
+            raise OptionError(
+                f"{config.gate!r} with these options weighs whole sequences, but at {self.site} a token may only see those "
+                "before it. Use pool='token', or adapters on encoder layers only."
+            )
+        self.radar_bank[adapter_name] = Bank(entry, d_in, d_out, architecture.rows(site.ranks))
         self.radar_gate[adapter_name] = gate
         self.entries[adapter_name] = (config, entry)
-        self.architectures[adapter_name] = ARCHITECTURES.get(config.architecture)
+        self.architectures[adapter_name] = architecture(
+            site.ranks, make_options(architecture, config.architecture_options)
+        )
 
     def bank(self, name: str) -> Bank:
         """The experts of one composition here."""
@@ -99,46 +131,84 @@ class RadarLayer(nn.Module, BaseTunerLayer):
     def update(self, x: Tensor, name: str) -> Tensor:
         """Σ_i g_i ṽ_i for x [..., d_in], in float32 or wider also under autocast."""
         with torch.autocast(x.device.type, enabled=False):
-            call, gated = self.gated(x, name)
-            ranks = self.bank(name).ranks
-            return ops.mix(
-                call.h, call.B, ranks, gated.weights, gated.indices, gated.rotation, gated.up,
-                angle_norm=gated.angle_norm,
-            )  # fmt: skip
+            gated = self.gated(x, name)
+            codes, turn = gated.codes, gated.turn
+            turned = (None, None, "none") if turn is None else (turn.codes, turn.up, turn.angle_norm)
+            update = ops.mix(
+                codes.h, codes.B, codes.ranks, gated.weights, gated.indices, *turned[:2], angle_norm=turned[2]
+            )
+            return update if gated.extra is None else update + gated.extra
 
-    def gated(self, x: Tensor, name: str) -> tuple[Call, GateOutput]:
+    def gated(self, x: Tensor, name: str) -> GateOutput:
         """The first two steps, codes and gate."""
-        bank, gate = self.bank(name), self.gate(name)
+        bank, gate, architecture = self.bank(name), self.gate(name), self.architectures[name]
         dtype = ops.compute_dtype(x, bank.A)
         x = x.to(dtype)
-        h = self.architectures[name].codes(x, bank.A.to(dtype), bank.scale(x))
+        codes = architecture.codes(x, *bank.cast(dtype), bank.scale(x))
         top_k = None if self.dense or gate.site.top_k == gate.site.n else gate.site.top_k
-        call = Call(x, h, bank.B.to(dtype), top_k, self._multipliers(name, x))
-        return call, gate(call)
+        masks, _ = self._call()
+        real = real_tokens(masks, self.site, self.two_stacks, x.shape[:-1])
+        here, everywhere = self._multipliers(name, x)
+        return gate(Call(x, codes, top_k, here, real, architecture.settle, everywhere))
+
+    def _call(self) -> tuple[Masks, Mapping[str, float] | None]:
+        """Masks and expert factors of the call in progress.
+
+        Gradient checkpointing runs a layer once more during the backward pass, outside of the call and, on a GPU, in
+        another thread; it then gets what the layer saw last.
+        """
+        masks, asked = token_masks.get(), active_multipliers.get()
+        if masks is None:
+            return self._remembered if self.training and self._remembered is not None else ((None, None), asked)
+        if self.training:
+            self._remembered = (masks, asked)
+        return masks, asked
 
     def _silent(self, name: str) -> bool:
         """Whether the call switched every expert of this site off."""
-        asked = active_multipliers.get()
+        _, asked = self._call()
         config, entry = self.entries[name]
         return asked is not None and all(asked.get(config.experts[i], 1.0) == 0 for i in entry["experts"])
 
-    def _multipliers(self, name: str, x: Tensor) -> Tensor | None:
-        asked = active_multipliers.get()
+    def _multipliers(self, name: str, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """What `using` asked for: factors of the experts here, and of all in the composition."""
+        _, asked = self._call()
         if asked is None:
-            return None
+            return None, None
         config, entry = self.entries[name]
-        factors = [float(asked.get(config.experts[i], 1.0)) for i in entry["experts"]]
-        return torch.tensor(factors, dtype=x.dtype, device=x.device)
+        everywhere = [float(asked.get(expert, 1.0)) for expert in config.experts]
+        factors = torch.tensor(everywhere, dtype=x.dtype, device=x.device)
+        return factors[list(entry["experts"])], factors
+
+    def decodes(self) -> bool:
+        """Whether answers can be generated token by token: each gate is token-local, or sees whole inputs anyway."""
+        gates = [self.gate(name) for name in self.active_adapters if name in self.radar_gate]
+        return reads_encoder(self.site, self.two_stacks) or all(gate.token_local for gate in gates)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """A composition depends on each token, so it cannot be merged into the base weights."""
         raise RadarGateError(
             "A composition cannot be merged into the base weights: its weights and angles differ from token to token. "
-            "Serve it with radargate, or use unload() to get the base model back."
+            "Serve it with radargate, or use unload() to get the base model back. Under a static rule, radargate.save_as_lora "
+            "makes one LoRA of it, which PEFT can merge."
         )
 
     def unmerge(self) -> None:
         """Nothing is ever merged."""
+
+
+def reads_encoder(site: str, two_stacks: bool) -> bool:
+    """Whether a site's input are encoder states, of which every token may see every other."""
+    parts = site.split(".")
+    crosses = any(p in ("EncDecAttention", "encoder_attn", "crossattention") for p in parts)
+    return two_stacks and ("decoder" not in parts or (crosses and parts[-1] in ("k", "v", "k_proj", "v_proj")))
+
+
+def real_tokens(masks: Masks, site: str, two_stacks: bool, shape: torch.Size) -> Tensor | None:
+    """Which tokens of a site's input [batch, length] are real, where the call said so."""
+    first, second = masks
+    mask = first if not two_stacks or reads_encoder(site, two_stacks) else second
+    return mask.bool() if mask is not None and mask.shape == shape else None
 
 
 @contextlib.contextmanager

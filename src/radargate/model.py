@@ -13,9 +13,42 @@ from torch import nn
 
 from radargate.config import RADAR, RadarConfig
 from radargate.errors import BundleError, RadarGateError
-from radargate.layer import RadarLayer, active_multipliers, banks_come_later, check_multipliers
+from radargate.gates.base import Gate, auxiliary_terms
+from radargate.layer import RadarLayer, active_multipliers, banks_come_later, check_multipliers, token_masks
 
 PREFIX = "radar_"
+
+
+def auxiliary_loss(terms: list[tuple[Gate, torch.Tensor]]) -> torch.Tensor:
+    """The weighted auxiliary loss from what the gates of all sites noted in one forward."""
+    kinds: dict[type[Gate], list[tuple[Gate, torch.Tensor]]] = {}
+    for gate, statistic in terms:
+        kinds.setdefault(type(gate), []).append((gate, statistic))
+    losses = [kind.auxiliary(noted) * noted[0][0].options.auxiliary_weight for kind, noted in kinds.items()]
+    return torch.stack(losses).sum()
+
+
+def label_share(labels: torch.Tensor | None, items: Any, shifts: bool) -> torch.Tensor | float:
+    """Share of an optimizer step's labels that one call holds; 1 where the step is one call or nobody counted.
+
+    ``items`` is Trainer's ``num_items_in_batch``, which leaves out a first label that no token predicts (``shifts``).
+    """
+    if labels is None or items is None:
+        return 1.0
+    return ((labels[..., 1:] if shifts else labels) != -100).sum() / items
+
+
+@contextlib.contextmanager
+def _padding_known(kwargs: dict[str, Any]) -> Iterator[None]:
+    """Tell the layers, for one call, which tokens are real."""
+    labels, decoder = kwargs.get("labels"), kwargs.get("decoder_attention_mask")
+    if decoder is None and labels is not None:
+        decoder = labels != -100
+    token = token_masks.set((kwargs.get("attention_mask"), decoder))
+    try:
+        yield
+    finally:
+        token_masks.reset(token)
 
 
 class RadarModel(BaseTuner):
@@ -51,12 +84,13 @@ class RadarModel(BaseTuner):
             layer = target
         else:
             layer = RadarLayer(target, current_key)
+            layer.two_stacks = bool(getattr(getattr(self.model, "config", None), "is_encoder_decoder", False))
             layer.add(adapter_name, peft_config, index)
             self._replace_module(parent, target_name, layer, target)
         device = next(layer.base_layer.parameters()).device
         if device.type != "meta":
             for module in (layer.radar_gate[adapter_name], layer.radar_bank[adapter_name]):
-                if not any(p.device.type == "meta" for p in module.parameters()):
+                if not any(t.device.type == "meta" for t in (*module.parameters(), *module.buffers())):
                     module.to(device)
 
     def _pre_injection_hook(self, model: nn.Module, config: RadarConfig, adapter_name: str) -> None:
@@ -92,6 +126,47 @@ class RadarModel(BaseTuner):
             yield
         finally:
             active_multipliers.reset(token)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own forward; in training, auxiliary losses of the gates are added to ``outputs.loss``.
+
+        They also stand in ``outputs.aux_loss``, unscaled. With ``num_items_in_batch`` (a Trainer that accumulates
+        gradients divides by that and not by the number of accumulation steps), the auxiliary loss is added in the share of
+        the labels that this call holds, so that one optimizer step sees its mean once.
+        """
+        with _padding_known(kwargs):
+            if not self.training:
+                return self.model.forward(*args, **kwargs)
+            terms: list[tuple[Gate, torch.Tensor]] = []
+            token = auxiliary_terms.set(terms)
+            try:
+                outputs = self.model.forward(*args, **kwargs)
+            finally:
+                auxiliary_terms.reset(token)
+        if terms:
+            auxiliary = auxiliary_loss(terms)
+            outputs["aux_loss"] = auxiliary
+            if outputs.get("loss") is not None:
+                shifts = not self.model.config.is_encoder_decoder
+                share = label_share(kwargs.get("labels"), kwargs.get("num_items_in_batch"), shifts)
+                outputs["loss"] = outputs["loss"] + auxiliary.to(outputs["loss"]) * share
+        return outputs
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own generation, refused where a gate needs other tokens than those before."""
+        self.check_decodes()
+        with _padding_known(kwargs):
+            return self.model.generate(*args, **kwargs)
+
+    def check_decodes(self) -> None:
+        """Raise `RadarGateError` where tokens cannot be read one after the other with the same result."""
+        for module in self.model.modules():
+            if isinstance(module, RadarLayer) and not module.decodes():
+                gate = next(iter(module.radar_gate.values()))
+                raise RadarGateError(
+                    f"{type(gate).__name__} at {module.site} makes a token's output depend on the other tokens of its batch, so "
+                    "generation and scoring with a cache would answer differently. Use capacity=0 (Tutel) or another gate."
+                )
 
     @classmethod
     def _get_adapter_state_dict(cls, model: nn.Module, config: RadarConfig, adapter_name: str,
@@ -144,7 +219,8 @@ class RadarModel(BaseTuner):
         """Refuses: a composition is no constant matrix."""
         raise RadarGateError(
             "A composition cannot be merged into the base weights: its weights and angles differ from token to token. "
-            "Use unload() to get the base model back."
+            "Use unload() to get the base model back. Under a static rule, radargate.save_as_lora makes one LoRA of it, "
+            "which PEFT can merge."
         )
 
 

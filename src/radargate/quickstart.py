@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from radargate.base_models import load_tokenizer, resolve_base
 from radargate.composition import load
@@ -120,8 +119,8 @@ def _score(
     if "usage" not in {r["suite"] for r in read_records(file)}:
         rows = load_rows(DATA, "test", limit=5)
         model = load(None, out / "radar", device=device)
-        usage: dict[str, Any] = expert_usage(model, load_tokenizer(BASE), rows)
-        append_records(file, [make_record("usage", "radar", usage, rows_per_task=5, seed=options.seed)])
+        usage = expert_usage(model, load_tokenizer(BASE), rows)
+        append_records(file, [make_record("usage", "radar", usage.by_task, rows_per_task=5, seed=options.seed)])
 
 
 def summary(out: str | Path, program: str = "radargate") -> str:

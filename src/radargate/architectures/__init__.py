@@ -2,4 +2,11 @@
 
 from radargate.registry import Registry
 
-ARCHITECTURES = Registry("architecture", {"mole": "radargate.architectures.mole:MoLE"})
+ARCHITECTURES = Registry(
+    "architecture",
+    {
+        "mole": "radargate.architectures.mole:MoLE",
+        "hydra": "radargate.architectures.hydra:Hydra",
+        "omoe": "radargate.architectures.omoe:OMoE",
+    },
+)

@@ -1,19 +1,16 @@
-"""MoLE: independent experts, each with its own A and B; block i of the codes is expert i's."""
+"""MoLE: independent experts, each with its own A and B."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from radargate import ops
+from radargate.architectures.base import Architecture, Codes
 
 
-class MoLE:
-    """x → h = (x A) ⊙ σ. Promises that permuting experts, or other tokens, leave a token's output."""
+class MoLE(Architecture):
+    """Independent experts, each with its own A and B; block i of the codes x A is expert i's. Source: MoLE (ICLR 2024)."""
 
-    order_free = True
-    token_local = True
-
-    @staticmethod
-    def codes(x: Tensor, A: Tensor, scale: Tensor) -> Tensor:
-        """Codes [..., R] for x [..., d_in]; A [R, d_in], scale [R]."""
-        return ops.codes(x, A, scale)
+    def codes(self, x: Tensor, A: Tensor, B: Tensor, scale: Tensor) -> Codes:
+        """h = (x A) ⊙ σ."""
+        return Codes(ops.codes(x, A, scale), B, self.ranks)

@@ -29,6 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="the gate as the paper prints it: unscaled relation, no dense start, one rate of 1e-4")  # fmt: skip
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE",
                         help="an option of the gate, such as rotation_rank=4 (may be repeated)")  # fmt: skip
+    parser.add_argument("--architecture-option", action="append", default=[], metavar="NAME=VALUE",
+                        help="an option of the architecture, such as convert=true (may be repeated)")  # fmt: skip
     flags.training_flags(parser, steps=120, lr=None, lr_help="rate of the weights' parameters (default 5e-3)")
     parser.add_argument("--rotation-lr", type=flags.positive_float,
                         help="rate of the rotation's parameters (default 2e-2; the printed form needs far more)")  # fmt: skip
@@ -51,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from radargate.training.gates import GateTraining, train_gates
 
     options = GateTraining(
-        architecture=args.architecture, gate=args.gate, top_k=args.top_k, preset=args.preset,
+        architecture=args.architecture, architecture_options=flags.gate_options(args.architecture_option), gate=args.gate, top_k=args.top_k, preset=args.preset,
         gate_options=flags.gate_options(args.option), steps=args.steps, batch_size=args.batch_size, lr=args.lr,
         rotation_lr=args.rotation_lr, dense_start=args.dense_start, seed=args.seed, max_length=args.max_length,
         save_every=args.save_every,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-RESAMPLES = 2_000
+from radargate.evaluation.resampling import bootstrap_intervals, sign_flip_p
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,15 @@ def paired_difference(first: dict[str, Sequence[float]], second: dict[str, Seque
 
     The p-value is two-sided, from a sign-flip permutation of row differences (ties stay ties).
     """
-    differences = [np.asarray(first[task]) - np.asarray(second[task]) for task in first]
-    generator = np.random.default_rng(seed)
-    observed = float(np.mean([d.mean() for d in differences]))
-    flips = np.zeros(RESAMPLES)
-    for d in differences:
-        flips += (generator.choice([-1.0, 1.0], size=(RESAMPLES, len(d))) * d).mean(1) / len(differences)
-    p = (1 + int((np.abs(flips) >= abs(observed) - 1e-12).sum())) / (1 + RESAMPLES)
-    low, high = _interval(differences, seed)
-    return {"difference": observed, "low": low, "high": high, "p": p}
+    differences = [np.asarray(first[task], dtype=float) - np.asarray(second[task], dtype=float) for task in first]
+    columns = [d[:, None] for d in differences]
+    low, high = bootstrap_intervals(columns, seed)
+    return {
+        "difference": float(np.mean([d.mean() for d in differences])),
+        "low": float(low[0]),
+        "high": float(high[0]),
+        "p": float(sign_flip_p(columns, seed)[0]),
+    }
 
 
 def row_values(record: Mapping[str, Any], metric: str) -> list[float]:
@@ -92,15 +92,5 @@ def row_values(record: Mapping[str, Any], metric: str) -> list[float]:
 
 def _with_interval(groups: Sequence[Sequence[float]], seed: int) -> dict[str, float]:
     arrays = [np.asarray(group, dtype=float) for group in groups]
-    low, high = _interval(arrays, seed)
-    return {"value": float(np.mean([a.mean() for a in arrays])), "low": low, "high": high}
-
-
-def _interval(arrays: Sequence[np.ndarray], seed: int) -> tuple[float, float]:
-    generator = np.random.default_rng(seed)
-    means = np.zeros(RESAMPLES)
-    for values in arrays:
-        picks = generator.integers(0, len(values), size=(RESAMPLES, len(values)))
-        means += values[picks].mean(1) / len(arrays)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    low, high = bootstrap_intervals([a[:, None] for a in arrays], seed)
+    return {"value": float(np.mean([a.mean() for a in arrays])), "low": float(low[0]), "high": float(high[0])}

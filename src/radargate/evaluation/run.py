@@ -87,15 +87,16 @@ def evaluate(target: str, adapters: Mapping[str, str], out: str | Path, *, data:
             )
             records += [make_record("lm-eval", f"{name}/{task}", values, **facts) for task, values in results.items()]
         if by_task:
-            records += _score_system(
+            records += score_system(
                 name, model, tokenizer, by_task, scoring, {**facts, "data": Path(str(data)).name}, say
             )
     append_records(out, records)
     return records
 
 
-def _score_system(name: str, model: Any, tokenizer: Any, by_task: dict[str, list[Row]], scoring: Scoring,
+def score_system(name: str, model: Any, tokenizer: Any, by_task: dict[str, list[Row]], scoring: Scoring,
                   facts: dict[str, Any], say: Callable[[str], None]) -> list[dict[str, Any]]:  # fmt: skip
+    """Score one loaded model on every task; one record a task, and one for their mean, ``facts`` in each."""
     scorer = Scorer(model, tokenizer, batch_size=scoring.batch_size, max_new_tokens=scoring.max_new_tokens)
     scores: dict[str, list[RowScore]] = {}
     records, started, total = [], time.monotonic(), sum(len(rows) for rows in by_task.values())

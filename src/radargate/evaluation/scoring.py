@@ -14,6 +14,7 @@ from radargate.data.batches import positions
 from radargate.data.prompts import EncodedPair, encode_row
 from radargate.data.rows import Row
 from radargate.evaluation.metrics import RowScore
+from radargate.model import RadarModel
 
 MAX_BATCH_TOKENS = 4096
 
@@ -41,6 +42,8 @@ class Scorer:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        if isinstance(getattr(model, "base_model", None), RadarModel):
+            model.base_model.check_decodes()
         self.seq2seq = bool(inner.config.is_encoder_decoder)
         self.accepted = set(inspect.signature(inner.forward).parameters)
         self.device = next(model.parameters()).device

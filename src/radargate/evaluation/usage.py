@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,9 +14,24 @@ from radargate.data.rows import Row
 from radargate.ops import dense_weights
 
 
+@dataclass(frozen=True)
+class Usage:
+    """What a gate does with its experts.
+
+    Attributes:
+        by_task: task → expert → mean weight over sites and tokens; a task's weights sum to 1 where the gate's do.
+        entropy: mean over sites and tokens of the entropy of the weights' sizes, in nats.
+        experts_in_use: exp of the entropy of the mean weights' sizes: 1 where one expert does all, n where all are used alike.
+    """
+
+    by_task: dict[str, dict[str, float]]
+    entropy: float | None
+    experts_in_use: float | None
+
+
 @torch.no_grad()
-def expert_usage(model: Any, tokenizer: Any, by_task: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, float]]:
-    """Mean weight of every expert over sites and tokens of prompts and answers, for each task.
+def expert_usage(model: Any, tokenizer: Any, by_task: Mapping[str, Sequence[Row]]) -> Usage:
+    """Which experts a composition uses for which task, over tokens of prompts and answers.
 
     Sites with one expert have nothing to choose and are left out.
 
@@ -23,22 +39,23 @@ def expert_usage(model: Any, tokenizer: Any, by_task: Mapping[str, Sequence[Row]
         model: a composed model.
         tokenizer: its tokenizer.
         by_task: rows of each task.
-
-    Returns:
-        task → expert → mean weight; the weights of a task sum to 1 where the gate's do.
     """
     config = radar_config(model)
-    sums = torch.zeros(len(config.experts))
-    count = 0
+    sums, sizes = torch.zeros(len(config.experts)), torch.zeros(len(config.experts))
+    count = tokens = entropy = 0.0
 
     def look(layer: Any, args: tuple[Any, ...]) -> None:
-        nonlocal count
+        nonlocal count, tokens, entropy
         entry = layer.entries["default"][1]
         if len(entry["experts"]) > 1:
-            gated = layer.gated(args[0], "default")[1]
-            dense = dense_weights(gated.weights, gated.indices, len(entry["experts"]))
-            sums[entry["experts"]] += dense.flatten(0, -2).sum(0).cpu().float()
-            count += dense.flatten(0, -2).shape[0]
+            gated = layer.gated(args[0], "default")
+            dense = dense_weights(gated.weights, gated.indices, len(entry["experts"])).flatten(0, -2).cpu().float()
+            sums[entry["experts"]] += dense.sum(0)
+            sizes[entry["experts"]] += dense.abs().sum(0)
+            count += dense.shape[0]
+            share = dense.abs() / dense.abs().sum(-1, keepdim=True).clamp(min=1e-12)
+            entropy -= float(torch.xlogy(share, share).sum())
+            tokens += dense.shape[0]
 
     seq2seq = bool(model.get_base_model().config.is_encoder_decoder)
     hooks = [layer.register_forward_pre_hook(look) for layer in radar_layers(model)]
@@ -56,4 +73,6 @@ def expert_usage(model: Any, tokenizer: Any, by_task: Mapping[str, Sequence[Row]
     finally:
         for hook in hooks:
             hook.remove()
-    return usage
+    share = sizes / sizes.sum().clamp(min=1e-12)
+    in_use = float((-torch.xlogy(share, share).sum()).exp()) if tokens else None
+    return Usage(usage, entropy / tokens if tokens else None, in_use)

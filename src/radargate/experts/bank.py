@@ -25,7 +25,7 @@ class SiteBank:
     """The experts of one site.
 
     Attributes:
-        A: [R, d_in], raw, in the widest dtype of the site's experts.
+        A: [R, d_in], raw, in the widest dtype of the site's experts; [r, d_in] where all share it (hydra).
         B: [R, d_out], raw (the transposed B_i, stacked).
         experts: index of each expert into the bank's names, ascending.
         ranks: r_i of each.
@@ -39,6 +39,12 @@ class SiteBank:
     ranks: tuple[int, ...]
     scales: tuple[float, ...]
     dtypes: tuple[tuple[str, str], ...]
+
+    def factors(self, position: int) -> tuple[Tensor, Tensor]:
+        """A_i [r_i, d_in] and B_i [r_i, d_out] of the expert in one position."""
+        start, rank = sum(self.ranks[:position]), self.ranks[position]
+        rows = slice(start, start + rank)
+        return (self.A if self.A.shape[0] == self.ranks[0] else self.A[rows]), self.B[rows]
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,30 @@ def load_bank(adapters: Mapping[str, str | Path], base: nn.Module, *, allow_inac
     )
 
 
+def header_ranks(adapters: Mapping[str, str | Path]) -> dict[str, dict[str, int]]:
+    """Site → expert → rank, from the adapters' headers alone.
+
+    Raises:
+        AdapterError: an adapter is refused.
+    """
+    ranks: dict[str, dict[str, int]] = {}
+    for name, source in adapters.items():
+        for site, tensors in read_adapter(str(name), source).sites.items():
+            ranks.setdefault(site, {})[str(name)] = tensors.rank
+    return ranks
+
+
+def check_equal_ranks(gate: str, ranks: Mapping[str, Mapping[str, int]]) -> None:
+    """Raise `AdapterError` at the first site (site → expert → rank) whose experts differ in rank."""
+    for site, table in ranks.items():
+        if len(set(table.values())) > 1:
+            found = ", ".join(f"{name!r} {rank}" for name, rank in table.items())
+            raise AdapterError(
+                f"{gate!r} with these options adds A and B of different experts to each other, which needs one rank, "
+                f"but at {site} the ranks are: {found}. Use adapters of one rank, or a gate or form that mixes outputs."
+            )
+
+
 def _site_bank(site: str, present: Sequence[tuple[int, Adapter]], active: set[int]) -> SiteBank:
     dtypes = [(adapter.sites[site].A.dtype, adapter.sites[site].B.dtype) for _, adapter in present]
     widest = widest_dtype(dtypes)
@@ -142,6 +172,8 @@ def write_expert(bank: ExpertBank, name: str, folder: str | Path) -> None:
     """
     if name not in bank.names:
         raise AdapterError(f"no expert {name!r} here. Experts: {', '.join(bank.names)}.")
+    if bank.facts[name].get("converted"):
+        raise AdapterError(f"{name!r} was converted to a common A and is no longer the adapter it was read from.")
     folder, index, prefix = Path(folder), bank.names.index(name), bank.facts[name]["prefix"]
     if (folder / CONFIG_FILE).exists():
         raise AdapterError(f"{folder} already holds an adapter; choose another folder.")
@@ -149,9 +181,8 @@ def write_expert(bank: ExpertBank, name: str, folder: str | Path) -> None:
     for site, here in bank.sites.items():
         if index in here.experts:
             position = here.experts.index(index)
-            start, rank = sum(here.ranks[:position]), here.ranks[position]
-            for side, block, dtype in zip("AB", (here.A, here.B), here.dtypes[position], strict=True):
-                rows = block[start : start + rank].to("cpu", _DTYPES[dtype])
+            for side, block, dtype in zip("AB", here.factors(position), here.dtypes[position], strict=True):
+                rows = block.to("cpu", _DTYPES[dtype])
                 tensors[f"{prefix}{site}.lora_{side}.weight"] = (rows if side == "A" else rows.T).contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})

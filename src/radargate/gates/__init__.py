@@ -1,4 +1,4 @@
-"""Gates: trainable maps from an input and its codes to weights, chosen experts and rotation codes."""
+"""Gates: how much of each expert a token uses, and how each output is turned."""
 
 from radargate.registry import Registry
 
@@ -8,5 +8,12 @@ GATES = Registry(
         "stretch": "radargate.gates.stretch:StretchGate",
         "rotation": "radargate.gates.rotation:RotationGate",
         "radar": "radargate.gates.radar:RadarGate",
+        "mole": "radargate.gates.mole:MoLEGate",
+        "nexus": "radargate.gates.nexus:NexusGate",
+        "tutel": "radargate.gates.tutel:TutelGate",
+        "signed": "radargate.gates.signed:SignedGate",
+        "mlp": "radargate.gates.mlp:MLPGate",
+        "vector": "radargate.gates.vector:VectorGate",
+        "lora": "radargate.gates.lora:LoRAGate",
     },
 )

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from radargate.architectures.base import Codes
 from radargate.errors import OptionError
+from radargate.experts.bank import ExpertBank
 from radargate.registry import unknown_name
+
+# what one training forward has gathered for auxiliary losses: (gate, statistic); None outside of one
+auxiliary_terms: ContextVar[list[tuple[Gate, Tensor]] | None] = ContextVar("radargate_auxiliary", default=None)
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,9 @@ class GateSite:
         ranks: r_i of each expert there.
         top_k: experts kept per token there, at most their number.
         seed: of the initial values.
+        experts: names of the experts there, in order; empty where nobody asks.
+        composition: names of all experts of the composition.
+        scales: LoRA scale s_i of each expert here; empty where nobody asks.
     """
 
     d_in: int
@@ -30,6 +40,9 @@ class GateSite:
     ranks: tuple[int, ...]
     top_k: int
     seed: int = 0
+    experts: tuple[str, ...] = ()
+    composition: tuple[str, ...] = ()
+    scales: tuple[float, ...] = ()
 
     @property
     def n(self) -> int:
@@ -43,77 +56,180 @@ class Call:
 
     Attributes:
         x: input [..., d_in].
-        h: codes [..., R].
-        B: [R, d_out].
+        codes: every expert's output as codes.
         top_k: experts to keep in this pass, None for all.
         multipliers: [n] factors ≥ 0 on the weights, or None.
+        real: [...] True for real tokens, False for padding; None where nobody said.
+        settle: what the architecture does once weights are known.
+        all_multipliers: the same factors [N] for every expert of the composition, or None.
     """
 
     x: Tensor
-    h: Tensor
-    B: Tensor
+    codes: Codes
     top_k: int | None
     multipliers: Tensor | None = None
+    real: Tensor | None = None
+    settle: Callable[[Codes, Tensor, Tensor | None], Codes] | None = None
+    all_multipliers: Tensor | None = None
+
+    @property
+    def h(self) -> Tensor:
+        """Codes, for `radargate.ops`."""
+        return self.codes.h
+
+    @property
+    def B(self) -> Tensor:
+        """Stacked B, or basis of dense codes."""
+        return self.codes.B
+
+    @property
+    def ranks(self) -> tuple[int, ...] | None:
+        """Ranks, or None for dense codes."""
+        return self.codes.ranks
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Rotation codes [..., k or 1, r_a], Q, and how angles are bounded."""
+
+    codes: Tensor
+    up: Tensor
+    angle_norm: str = "none"
 
 
 @dataclass(frozen=True)
 class GateOutput:
-    """What `radargate.ops.mix` needs: weights [..., k], indices [..., k] or None, rotation codes, Q."""
+    """What the layer needs: weights [..., k], indices [..., k] or None, final codes, a turn, and an extra [..., d]."""
 
     weights: Tensor
-    indices: Tensor | None = None
-    rotation: Tensor | None = None
-    up: Tensor | None = None
-    angle_norm: str = "none"
+    indices: Tensor | None
+    codes: Codes
+    turn: Turn | None = None
+    extra: Tensor | None = None
 
 
 class Gate(nn.Module):
     """Base of all gates and rules.
 
     A subclass has a frozen dataclass ``Options`` whose ``__post_init__`` checks values, names its parameters
-    ``softmax_…`` or ``rotation_…`` (they get rates of their own), and promises:
+    ``softmax_…`` (what decides weights) or ``rotation_…`` (the rest: they get a rate of their own), writes `weigh` and,
+    where it does more than weigh, `turn`, `extra` or `settle`. It promises:
 
     - ``order_free``: permuting the experts leaves the output.
-    - ``token_local``: a token's output needs no other token, so that cached generation is exact.
+    - ``token_local``: a token's output needs no other token, so that cached generation is exact. An instance may
+      say no where an option makes it so.
+    - ``whole_sequence``: every token needs all others, so it may only stand where all are there from the start.
+    - ``architectures``: those it works under; None for all (``why_not`` says why).
+    - ``static``: its weights are the same for every token, so that the composition is one ordinary LoRA.
+    - ``joins``: a new expert may join the trained gate (see `radargate.add_experts`).
+    - ``acts_alone``: it has a say at sites with a single expert too (else that expert has weight 1).
     """
 
     order_free: ClassVar[bool] = True
-    token_local: ClassVar[bool] = True
+    token_local: bool = True
+    whole_sequence: bool = False
+    architectures: ClassVar[tuple[str, ...] | None] = None
+    why_not: ClassVar[str] = ""
+    static: ClassVar[bool] = False
+    joins: ClassVar[bool] = False
+    acts_alone: ClassVar[bool] = False
     Options: ClassVar[type]
 
     def __init__(self, site: GateSite, options: Any) -> None:
         super().__init__()
         self.site, self.options = site, options
 
-    def forward(self, call: Call) -> GateOutput:
-        """Weights and rotation for one call."""
+    @classmethod
+    def check(cls, options: Any, experts: Sequence[str], architecture: str) -> None:
+        """Raise `OptionError` where options do not fit a composition; called before anything is loaded."""
+
+    @classmethod
+    def needs_equal_ranks(cls, options: Any) -> bool:
+        """Whether all experts of a site must have one rank."""
+        return False
+
+    @classmethod
+    def arrange(cls, bank: ExpertBank, options: Any, seed: int) -> ExpertBank:
+        """The bank as this gate wants it, after the architecture has arranged it."""
+        return bank
+
+    def weigh(self, call: Call) -> tuple[Tensor, Tensor | None]:
+        """Weights [..., k] and chosen experts [..., k], or None for all in order."""
         raise NotImplementedError
+
+    def settle(self, call: Call, weights: Tensor, indices: Tensor | None) -> Codes:
+        """The codes that are mixed; the architecture's own unless a rule mixes A and B apart."""
+        return call.codes if call.settle is None else call.settle(call.codes, weights, indices)
+
+    def turn(self, call: Call, weights: Tensor, indices: Tensor | None) -> Turn | None:
+        """How chosen experts are turned; None not at all."""
+        return None
+
+    def extra(self, call: Call) -> Tensor | None:
+        """Something [..., d] added to the update beside the experts."""
+        return None
+
+    def forward(self, call: Call) -> GateOutput:
+        """Weigh, let the architecture settle, turn."""
+        weights, indices = self.weigh(call)
+        call = dataclasses.replace(call, codes=self.settle(call, weights, indices))
+        return GateOutput(weights, indices, call.codes, self.turn(call, weights, indices), self.extra(call))
+
+    def prepare(self, A: Tensor, B: Tensor, scales: Sequence[float]) -> None:
+        """Called once when experts are filled in: A and B [R, …] raw, one scale an expert."""
+
+    @classmethod
+    def take(cls, values: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+        """Split what a user gave into options, which are saved, and data for `receive`."""
+        return values, None
+
+    def receive(self, data: Any) -> None:
+        """Called after `prepare` with the data that `take` found, where it found any."""
+
+    def note(self, statistic: Tensor) -> None:
+        """Hand a statistic of this forward to the auxiliary loss, where a training step asks for it."""
+        terms = auxiliary_terms.get()
+        if terms is not None:
+            terms.append((self, statistic))
+
+    @classmethod
+    def auxiliary(cls, terms: Sequence[tuple[Gate, Tensor]]) -> Tensor:
+        """The unweighted auxiliary loss from what all sites noted: their mean."""
+        return torch.stack([statistic for _, statistic in terms]).mean()
 
     def normal(self, *shape: int, std: float, salt: int = 0) -> nn.Parameter:
         """A float32 parameter drawn from N(0, std²); the same for the same site, seed and salt."""
+        return self._draw(shape, salt, lambda generator: torch.randn(shape, generator=generator, device="cpu") * std)
+
+    def uniform(self, *shape: int, bound: float, salt: int = 0) -> nn.Parameter:
+        """The same drawn evenly from ±bound."""
+        return self._draw(
+            shape, salt, lambda generator: (2 * torch.rand(shape, generator=generator, device="cpu") - 1) * bound
+        )
+
+    def _draw(self, shape: tuple[int, ...], salt: int, draw: Callable[[torch.Generator], Tensor]) -> nn.Parameter:
         if torch.empty(0).device.type == "meta":
             return nn.Parameter(torch.empty(*shape))
-        generator = torch.Generator().manual_seed((self.site.seed + 7919 * salt) % (1 << 63))
-        return nn.Parameter(torch.randn(*shape, generator=generator, device="cpu") * std)
+        return nn.Parameter(draw(torch.Generator().manual_seed((self.site.seed + 7919 * salt) % (1 << 63))))
 
 
 class OneExpert(Gate):
     """What stands at a site with a single expert: nothing to weigh against, nothing to turn by; weight 1."""
 
-    def forward(self, call: Call) -> GateOutput:
+    def weigh(self, call: Call) -> tuple[Tensor, None]:
         """Weight 1, or 0 where the expert is switched off."""
         on = 1.0 if call.multipliers is None else (call.multipliers > 0).to(call.x)
-        return GateOutput(torch.ones(*call.x.shape[:-1], 1, dtype=call.x.dtype, device=call.x.device) * on)
+        return torch.ones(*call.x.shape[:-1], 1, dtype=call.x.dtype, device=call.x.device) * on, None
 
 
-def make_options(gate: type[Gate], values: dict[str, Any]) -> Any:
-    """Build a gate's options from keyword arguments.
+def make_options(kind: type, values: dict[str, Any]) -> Any:
+    """Build the options of a gate, rule or architecture from keyword arguments.
 
     Raises:
         OptionError: an unknown option (nearest names given) or a value that cannot work.
     """
-    known = [field.name for field in dataclasses.fields(gate.Options)]
+    known = [field.name for field in dataclasses.fields(kind.Options)]  # type: ignore[attr-defined]
     for name in values:
         if name not in known:
-            raise OptionError(unknown_name(f"option of gate {gate.__name__}", name, known or ["(none)"]))
-    return gate.Options(**values)
+            raise OptionError(unknown_name(f"option of {kind.__name__}", name, known or ["(none)"]))
+    return kind.Options(**values)  # type: ignore[attr-defined]

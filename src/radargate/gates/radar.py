@@ -8,13 +8,16 @@ from torch import Tensor, nn
 
 from radargate import ops
 from radargate.errors import OptionError
-from radargate.gates.base import Call, GateOutput, GateSite
-from radargate.gates.rotation import RotationOptions, add_rotation, site_codes
+from radargate.gates.base import Call, GateSite, Turn
+from radargate.gates.rotation import RotationOptions, add_rotation, site_codes, turn
 from radargate.gates.stretch import StretchGate, StretchOptions
 
 
 class RadarGate(StretchGate):
-    """y = x W + Σ_i g_i ṽ_i: stretch weights on rotated outputs. Source: arXiv 2505.23184, Eq. 4, 13."""
+    """Stretch weights on rotated outputs: y = x W + Σ_i g_i ṽ_i.
+
+    Source: arXiv 2505.23184, Eq. 4, 13.
+    """
 
     @dataclass(frozen=True)
     class Options(RotationOptions, StretchOptions):
@@ -47,14 +50,10 @@ class RadarGate(StretchGate):
         if self.options.gate_input != "rotated":
             return super().logits(call)
         return ops.rotated_logits(
-            call.h, call.B, self.site.ranks, self.softmax_theta.to(call.x), site_codes(self, call, None),
+            call.h, call.B, call.ranks, self.softmax_theta.to(call.x), site_codes(self, call, None),
             self.rotation_up.to(call.x), angle_norm=self.options.angle_norm, norm=self.options.norm,
         )  # fmt: skip
 
-    def forward(self, call: Call) -> GateOutput:
-        """Weights, indices and rotation codes."""
-        weights, indices = self.select(self.logits(call), call)
-        if not self.options.rotate_output:
-            return GateOutput(weights, indices)
-        codes = site_codes(self, call, indices)
-        return GateOutput(weights, indices, codes, self.rotation_up.to(call.x), self.options.angle_norm)
+    def turn(self, call: Call, weights: Tensor, indices: Tensor | None) -> Turn | None:
+        """Angles from the chosen experts' relation to all the others."""
+        return turn(self, call, indices) if self.options.rotate_output else None

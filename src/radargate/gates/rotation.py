@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from radargate import ops
 from radargate.errors import OptionError
-from radargate.gates.base import Call, Gate, GateOutput, GateSite
+from radargate.gates.base import Call, Gate, GateSite, Turn
 
 SELECTS = ("norm", "all", "frozen_stretch")
 
@@ -61,6 +61,11 @@ def add_rotation(gate: Gate, options: RotationOptions) -> None:
     gate.rotation_up = nn.Parameter(torch.zeros(*per_expert, rank, site.d_out // 2))
 
 
+def rotation_size(site: GateSite, rank: int) -> int:
+    """How many numbers P and Q of one site have."""
+    return rank * (site.d_out + site.d_out // 2)
+
+
 def site_codes(gate: Any, call: Call, indices: Tensor | None) -> Tensor:
     """Rotation codes [..., k or 1, r_a] of the chosen experts, as the gate's options say."""
     options, down = gate.options, gate.rotation_down
@@ -70,18 +75,18 @@ def site_codes(gate: Any, call: Call, indices: Tensor | None) -> Tensor:
     if options.rotation_input == "input":
         return ops.input_codes(call.x, down, options.angle_norm)
     return ops.rotation_codes(
-        call.h,
-        call.B,
-        gate.site.ranks,
-        down,
-        indices=indices,
-        reference=options.reference,
-        angle_norm=options.angle_norm,
-    )
+        call.h, call.B, call.ranks, down, indices=indices, reference=options.reference, angle_norm=options.angle_norm,
+        total=call.codes.total,
+    )  # fmt: skip
+
+
+def turn(gate: Any, call: Call, indices: Tensor | None) -> Turn:
+    """The turn of the chosen experts by the gate's P and Q."""
+    return Turn(site_codes(gate, call, indices), gate.rotation_up.to(call.x), gate.options.angle_norm)
 
 
 class RotationGate(Gate):
-    """Rotation only: α_i = ((v_i ⊙ Σ_{j≠i} v_j) P) Q, equal weights on the chosen experts.
+    """Turns only, equal weights on the chosen experts: α_i = ((v_i ⊙ Σ_{j≠i} v_j) P) Q.
 
     The paper names this baseline without defining its weights; here the chosen experts share them equally.
     ``select`` chooses by ``"norm"`` (largest ‖v_i‖), ``"all"``, or ``"frozen_stretch"`` (random frozen logits).
@@ -113,19 +118,20 @@ class RotationGate(Gate):
             theta = self.normal(site.n, site.d_in, std=0.02).detach()
             self.register_buffer("frozen_theta", theta, persistent=True)
 
-    def forward(self, call: Call) -> GateOutput:
-        """Equal weights [..., k], indices, and rotation codes."""
+    def weigh(self, call: Call) -> tuple[Tensor, Tensor | None]:
+        """Equal weights [..., k] and indices."""
         n, options = self.site.n, self.options
         if options.select == "frozen_stretch":
             scores = call.x @ self.frozen_theta.to(call.x).T
         else:
-            scores = ops.expert_norms(call.h, call.B, self.site.ranks)
+            scores = ops.expert_norms(call.h, call.B, call.ranks)
         on = torch.ones(n, dtype=call.x.dtype, device=call.x.device) if call.multipliers is None else call.multipliers
         keep = n if options.select == "all" or call.top_k is None else call.top_k
         _, indices = ops.select(scores.detach(), keep, multipliers=(on > 0).to(call.x))
         share = on.expand(*call.x.shape[:-1], n)
         share = share if indices is None else share.gather(-1, indices)
-        weights = share / share.sum(-1, keepdim=True).clamp(min=1e-30)
-        return GateOutput(
-            weights, indices, site_codes(self, call, indices), self.rotation_up.to(call.x), options.angle_norm
-        )
+        return share / share.sum(-1, keepdim=True).clamp(min=1e-30), indices
+
+    def turn(self, call: Call, weights: Tensor, indices: Tensor | None) -> Turn:
+        """Angles from the chosen experts' relation to all the others."""
+        return turn(self, call, indices)

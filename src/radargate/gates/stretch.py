@@ -8,7 +8,7 @@ from torch import Tensor
 
 from radargate import ops
 from radargate.errors import OptionError
-from radargate.gates.base import Call, Gate, GateOutput, GateSite
+from radargate.gates.base import Call, Gate, GateSite
 from radargate.ops.selection import check_selection
 
 
@@ -40,7 +40,10 @@ class StretchOptions:
 
 
 class StretchGate(Gate):
-    """g = topk(softmax(x θ_s / τ)). Source: arXiv 2505.23184, Eq. 1; App. B.2 for ``gate_input="experts"``."""
+    """How much of each expert: g = topk(softmax(x θ_s / τ)).
+
+    Source: arXiv 2505.23184, Eq. 1; App. B.2 for ``gate_input="experts"``.
+    """
 
     @dataclass(frozen=True)
     class Options(StretchOptions):
@@ -62,13 +65,11 @@ class StretchGate(Gate):
         theta = self.softmax_theta.to(call.x)
         if self.options.gate_input == "input":
             return call.x @ theta.T
-        return ops.expert_logits(call.h, call.B, self.site.ranks, theta, self.options.norm)
+        return ops.expert_logits(call.h, call.B, call.ranks, theta, self.options.norm)
 
-    def select(self, logits: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
+    def weigh(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """Weights and indices of the experts this call keeps."""
         options = self.options
-        return ops.select(logits, call.top_k, options.temperature, options.renormalize, multipliers=call.multipliers)
-
-    def forward(self, call: Call) -> GateOutput:
-        """Weights [..., k] and indices."""
-        return GateOutput(*self.select(self.logits(call), call))
+        return ops.select(
+            self.logits(call), call.top_k, options.temperature, options.renormalize, multipliers=call.multipliers
+        )

@@ -7,16 +7,18 @@ in the backward pass instead of being stored.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from radargate.ops import dense
 from radargate.ops.literal import EPS, unit_rms
+from radargate.ops.recompute import recompute, tracing
 from radargate.ops.selection import dense_weights
 from radargate.ops.slots import SlotCode, SlotTurn, make_slot
+from radargate.ops.turning import angle, project, turn_pairs
 
 
 def codes(x: Tensor, A: Tensor, scale: Tensor) -> Tensor:
@@ -29,7 +31,7 @@ def owners(ranks: Sequence[int], device: torch.device | None = None) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(ranks), device=device), torch.tensor(ranks, device=device))
 
 
-def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int], down: Tensor | None, *, indices: Tensor | None = None,
+def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int] | None, down: Tensor | None, *, indices: Tensor | None = None,
                    reference: str = "all", angle_norm: str = "none", total: Tensor | None = None,
                    table: Tensor | None = None) -> Tensor:  # fmt: skip
     """Rotation codes a_i = (v_i ⊙ Σ_{j≠i} v_j) P of the chosen experts.
@@ -37,7 +39,7 @@ def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int], down: Tensor | No
     Args:
         h: codes [..., R].
         B: [R, d], the experts' B_i stacked.
-        ranks: r_i of each expert, summing to R.
+        ranks: r_i of each expert, summing to R; None for dense codes h [..., n, q] over a basis B [q, d].
         down: P, [d, r_a] or [n, d, r_a]; None for the identity (full θ_r).
         indices: [..., k] chosen experts; None for all n in order.
         reference: ``"all"`` or ``"selected"``.
@@ -50,15 +52,19 @@ def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int], down: Tensor | No
 
     Source: Eq. 8, 20; design of the routes in ``docs/method.md``.
     """
+    if ranks is None:
+        return dense.rotation_codes(h, B, down, indices=indices, reference=reference, angle_norm=angle_norm)
     shape, h = h.shape[:-1], h.reshape(-1, h.shape[-1])
     if indices is not None:
         indices = indices.reshape(-1, indices.shape[-1])
+    if reference == "selected":
+        total = None
     owner = owners(ranks, h.device)
     slots = len(ranks) if indices is None else indices.shape[-1]
     others = max((slots if reference == "selected" else len(ranks)) - 1, 1)
     gram = B @ B.T if table is not None and angle_norm == "unit" else None
     known = None if total is None else total.reshape(-1, total.shape[-1])
-    written_out = down is not None and down.dim() == 2 and not _tracing()
+    written_out = down is not None and down.dim() == 2 and not tracing()
     if known is None and table is None and (angle_norm != "unit" or written_out):
         known = (h if reference == "all" or indices is None else _chosen_codes(h, owner, indices)) @ B
 
@@ -84,9 +90,9 @@ def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int], down: Tensor | No
                 source = unit_rms(v) * unit_rms(other)
             else:
                 source = v * other / others if angle_norm == "mean" else v * other
-            return source if down is None else _project(source, down, indices, slot)
+            return source if down is None else project(source, down, indices, slot)
 
-        return _recompute(code, h, B, known, down)
+        return recompute(code, h, B, known, down)
 
     def from_table(slot: int) -> Tensor:
         assert table is not None
@@ -114,14 +120,14 @@ def merged(A: Tensor, B: Tensor, scale: Tensor) -> Tensor:
     return (A * scale.unsqueeze(-1)).T @ B
 
 
-def mix(h: Tensor, B: Tensor, ranks: Sequence[int], weights: Tensor, indices: Tensor | None = None,
+def mix(h: Tensor, B: Tensor, ranks: Sequence[int] | None, weights: Tensor, indices: Tensor | None = None,
         rotation: Tensor | None = None, up: Tensor | None = None, *, angle_norm: str = "none") -> Tensor:  # fmt: skip
     """The update Σ_i g_i ṽ_i over the chosen experts: [..., d].
 
     Args:
         h: codes [..., R].
         B: [R, d].
-        ranks: r_i of each expert.
+        ranks: r_i of each expert; None for dense codes h [..., n, q] over a basis B [q, d].
         weights: g, [..., k].
         indices: [..., k] chosen experts; None for all n in order.
         rotation: rotation codes [..., k or 1, r_a], from `rotation_codes` or anywhere else; None turns nothing.
@@ -130,6 +136,8 @@ def mix(h: Tensor, B: Tensor, ranks: Sequence[int], weights: Tensor, indices: Te
 
     Source: Eq. 13, 18.
     """
+    if ranks is None:
+        return dense.mix(h, B, weights, indices, rotation, up, angle_norm)
     shape, h, owner = h.shape[:-1], h.reshape(-1, h.shape[-1]), owners(ranks, h.device)
     weights = weights.reshape(h.shape[0], weights.shape[-1])
     if indices is not None:
@@ -141,17 +149,17 @@ def mix(h: Tensor, B: Tensor, ranks: Sequence[int], weights: Tensor, indices: Te
     update = h.new_zeros(h.shape[0], B.shape[-1])
     for slot in range(weights.shape[-1]):
         code = rotation[:, slot if rotation.shape[1] > 1 else 0]
-        if up.dim() == 2 and not _tracing():
+        if up.dim() == 2 and not tracing():
             one = make_slot(ranks, owner, indices, slot, h.dtype)
             update = update + SlotTurn.apply(weighted, B, code, up, one, angle_norm == "tanh")
             continue
 
         def turned(h: Tensor, B: Tensor, code: Tensor, up: Tensor, weight: Tensor, slot: int = slot) -> Tensor:
             v = _expand(h, B, ranks, owner, indices, slot)
-            alpha = _angle(code, up, indices, slot, angle_norm)
-            return _turn(v, alpha) * weight.unsqueeze(-1)
+            alpha = angle(code, up, indices, slot, angle_norm)
+            return turn_pairs(v, alpha) * weight.unsqueeze(-1)
 
-        update = update + _recompute(turned, h, B, code, up, weights[:, slot])
+        update = update + recompute(turned, h, B, code, up, weights[:, slot])
     return update.view(*shape, B.shape[-1])
 
 
@@ -160,11 +168,11 @@ def angles(rotation: Tensor, up: Tensor, indices: Tensor | None, angle_norm: str
     shape, k = rotation.shape[:-2], rotation.shape[-2] if indices is None else indices.shape[-1]
     flat = rotation.reshape(-1, *rotation.shape[-2:])
     index = None if indices is None else indices.reshape(-1, k)
-    columns = [_angle(flat[:, s if flat.shape[1] > 1 else 0], up, index, s, angle_norm) for s in range(k)]
+    columns = [angle(flat[:, s if flat.shape[1] > 1 else 0], up, index, s, angle_norm) for s in range(k)]
     return torch.stack(columns, 1).view(*shape, k, -1)
 
 
-def expert_logits(h: Tensor, B: Tensor, ranks: Sequence[int], theta: Tensor, norm: str = "layer") -> Tensor:
+def expert_logits(h: Tensor, B: Tensor, ranks: Sequence[int] | None, theta: Tensor, norm: str = "layer") -> Tensor:
     """Logits of the gate on concatenated expert outputs, norm(v_1 ⊕ … ⊕ v_n) θ_s, from codes alone: [..., n].
 
     (h W' - μ 1ᵀθ_s) / σ_z with W' = B_i θ_s,i block by block, μ from B 1, σ_z from the diagonal blocks of G.
@@ -172,12 +180,14 @@ def expert_logits(h: Tensor, B: Tensor, ranks: Sequence[int], theta: Tensor, nor
     Args:
         h: codes [..., R].
         B: [R, d].
-        ranks: r_i of each expert.
+        ranks: r_i of each expert; None for dense codes.
         theta: θ_s, [n * d, n].
         norm: ``"layer"`` or ``"rms"``.
 
     Source: App. B.2.
     """
+    if ranks is None:
+        return dense.expert_logits(h, B, theta, norm)
     n, d, owner = len(ranks), B.shape[-1], owners(ranks, h.device)
     blocks = theta.view(n, d, -1)
     folded = torch.cat([b @ blocks[i] for i, b in enumerate(B.split(list(ranks)))])
@@ -191,7 +201,7 @@ def expert_logits(h: Tensor, B: Tensor, ranks: Sequence[int], theta: Tensor, nor
     return logits * (square + EPS).rsqrt()
 
 
-def rotated_logits(h: Tensor, B: Tensor, ranks: Sequence[int], theta: Tensor, rotation: Tensor, up: Tensor, *,
+def rotated_logits(h: Tensor, B: Tensor, ranks: Sequence[int] | None, theta: Tensor, rotation: Tensor, up: Tensor, *,
                    angle_norm: str = "none", norm: str = "layer") -> Tensor:  # fmt: skip
     """Logits of the gate on concatenated *rotated* outputs, norm(ṽ_1 ⊕ … ⊕ ṽ_n) θ_s: [..., n].
 
@@ -199,6 +209,8 @@ def rotated_logits(h: Tensor, B: Tensor, ranks: Sequence[int], theta: Tensor, ro
 
     Source: the paper's Introduction and App. C.2.
     """
+    if ranks is None:
+        return dense.rotated_logits(h, B, theta, rotation, up, angle_norm, norm)
     shape, h, owner = h.shape[:-1], h.reshape(-1, h.shape[-1]), owners(ranks, h.device)
     n, d = len(ranks), B.shape[-1]
     rotation = rotation.reshape(h.shape[0], *rotation.shape[-2:])
@@ -207,23 +219,20 @@ def rotated_logits(h: Tensor, B: Tensor, ranks: Sequence[int], theta: Tensor, ro
         code = rotation[:, i if rotation.shape[1] > 1 else 0]
 
         def part(h: Tensor, B: Tensor, code: Tensor, up: Tensor, theta: Tensor, i: int = i) -> Tensor:
-            v = _turn(_expand(h, B, ranks, owner, None, i), _angle(code, up, None, i, angle_norm))
+            v = turn_pairs(_expand(h, B, ranks, owner, None, i), angle(code, up, None, i, angle_norm))
             return torch.cat(
                 [v @ theta[i * d : (i + 1) * d], v.sum(-1, keepdim=True), v.square().sum(-1, keepdim=True)],
                 -1,
             )
 
-        parts.append(_recompute(part, h, B, code, up, theta))
-    total = torch.stack(parts).sum(0)
-    logits, mean, square = total[:, :n], total[:, n : n + 1] / (n * d), total[:, n + 1 :] / (n * d)
-    if norm == "layer":
-        logits = logits - mean * theta.sum(0)
-        square = (square - mean.square()).clamp(min=0)
-    return (logits * (square + EPS).rsqrt()).view(*shape, n)
+        parts.append(recompute(part, h, B, code, up, theta))
+    return dense.normalised(torch.stack(parts).sum(0), theta, n * d, norm).view(*shape, n)
 
 
-def expert_norms(h: Tensor, B: Tensor, ranks: Sequence[int]) -> Tensor:
+def expert_norms(h: Tensor, B: Tensor, ranks: Sequence[int] | None) -> Tensor:
     """‖v_i‖ of every expert from codes and the diagonal blocks of G: [..., n]."""
+    if ranks is None:
+        return dense.expert_norms(h, B)
     squares = [
         ((part @ (block @ block.T)) * part).sum(-1).clamp(min=0)
         for part, block in zip(h.split(list(ranks), -1), B.split(list(ranks)), strict=True)
@@ -256,36 +265,6 @@ def _expand(h: Tensor, B: Tensor, ranks: Sequence[int], owner: Tensor, indices: 
     return (h * _slot_mask(owner, indices, slot).to(h.dtype)) @ B
 
 
-def _project(source: Tensor, matrix: Tensor, indices: Tensor | None, slot: int) -> Tensor:
-    """``source`` [tokens, d] times a shared [d, c] matrix, or times that of the expert in the slot, [n, d, c]."""
-    if matrix.dim() == 2:
-        return source @ matrix
-    if indices is None:
-        return source @ matrix[slot]
-    n, d, c = matrix.shape
-    every = (source @ matrix.transpose(0, 1).reshape(d, n * c)).view(-1, n, c)
-    return every.gather(1, indices[:, slot].view(-1, 1, 1).expand(-1, 1, c)).squeeze(1)
-
-
-def _angle(code: Tensor, up: Tensor, indices: Tensor | None, slot: int, angle_norm: str) -> Tensor:
-    if up.dim() == 2 or indices is None:
-        alpha = code @ (up if up.dim() == 2 else up[slot])
-    else:
-        n, c, half = up.shape
-        mine = F.one_hot(indices[:, slot], n).to(code.dtype)
-        alpha = (mine.unsqueeze(-1) * code.unsqueeze(1)).view(-1, n * c) @ up.reshape(n * c, half)
-    return math.pi * torch.tanh(alpha / math.pi) if angle_norm == "tanh" else alpha
-
-
-def _turn(v: Tensor, alpha: Tensor) -> Tensor:
-    pairs = alpha.shape[-1]
-    both = v[:, : 2 * pairs].view(-1, pairs, 2)
-    even, odd = both.unbind(-1)
-    cos, sin = alpha.cos(), alpha.sin()
-    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).view(-1, 2 * pairs)
-    return turned if 2 * pairs == v.shape[-1] else torch.cat([turned, v[:, 2 * pairs :]], -1)
-
-
 def _cut_rounding(other: Tensor, total: Tensor, v: Tensor) -> Tensor:
     floor = 32 * torch.finfo(other.dtype).eps
     scale = total.square().sum(-1, keepdim=True) + v.square().sum(-1, keepdim=True)
@@ -295,37 +274,3 @@ def _cut_rounding(other: Tensor, total: Tensor, v: Tensor) -> Tensor:
 def _inverse_norm(square: Tensor) -> Tensor:
     live = square > 0
     return torch.where(live, torch.where(live, square, 1.0).rsqrt(), 0.0)
-
-
-def _tracing() -> bool:
-    """Whether torch.compile is looking, which wants plain operations."""
-    return torch.compiler.is_compiling()
-
-
-def _recompute(function: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
-    """Call ``function``; keep only its inputs for the backward pass, which computes it again."""
-    if _tracing() or not torch.is_grad_enabled():
-        return function(*tensors)
-    return _Recompute.apply(function, *tensors)
-
-
-class _Recompute(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, function, *tensors):
-        ctx.function = function
-        ctx.save_for_backward(*tensors)
-        return function(*tensors)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        wanted = ctx.needs_input_grad[1:]
-        inputs = [
-            None if t is None else t.detach().requires_grad_(need)
-            for t, need in zip(ctx.saved_tensors, wanted, strict=True)
-        ]
-        with torch.enable_grad():
-            output = ctx.function(*inputs)
-        live = [t for t, need in zip(inputs, wanted, strict=True) if need and t is not None]
-        found = iter(torch.autograd.grad(output, live, grad, allow_unused=True) if live else ())
-        return None, *(next(found) if need else None for need in wanted)

@@ -8,6 +8,7 @@ its gaps that ``docs/method.md`` lists.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -96,16 +97,53 @@ def concat_logits(outputs: Tensor, theta: Tensor, norm: str = "layer") -> Tensor
     return z @ theta
 
 
+def gram_schmidt(v: Tensor, norm: str = "none", order: Sequence[int] | None = None,
+                 chosen: Sequence[int] | None = None) -> Tensor:  # fmt: skip
+    """Expert outputs made orthogonal one after the other: [..., n, d] → the same shape.
+
+    w_i = u_i − Σ_{j before i} ⟨w_j, u_i⟩ / (⟨w_j, w_j⟩ + ε) w_j, with u_i what is left of v_i so far (modified
+    Gram–Schmidt) and ε = 1e-6 · mean_i ‖v_i‖² + 1e-12.
+
+    Args:
+        v: expert outputs.
+        norm: ``"none"``, ``"keep_input_norm"`` (each w_i scaled to ‖v_i‖) or ``"unit"``.
+        order: experts in the order they are taken; None for their own.
+        chosen: only these are orthogonalised; None for all.
+
+    Source: OMoE (2501.10062), as docs/method.md reads it.
+    """
+    eps = 1e-6 * v.square().sum(-1).mean(-1, keepdim=True) + 1e-12
+    done: dict[int, Tensor] = {}
+    result = list(v.unbind(-2))
+    for i in range(v.shape[-2]) if order is None else order:
+        if chosen is not None and i not in chosen:
+            continue
+        w = result[i]
+        for other in done.values():
+            w = w - (w * other).sum(-1, keepdim=True) / (other.square().sum(-1, keepdim=True) + eps) * other
+        done[i] = w
+    for i, w in done.items():
+        size = w.square().sum(-1, keepdim=True) + eps
+        scale = 1.0 if norm == "none" else size.rsqrt()
+        if norm == "keep_input_norm":
+            scale = scale * (v[..., i, :].square().sum(-1, keepdim=True) + eps).sqrt()
+        result[i] = w * scale
+    return torch.stack(result, -2)
+
+
 def radar(x: Tensor, A: list[Tensor], B: list[Tensor], stretch: Tensor | None = None, down: Tensor | None = None,
           up: Tensor | None = None, *, weights: Tensor | None = None, indices: Tensor | None = None,
           top_k: int | None = None, temperature: float = 1.0, renormalize: str = "auto", angle_norm: str = "none",
           reference: str = "all", gate_input: str = "input", norm: str = "layer", rotation_input: str = "experts",
-          rotate_output: bool = True) -> Tensor:  # fmt: skip
+          rotate_output: bool = True, outputs: Callable[[Tensor], Tensor] | None = None) -> Tensor:  # fmt: skip
     """The update Σ_i g_i ṽ_i in output space; arguments as in `radargate.ops.radar`.
+
+    ``outputs`` changes the experts' outputs [..., n, d] before any gate sees them (see `gram_schmidt`).
 
     Source: Eq. 1 and 13; App. B.2 and C.2 for the other gate inputs.
     """
     v = expert_outputs(x, A, B)
+    v = v if outputs is None else outputs(v)
     n, code_from = v.shape[-2], x if rotation_input == "input" else None
     options = {"x": code_from, "reference": reference, "angle_norm": angle_norm}
     if weights is None:

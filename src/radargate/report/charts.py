@@ -35,6 +35,7 @@ def svg(figure: Any, description: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # nothing refers to groups, and two charts would share their ids
     return text.replace("<svg", f'<svg class="chart" role="img" aria-label="{html.escape(description)}"', 1)
 
 

@@ -1,23 +1,25 @@
-"""Uniform: every expert weighs 1/n."""
+"""Uniform: every expert of a site weighs 1/n."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from radargate import ops
-from radargate.gates.base import Call, Gate, GateOutput
+from radargate.rules.base import StaticRule
 
 
-class UniformRule(Gate):
-    """g_i = 1/n for every expert (or in proportion to the multipliers of the call). Trains nothing."""
+class UniformRule(StaticRule):
+    """Every expert of a site weighs 1/n."""
+
+    acts_alone = False
 
     @dataclass(frozen=True)
     class Options:
         """Uniform has no options."""
 
-    def forward(self, call: Call) -> GateOutput:
-        """Weights [..., n]."""
-        logits = torch.zeros(*call.x.shape[:-1], self.site.n, dtype=call.x.dtype, device=call.x.device)
-        return GateOutput(*ops.select(logits, None, multipliers=call.multipliers))
+    def shares(self, multipliers: Tensor | None = None, everywhere: Tensor | None = None) -> Tensor:
+        """1/n each, or in proportion to the multipliers."""
+        factors = torch.ones(self.site.n, dtype=torch.float64) if multipliers is None else multipliers
+        return factors / factors.sum()

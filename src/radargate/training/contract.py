@@ -108,7 +108,11 @@ def _excused(model: nn.Module) -> Iterator[tuple[str, str]]:
             for key, _ in gate.named_parameters(recurse=False):
                 if key.startswith("softmax_") and constant:
                     yield prefix + key, "renormalised top-1 weights are always 1 (renormalize='always')"
-                elif key.startswith("rotation_") and acting < 2 and options.rotation_input == "experts":
+                elif (
+                    key in ("rotation_up", "rotation_down")
+                    and acting < 2
+                    and getattr(options, "rotation_input", "input") == "experts"
+                ):
                     yield (
                         prefix + key,
                         "fewer than two experts act at that site, so there is nothing to relate",

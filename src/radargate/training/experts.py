@@ -41,18 +41,19 @@ class ExpertOptions:
     save_dtype: str = "float32"
 
 
-def train_experts(base: str, data: str, out: str | Path, options: ExpertOptions, *, tasks: list[str] | None = None,
-                  union: str | None = None, resume: bool = False, dtype: str | None = None, device: str | None = None,
+def train_experts(base: str | PreTrainedModel, data: str, out: str | Path, options: ExpertOptions, *, tasks: list[str] | None = None,
+                  union: str | None = None, frozen_A: Path | None = None, resume: bool = False, dtype: str | None = None, device: str | None = None,
                   say: Callable[[str], None] = lambda line: None) -> dict[str, Path]:  # fmt: skip
     """Train one LoRA adapter for each task of ``data`` and save each as a PEFT folder ``out/TASK``.
 
     Args:
-        base: base model name.
+        base: base model, or its name.
         data: where the rows are (split ``train``).
         out: folder for the adapters, and ``records.jsonl``.
         options: rank, targets, steps and so on.
         tasks: train only these.
         union: train one adapter of this name on all tasks together, instead of one for each.
+        frozen_A: an adapter folder whose A every expert takes over and keeps.
         resume: skip tasks whose adapter is already there, instead of refusing.
         dtype: dtype of the base model.
         device: where to train.
@@ -86,14 +87,40 @@ def train_experts(base: str, data: str, out: str | Path, options: ExpertOptions,
         encoded = encode_rows(rows, tokenizer, max_length=options.max_length, encoder_decoder=seq2seq)
         say(f"[{number}/{len(by_task)}] {task}: {encoded.report(options.max_length)}")
         torch.manual_seed(options.seed)
+<<<<<<< HEAD
+        peft_model = get_peft_model(model, lora_config(options, seq2seq))
+        if frozen_A is not None:
+            share_A(cast(PeftModel, peft_model), frozen_A)
+        work = out / f".{task}.tmp"
+        shutil.rmtree(work, ignore_errors=True)
+        arguments = training_arguments(work / "run", steps=options.steps, batch_size=options.batch_size,
+                                       lr=options.lr, seed=options.seed, device=device)  # fmt: skip
+        trainer = AnswerTrainer(
+            peft_model, encoded.rows, arguments, AnswerCollator(tokenizer.pad_token_id, seq2seq), say=say
+        )
+        result = trainer.train()
+        final_loss = [line["loss"] for line in trainer.state.log_history if "loss" in line][-1]
+=======
         peft_model = cast(PeftModel, get_peft_model(model, _lora_config(options, seq2seq)))
         facts = {"base": base, "data": Path(data).name, "data_hash": rows_hash(rows), "rows": len(encoded.rows),
                  "dropped": encoded.dropped, "options": asdict(options)}  # fmt: skip
+>>>>>>> quick
         peft_model.peft_config["default"].base_model_name_or_path = base_name(model)
         with writing(f"the adapter {task}", out, again=AGAIN if resume else f"{AGAIN} with --resume"):
             seconds = _train_one(peft_model, encoded.rows, AnswerCollator(tokenizer.pad_token_id, seq2seq),
                                  folders[task], options, facts, device, say)  # fmt: skip
         model = cast(PreTrainedModel, peft_model.unload())
+<<<<<<< HEAD
+        folders[task].parent.mkdir(parents=True, exist_ok=True)
+        (work / "adapter").rename(folders[task])
+        shutil.rmtree(work, ignore_errors=True)
+        seconds = result.metrics["train_runtime"]
+        append_records(out / "records.jsonl", [make_record(
+            "experts", task, {"final_loss": final_loss, "seconds": seconds}, base=base_name(model), data=str(Path(data).name),
+            data_hash=rows_hash(rows), rows=len(encoded.rows), dropped=encoded.dropped, options=asdict(options),
+        )])  # fmt: skip
+=======
+>>>>>>> quick
         say(f"[{number}/{len(by_task)}] {task}: saved to {folders[task]} after {duration(seconds)}.")
     return folders
 
@@ -131,7 +158,18 @@ def _cast_file(file: Path, dtype: str) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def _lora_config(options: ExpertOptions, seq2seq: bool) -> LoraConfig:
+def share_A(model: PeftModel, adapter: Path) -> None:
+    """Give a fresh LoRA the A of a saved one, frozen; its B stays zero and trainable."""
+    saved = load_file(adapter / "adapter_model.safetensors")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_A." in name:
+                parameter.copy_(saved[name.replace(".default.", ".")])
+                parameter.requires_grad_(False)
+
+
+def lora_config(options: ExpertOptions, seq2seq: bool) -> LoraConfig:
+    """PEFT's config for one expert."""
     # None lets PEFT choose the attention projections usual for the model's type
     targets: Any = list(options.target_modules) if options.target_modules else None
     if targets == ["all-linear"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -14,18 +14,26 @@ import torch
 from peft import PeftModel
 
 from radargate import ops
-from radargate.base_models import load_tokenizer
+from radargate.base_models import load_base, load_tokenizer
 from radargate.composition import compose, radar_config, radar_layers
+from radargate.config import gate_class
 from radargate.data.batches import AnswerCollator, EncodedRow, encode_rows
-from radargate.data.rows import rows_hash
+from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import load_rows
-from radargate.errors import RadarGateError
+from radargate.errors import OptionError, RadarGateError
+from radargate.experts.domains import TEXTS, domain_vectors
+from radargate.gates.base import make_options
 from radargate.records import append_records, file_hash, make_record, write_atomic
+<<<<<<< HEAD
+from radargate.rules.searched import SearchedRule
+=======
 from radargate.storage import AGAIN, writing
+>>>>>>> quick
 from radargate.training import checkpoints
 from radargate.training.contract import TrainContract
 from radargate.training.loop import AnswerTrainer, duration, training_arguments
 from radargate.training.schedule import DenseStart, parameter_groups
+from radargate.training.search import search_weights
 
 # rates for the printed form are the paper's own (Sec. 5.2); the others from a study of real sites (docs/log.md)
 DEFAULTS: dict[str | None, dict[str, float]] = {
@@ -39,6 +47,7 @@ class GateTraining:
     """How gates are trained. None takes the preset's value."""
 
     architecture: str = "mole"
+    architecture_options: dict[str, Any] = field(default_factory=dict)
     gate: str = "radar"
     top_k: int | None = 2
     preset: str | None = None
@@ -98,13 +107,18 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
            "options": asdict(options), "dtype": dtype}  # fmt: skip
     if _claim(out, run, resume, say):
         return json.loads((out / "record.json").read_text())
+<<<<<<< HEAD
+    _searched(options)  # a missing package is said before the model is loaded
+=======
     again = AGAIN if resume else f"{AGAIN} with --resume"
+>>>>>>> quick
     by_task = load_rows(data, "train", tasks)
     rows = [row for task_rows in by_task.values() for row in task_rows]
-    model = compose(base, adapters, architecture=options.architecture, gate=options.gate, top_k=options.top_k,
-                    preset=options.preset, seed=options.seed, allow_inactive=allow_inactive, dtype=dtype,
-                    device=device, **options.gate_options)  # fmt: skip
-    tokenizer = load_tokenizer(base)
+    tokenizer, loaded = load_tokenizer(base), load_base(base, dtype=dtype, device=device)
+    gate_options = resolve_gate_options(options, loaded, tokenizer, by_task, list(adapters))
+    model = compose(loaded, adapters, architecture=options.architecture,
+                    architecture_options=options.architecture_options, gate=options.gate, top_k=options.top_k,
+                    preset=options.preset, seed=options.seed, allow_inactive=allow_inactive, **gate_options)  # fmt: skip
     seq2seq = bool(cast(Any, model.get_base_model()).config.is_encoder_decoder)
     encoded = encode_rows(rows, tokenizer, max_length=options.max_length, encoder_decoder=seq2seq)
     layers = radar_layers(model)
@@ -112,12 +126,18 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
     backend, reason = ops.choose_backend(device=device or "cpu")
     say(f"backend: {backend} ({reason}).")
     collator = AnswerCollator(tokenizer.pad_token_id, seq2seq)
+<<<<<<< HEAD
+    metrics = fit_gates(
+        model, encoded.rows, collator, out, options, resume=resume, device=device, tensorboard=tensorboard, say=say
+    )
+=======
     metrics: dict[str, Any] = {"trained_parameters": 0, "seconds": 0.0}
     if any(p.requires_grad for p in model.parameters()):
         with writing("checkpoints and metrics", out, again=again):
             metrics = _train(model, encoded.rows, collator, out, options, resume, device, tensorboard, say)
     else:
         say(f"{options.gate} has nothing to train; saved as it is.")
+>>>>>>> quick
     metrics["mean_angle"] = mean_angle(model, encoded.rows[: options.batch_size], collator)
     if metrics["mean_angle"] is not None:
         weak = " The rotation did next to nothing." if metrics["mean_angle"] < 0.02 else ""
@@ -136,6 +156,48 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
     return record
 
 
+<<<<<<< HEAD
+def resolve_gate_options(options: GateTraining, base: Any, tokenizer: Any, by_task: Mapping[str, Sequence[Row]],
+                         experts: Sequence[str]) -> dict[str, Any]:  # fmt: skip
+    """The gate's options, with what they ask to be computed from rows: Nexus' ``domains="hidden"``.
+
+    Raises:
+        OptionError: an expert has no task of its name, so nobody knows its domain.
+    """
+    if options.gate != "nexus" or options.gate_options.get("domains") != "hidden":
+        return options.gate_options
+    missing = [name for name in experts if name not in by_task]
+    if missing:
+        raise OptionError(
+            f"domains='hidden' reads the rows of each expert's own task, and there is no task named {missing[0]!r}. "
+            "Name the experts like their tasks (NAME=PATH), or use domains=prototype."
+        )
+    texts = {name: [row.prompt for row in by_task[name][:TEXTS]] for name in experts}
+    return {**options.gate_options, "domains": domain_vectors(base, tokenizer, texts)}
+
+
+def fit_gates(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator, out: Path, options: GateTraining, *,
+              resume: bool = False, device: str | None = None, tensorboard: bool = False,
+              say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:  # fmt: skip
+    """Train the gates of a composed model, or search a rule's weights, or do nothing where nothing is to be found.
+
+    Returns:
+        ``trained_parameters``, ``seconds``, ``final_loss``, ``curve`` ([step, loss] pairs) and, of a search, ``search``.
+    """
+    if any(p.requires_grad for p in model.parameters()):
+        return _train(model, rows, collator, out, options, resume, device, tensorboard, say)
+    nothing: dict[str, Any] = {"trained_parameters": 0, "seconds": 0.0, "final_loss": None, "curve": []}
+    if _searched(options):
+        return {**nothing, **search_weights(model, rows, collator, seed=options.seed, device=device, say=say)}
+    say(f"{options.gate} has nothing to train; saved as it is.")
+    return nothing
+
+
+def _searched(options: GateTraining) -> bool:
+    """Whether the rule finds its weights by a search instead of gradients."""
+    kind = gate_class(options.gate)
+    return issubclass(kind, SearchedRule) and kind.searches(make_options(kind, options.gate_options))
+=======
 def _save(model: PeftModel, out: Path, metrics: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """Put bundle, metrics and record into ``out``; what needs room is written first, then renamed into place."""
     work, curve = out / ".bundle.tmp", out / "checkpoints" / "metrics.jsonl"
@@ -155,10 +217,12 @@ def _save(model: PeftModel, out: Path, metrics: dict[str, Any], facts: dict[str,
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return record
+>>>>>>> quick
 
 
 def _train(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator, out: Path, options: GateTraining,
            resume: bool, device: str | None, tensorboard: bool, say: Callable[[str], None]) -> dict[str, Any]:  # fmt: skip
+    """Train the gates of a composed model under the train contract; returns trained parameters, seconds, last loss, curve."""
     assert options.lr is not None and options.dense_start is not None
     contract = TrainContract(model)
     groups = parameter_groups(model, options.lr, options.rotation_lr)
@@ -182,6 +246,7 @@ def _train(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator, o
         "trained_parameters": sum(p.numel() for p in contract.gates.values()),
         "seconds": result.metrics["train_runtime"],
         "final_loss": losses[-1] if losses else None,
+        "curve": [[line["step"], line["loss"]] for line in trainer.state.log_history if "loss" in line],
     }
 
 
@@ -194,9 +259,10 @@ def mean_angle(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollato
 
     def look(layer: Any, args: tuple[Any, ...]) -> None:
         for name in layer.active_adapters:
-            _, gated = layer.gated(args[0], name)
-            if gated.rotation is not None and args[0].shape[:-1] == keep.shape:
-                angle = ops.angles(gated.rotation, gated.up, gated.indices, gated.angle_norm).abs().mean((-1, -2))
+            gated = layer.gated(args[0], name)
+            if gated.turn is not None and args[0].shape[:-1] == keep.shape:
+                turn = gated.turn
+                angle = ops.angles(turn.codes, turn.up, gated.indices, turn.angle_norm).abs().mean((-1, -2))
                 sums.append(float(angle[keep.to(angle.device)].mean()))
 
     hooks = [layer.register_forward_pre_hook(look) for layer in radar_layers(model)]

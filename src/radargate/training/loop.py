@@ -106,8 +106,17 @@ class AnswerTrainer(Trainer):
         try:
             return super().train(*args, **kwargs)
         finally:
-            if self.head_hook is not None:
-                self.head_hook.remove()
+            self.remove_hooks()
+
+    def remove_hooks(self) -> None:
+        """Take the hook off the model's head."""
+        if self.head_hook is not None:
+            self.head_hook.remove()
+
+    def answer_tokens(self, inputs: dict[str, Any]) -> int:
+        """How many tokens of a batch `compute_loss` averages over."""
+        labels = inputs["labels"] if self.seq2seq else inputs["labels"][:, 1:]
+        return int((labels != -100).sum())
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return [index for step in self.order for index in step]
@@ -143,7 +152,11 @@ class AnswerTrainer(Trainer):
             ignore_index=-100,
             reduction="sum",
         )
-        loss = total / (num_items_in_batch if num_items_in_batch is not None else (labels != -100).sum())
+        count = (labels != -100).sum()
+        loss = total / (num_items_in_batch if num_items_in_batch is not None else count)
+        auxiliary = outputs.get("aux_loss") if getattr(model, "peft_config", None) else None
+        if auxiliary is not None:  # in the share of the step's labels that this call holds, as in RadarModel.forward
+            loss = loss + auxiliary * (1.0 if num_items_in_batch is None else count / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

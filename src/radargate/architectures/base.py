@@ -1,0 +1,71 @@
+"""What every architecture is: a map from an input to codes, with options checked at construction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from radargate.experts.bank import ExpertBank
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Every expert's output, without expanding any.
+
+    Attributes:
+        h: block codes [..., R], or dense codes [..., n, q].
+        B: [R, d], or a basis [q, d].
+        ranks: r_i of each block; None for dense codes.
+        total: Σ_j v_j [..., d] where the architecture has it cheaper than ``h B``.
+    """
+
+    h: Tensor
+    B: Tensor
+    ranks: tuple[int, ...] | None
+    total: Tensor | None = None
+
+
+class Architecture:
+    """How experts share A and B at one site.
+
+    Promises, which tests hold it to:
+
+    - ``order_free``: permuting the experts leaves the output.
+    - ``token_local``: a token's output needs no other token.
+    - ``mergeable``: under constant weights all experts together are one LoRA.
+    """
+
+    order_free: ClassVar[bool] = True
+    token_local: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = True
+
+    @dataclass(frozen=True)
+    class Options:
+        """No options."""
+
+    def __init__(self, ranks: tuple[int, ...], options: Any) -> None:
+        self.ranks, self.options = ranks, options
+
+    @classmethod
+    def arrange(cls, bank: ExpertBank, options: Any) -> ExpertBank:
+        """The bank as this architecture stores it.
+
+        Raises:
+            AdapterError: the adapters do not fit it.
+        """
+        return bank
+
+    @classmethod
+    def rows(cls, ranks: tuple[int, ...]) -> int:
+        """Rows of a site's A."""
+        return sum(ranks)
+
+    def codes(self, x: Tensor, A: Tensor, B: Tensor, scale: Tensor) -> Codes:
+        """Codes for x [..., d_in]; A [R, d_in], B [R, d], scale [R]."""
+        raise NotImplementedError
+
+    def settle(self, codes: Codes, weights: Tensor, indices: Tensor | None) -> Codes:
+        """Codes once the weights [..., k] and chosen experts are known."""
+        return codes

@@ -1,0 +1,163 @@
+"""From the records of ``radargate compare`` to systems: cells of one label are seeds of one system. Knows no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from radargate.errors import RadarGateError
+from radargate.evaluation.metrics import row_values
+
+METRICS = ("acc", "nll")
+OWN_EXPERT = "own expert"
+_EXPERT_LABEL = "expert: "
+
+
+@dataclass(frozen=True)
+class System:
+    """One system with all its seeds.
+
+    Attributes:
+        label: its name on tables, without the seed.
+        kind: ``"base"``, ``"expert"``, ``"rule"``, ``"gate"``, or ``"oracle"`` (it has to be told the task).
+        architecture: of a gate.
+        seeds: in ascending order; a system without one has a single None.
+        cells: its cell records, in the order of ``seeds``.
+        rows: metric → task → values [seeds, rows].
+    """
+
+    label: str
+    kind: str
+    architecture: str | None
+    seeds: tuple[int | None, ...]
+    cells: tuple[Mapping[str, Any], ...]
+    rows: Mapping[str, Mapping[str, np.ndarray]]
+
+    @property
+    def name(self) -> str:
+        """The gate's or rule's own name, without its architecture."""
+        return self.label.removesuffix(f" ({self.architecture})")
+
+    def seed_means(self, metric: str, tasks: Sequence[str]) -> np.ndarray:
+        """Mean over tasks of every seed [seeds]."""
+        return np.mean([self.rows[metric][task].mean(1) for task in tasks], axis=0)
+
+    def task_mean(self, metric: str, task: str) -> float:
+        """Mean over seeds and rows of one task."""
+        return float(self.rows[metric][task].mean())
+
+    def measured(self, name: str) -> float | None:
+        """A number of the cell records, averaged over the seeds that have it."""
+        values = [cell["metrics"][name] for cell in self.cells if cell["metrics"].get(name) is not None]
+        return float(np.mean(values)) if values else None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The finished part of a comparison.
+
+    Attributes:
+        systems: by label, in the order of the records.
+        tasks: every finished cell has all of them.
+        finished: cells that are in.
+        planned: cells of the whole comparison; None where the run has not said.
+        incomplete: labels of cells that lack a task, and are left out.
+        compare: the record of the whole run, if it is in.
+        evals: every eval record used.
+    """
+
+    systems: Mapping[str, System]
+    tasks: tuple[str, ...]
+    finished: int
+    planned: int | None
+    incomplete: tuple[str, ...]
+    compare: Mapping[str, Any] | None
+    evals: tuple[Mapping[str, Any], ...]
+
+    @property
+    def request(self) -> Mapping[str, Any]:
+        """What was asked for; empty where the run has not said."""
+        return (self.compare or {}).get("request") or {}
+
+    def find(self, name: str, architecture: str | None) -> System | None:
+        """The gate of this name under an architecture, or the one that has none."""
+        gates = {(s.name, s.architecture): s for s in self.systems.values() if s.kind == "gate"}
+        return gates.get((name, architecture)) or gates.get((name, None))
+
+    def architectures(self) -> list[str]:
+        """Those of the gates, in the order of the records."""
+        return list(dict.fromkeys(s.architecture for s in self.systems.values() if s.architecture))
+
+
+def read_grid(records: Iterable[Mapping[str, Any]]) -> Grid:
+    """Gather the finished cells of a comparison; of two records of one thing the later counts.
+
+    Raises:
+        RadarGateError: no cell is finished, or a task was scored on different rows in two cells.
+    """
+    cells: dict[str, Mapping[str, Any]] = {}
+    scores: dict[str, dict[str, Mapping[str, Any]]] = {}
+    compare = None
+    for record in records:
+        if record["suite"] == "compare":
+            compare = record
+        elif record["suite"] == "cell":
+            cells[record["cell"]["id"]] = record
+        elif record["suite"] == "eval" and "cell" in record and record["task"] != "mean":
+            scores.setdefault(record["cell"]["id"], {})[record["task"]] = record
+    tasks = tuple(dict.fromkeys(task for cell in cells for task in scores.get(cell, {})))
+    whole = {id: cell for id, cell in cells.items() if tasks and set(tasks) <= set(scores.get(id, {}))}
+    if not whole:
+        raise RadarGateError("no finished cell among the records: let radargate compare finish one, then read again.")
+    _check_same_rows(tasks, [scores[id] for id in whole])
+    # a folder may hold an earlier run with other settings; a system and seed stands for its latest cell
+    latest = {(cell["cell"]["label"], cell["cell"]["seed"]): cell for cell in whole.values()}
+    by_label: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in latest.values():
+        by_label.setdefault(cell["cell"]["label"], []).append(cell)
+    systems = {label: _system(seeds, scores, tasks) for label, seeds in by_label.items()}
+    own = _own_expert(systems, tasks)
+    return Grid(
+        systems={**systems, **({OWN_EXPERT: own} if own else {})},
+        tasks=tasks,
+        finished=len(latest),
+        planned=compare["metrics"].get("cells") if compare else None,
+        incomplete=tuple(cell["cell"]["label"] for id, cell in cells.items() if id not in whole),
+        compare=compare,
+        evals=tuple(scores[cell["cell"]["id"]][task] for cell in latest.values() for task in tasks),
+    )
+
+
+def _system(cells: list[Mapping[str, Any]], scores: Mapping[str, Mapping[str, Mapping[str, Any]]],
+            tasks: Sequence[str]) -> System:  # fmt: skip
+    cells = sorted(cells, key=lambda record: -1 if record["cell"]["seed"] is None else record["cell"]["seed"])
+    facts = cells[0]["cell"]
+    rows = {
+        metric: {task: np.array([row_values(scores[c["cell"]["id"]][task], metric) for c in cells]) for task in tasks}
+        for metric in METRICS
+    }
+    seeds = tuple(c["cell"]["seed"] for c in cells)
+    return System(facts["label"], facts["kind"], facts["architecture"], seeds, tuple(cells), rows)
+
+
+def _own_expert(systems: Mapping[str, System], tasks: Sequence[str]) -> System | None:
+    """Each task by the adapter of its own name, where every task has one."""
+    experts = {s.label.removeprefix(_EXPERT_LABEL): s for s in systems.values() if s.kind == "expert"}
+    if not set(tasks) <= set(experts):
+        return None
+    rows = {metric: {task: experts[task].rows[metric][task][:1] for task in tasks} for metric in METRICS}
+    return System(OWN_EXPERT, "oracle", None, (None,), (), rows)
+
+
+def _check_same_rows(tasks: Sequence[str], cells: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:
+    for task in tasks:
+        for cell in cells[1:]:
+            if cell[task]["rows"]["id"] != cells[0][task]["rows"]["id"]:
+                labels = cells[0][task]["cell"]["label"], cell[task]["cell"]["label"]
+                raise RadarGateError(
+                    f"task {task} was scored on different rows for {labels[0]} and {labels[1]}, which cannot be compared; "
+                    "keep runs with other rows or limits in other folders."
+                )

@@ -1,0 +1,131 @@
+"""The cells of a comparison: which systems, under which architectures, with which seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from radargate.architectures import ARCHITECTURES
+from radargate.config import check_works_under, gate_class
+from radargate.errors import OptionError
+from radargate.gates import GATES
+from radargate.gates.base import make_options
+from radargate.records import content_hash
+from radargate.rules import RULES
+from radargate.rules.searched import SearchedRule
+
+# what `--rules all` means beside each rule with its own defaults: the other forms users compare
+VARIANTS = {"lorahub": ({"form": "sane"},), "arrow": ({"mixing": "ab"},)}
+UNION = "union LoRA"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One system, trained and scored once.
+
+    Attributes:
+        system: gate, rule or adapter.
+        kind: ``"base"``, ``"expert"``, ``"rule"`` or ``"gate"``.
+        label: its name in tables, without the seed.
+        architecture: for gates and rules.
+        seed: for what is trained.
+        options: of the gate or rule.
+    """
+
+    system: str
+    kind: str
+    label: str
+    architecture: str | None = None
+    seed: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def id(self, conditions: Mapping[str, Any]) -> str:
+        """Hash of everything the cell's result depends on."""
+        return content_hash({"cell": asdict(self), "conditions": conditions})
+
+    @property
+    def trained(self) -> bool:
+        """Whether gradient steps (or a search) happen."""
+        return self.seed is not None
+
+
+def parse_system(text: str) -> tuple[str, dict[str, Any]]:
+    """``NAME`` or ``NAME:option=value,option=value`` → name and options.
+
+    Raises:
+        UnknownNameError: no gate or rule has that name; the nearest are given.
+        OptionError: an option is unknown or cannot work.
+    """
+    import yaml
+
+    name, _, words = text.partition(":")
+    options = {}
+    for word in words.split(",") if words else ():
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise OptionError(f"{text}: expected NAME:option=value, found {word!r}.")
+        options[key] = yaml.safe_load(value)
+    return name, options
+
+
+def plan(adapters: Sequence[str], *, gates: Sequence[str], rules: Sequence[str], architectures: Sequence[str],
+         seeds: int) -> tuple[list[Cell], list[str]]:  # fmt: skip
+    """All cells of a comparison, and why some combinations are left out.
+
+    Args:
+        adapters: names of the adapters.
+        gates: names, with options as `parse_system` reads them, or ``["all"]``.
+        rules: the same.
+        architectures: names, or ``["all"]``.
+        seeds: how many seeds everything trained gets.
+
+    Raises:
+        UnknownNameError: a name is unknown; the nearest are given.
+        OptionError: options that cannot work, one adapter only, or nothing left to compare.
+    """
+    if len(adapters) < 2:
+        raise OptionError(f"found {len(adapters)} adapter, expected at least 2: there is nothing to combine.")
+    if seeds < 1:
+        raise OptionError(f"seeds is {seeds}, expected at least 1.")
+    names = ARCHITECTURES.names() if list(architectures) == ["all"] else list(architectures)
+    for name in names:
+        ARCHITECTURES.check(name)
+    cells = [Cell("base", "base", "base")]
+    cells += [Cell(name, "expert", f"expert: {name}") for name in adapters]
+    cells += [Cell(UNION, "rule", UNION, seed=seed) for seed in range(seeds)]
+    left_out: list[str] = []
+    for text, kind in [*((t, "rule") for t in _all(rules, RULES)), *((t, "gate") for t in _all(gates, GATES))]:
+        name, options = parse_system(text)
+        (RULES if kind == "rule" else GATES).check(name)
+        made = make_options(gate_class(name), {k: v for k, v in options.items() if v != "hidden"})
+        used = 0
+        for architecture in names:
+            try:
+                check_works_under(name, architecture)
+            except OptionError as error:
+                left_out.append(str(error))
+                continue
+            used += 1
+            shown = " ".join([name, *(f"{key}={value}" for key, value in options.items())])
+            label = f"{shown} ({architecture})"
+            learned = kind == "gate" or (issubclass(rule := gate_class(name), SearchedRule) and rule.searches(made))
+            cells += [
+                Cell(name, kind, label, architecture, seed, options) for seed in (range(seeds) if learned else (None,))
+            ]
+        if not used:
+            raise OptionError(left_out[-1])
+    return cells, left_out
+
+
+def _all(asked: Sequence[str], registry: Any) -> list[str]:
+    if list(asked) != ["all"]:
+        return list(asked)
+    found = []
+    for name in registry:
+        if name == "single":
+            continue  # every adapter alone is a cell of its own anyway
+        found.append(name)
+        for options in VARIANTS.get(name, ()):
+            found.append(f"{name}:{','.join(f'{k}={v}' for k, v in options.items())}")
+    return found

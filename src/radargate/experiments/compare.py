@@ -1,0 +1,320 @@
+"""``radargate compare``: every way of combining the same adapters, on the same rows, cell by cell."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from radargate.base_models import fingerprint, load_base, load_tokenizer
+from radargate.composition import compose, radar_config
+from radargate.data.batches import AnswerCollator, EncodedRow, encode_rows
+from radargate.data.rows import Row, rows_hash
+from radargate.data.sources import load_rows
+from radargate.errors import AdapterError, OptionError, RadarGateError
+from radargate.evaluation.run import Scoring, line, score_system
+from radargate.evaluation.usage import Usage, expert_usage
+from radargate.experiments.cells import UNION, Cell, plan
+from radargate.experiments.forecast import Forecast
+from radargate.experiments.memory import peak_mb, reset_peak
+from radargate.experts.adapters import read_adapter
+from radargate.records import append_records, make_record, read_records, write_atomic
+from radargate.training.experts import ExpertOptions, train_experts
+from radargate.training.gates import GateTraining, fit_gates, mean_angle, resolve_gate_options
+from radargate.training.loop import duration
+
+RECORDS = "records.jsonl"
+USAGE_ROWS = 2  # rows of each task that a gate's use of experts is looked at on
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared, and how much of everything.
+
+    Attributes:
+        gates: names, with options as ``NAME:option=value``, or ``("all",)``.
+        rules: the same.
+        architectures: names, or ``("all",)``.
+        seeds: seeds of everything trained.
+        training: steps, rates, top-k and so on of every gate; its gate, architecture and seed are the cells' own.
+        scoring: rows and batch.
+        union_lr: rate of the LoRA trained on the union of all tasks.
+    """
+
+    gates: tuple[str, ...] = ("all",)
+    rules: tuple[str, ...] = ("all",)
+    architectures: tuple[str, ...] = ("mole",)
+    seeds: int = 1
+    training: GateTraining = field(default_factory=GateTraining)
+    scoring: Scoring = field(default_factory=Scoring)
+    union_lr: float = 1e-3
+
+
+@dataclass
+class _Grid:
+    """What all cells share."""
+
+    model: Any
+    tokenizer: Any
+    adapters: dict[str, dict[str, str]]
+    data: str
+    tasks: list[str] | None
+    train: dict[str, list[Row]]
+    test: dict[str, list[Row]]
+    encoded: list[EncodedRow]
+    collator: AnswerCollator
+    options: Comparison
+    conditions: dict[str, Any]
+    work: Path
+    device: str | None
+
+
+def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, options: Comparison, *,
+            experts: Mapping[str, Mapping[str, str]] | None = None, tasks: list[str] | None = None, resume: bool = False,
+            dry_run: bool = False, dtype: str | None = None, device: str | None = None,
+            say: Say = lambda line: None) -> Path:  # fmt: skip
+    """Run every cell that is not finished yet; records are written cell by cell, so that any stop loses one cell at most.
+
+    Args:
+        base: base model name; it is loaded once.
+        adapters: name → folder, used under every architecture that has none of its own.
+        data: where the rows are (splits ``train`` and ``test``).
+        out: folder for ``records.jsonl``.
+        options: what is compared.
+        experts: architecture → its own adapters (hydra needs such that share A).
+        tasks: only these.
+        resume: go on with what is there.
+        dry_run: print the cells and predicted hours, and stop.
+        dtype: of the base.
+        device: where to run.
+        say: called with each line of progress.
+
+    Returns:
+        The records' path.
+
+    Raises:
+        UnknownNameError: a gate, rule or architecture is unknown.
+        OptionError: something that cannot work; all before the model is loaded.
+        AdapterError: an adapter is refused, or no two have a site in common.
+        RadarGateError: ``out`` holds records and ``resume`` is off.
+    """
+    out, file = Path(out), Path(out) / RECORDS
+    own = {name: dict(adapters) for name in ("mole", "hydra", "omoe")}
+    own.update({name: dict(folders) for name, folders in (experts or {}).items()})
+    training = options.training.resolved()
+    cells, left_out = plan(list(adapters), gates=options.gates, rules=options.rules,
+                           architectures=options.architectures, seeds=options.seeds)  # fmt: skip
+    if training.top_k is not None and not 1 <= training.top_k <= len(adapters):
+        raise OptionError(f"top_k is {training.top_k}, expected 1 to {len(adapters)}, the number of adapters.")
+    used = {cell.architecture for cell in cells if cell.architecture} | {"mole"}
+    for architecture in sorted(used):
+        _check_adapters(own[architecture], architecture)
+    if file.exists() and not resume and not dry_run:
+        raise RadarGateError(
+            f"{out} already holds a comparison. Use --resume to go on with it, or choose another --out."
+        )
+    train, test = load_rows(data, "train", tasks), load_rows(data, "test", tasks, options.scoring.limit)
+    grid = _open(base, own, data, tasks, train, test, options, training, out, dtype, device)
+    finished = _finished(file)
+    todo = [cell for cell in cells if cell.id(grid.conditions) not in finished]
+    for reason in dict.fromkeys(left_out):
+        say(f"left out: {reason}")
+    forecast = Forecast.measure(
+        grid.model, own["mole"], grid.encoded, grid.collator, test, grid.tokenizer, training, device
+    )
+    expected = sum(forecast.seconds(cell, training, test) for cell in todo)
+    say(f"{len(cells)} cells ({len(cells) - len(todo)} finished before), {len(test)} tasks, "
+        f"{sum(map(len, test.values()))} test rows; predicted {duration(expected)} ({expected / 3600:.2f} hours).")  # fmt: skip
+    for label, count in _counted(cells).items():
+        say(f"  {label}{f' × {count} seeds' if count > 1 else ''}")
+    if dry_run:
+        return file
+    started = time.monotonic()
+    request = {"base": base, "experts": list(adapters), "tasks": list(test), "gates": list(options.gates),
+               "rules": list(options.rules), "architectures": list(options.architectures), "seeds": options.seeds,
+               "steps": training.steps, "batch_size": training.batch_size, "limit": options.scoring.limit,
+               "left_out": list(dict.fromkeys(left_out))}  # fmt: skip
+    for number, cell in enumerate(todo, 1):
+        begun = time.monotonic()
+        records = _run(cell, grid)
+        append_records(file, records)
+        mean = next(r for r in records if r.get("task") == "mean")
+        done = sum(forecast.seconds(c, training, test) for c in todo[:number])
+        pace = (time.monotonic() - started) / max(done, 1e-9)
+        left = pace * (expected - done)
+        seed = f" seed {cell.seed}" if cell.seed is not None else ""
+        say(f"[{len(cells) - len(todo) + number}/{len(cells)}] {cell.label}{seed}: {line(mean['metrics'])}  "
+            f"({duration(time.monotonic() - begun)}, {duration(left)} left)")  # fmt: skip
+    shutil.rmtree(grid.work, ignore_errors=True)
+    metrics = {
+        "cells": len(cells),
+        "predicted_seconds": expected,
+        "seconds": time.monotonic() - started,
+        "cells_run": len(todo),
+    }
+    if todo or not any(r["suite"] == "compare" for r in read_records(file)):
+        append_records(file, [make_record("compare", "grid", metrics, request=request)])
+    return file
+
+
+def _open(base: str, own: dict[str, dict[str, str]], data: str, tasks: list[str] | None, train: dict[str, list[Row]],
+          test: dict[str, list[Row]], options: Comparison, training: GateTraining, out: Path, dtype: str | None,
+          device: str | None) -> _Grid:  # fmt: skip
+    model, tokenizer = load_base(base, dtype=dtype, device=device), load_tokenizer(base)
+    seq2seq = bool(model.config.is_encoder_decoder)
+    rows = [row for task_rows in train.values() for row in task_rows]
+    encoded = encode_rows(rows, tokenizer, max_length=training.max_length, encoder_decoder=seq2seq).rows
+    hashes = {
+        architecture: {name: read_adapter(name, folder).sha256() for name, folder in folders.items()}
+        for architecture, folders in own.items()
+    }
+    shared = {
+        key: value
+        for key, value in asdict(training).items()
+        if key not in ("architecture", "gate", "seed", "gate_options")
+    }
+    conditions = {
+        "base": fingerprint(model), "dtype": dtype, "experts": hashes, "training": shared, "union_lr": options.union_lr,
+        "scoring": asdict(options.scoring), "train_hash": rows_hash(rows),
+        "test_hash": rows_hash([row for task_rows in test.values() for row in task_rows]),
+    }  # fmt: skip
+    options = dataclasses.replace(options, training=training)
+    return _Grid(model, tokenizer, own, data, tasks, train, test, encoded,
+                 AnswerCollator(tokenizer.pad_token_id, seq2seq), options, conditions, out / ".work", device)  # fmt: skip
+
+
+def _run(cell: Cell, grid: _Grid) -> list[dict[str, Any]]:
+    """Train and score one cell; its records, the cell's own last: where it is, the cell is whole."""
+    shutil.rmtree(grid.work, ignore_errors=True)
+    reset_peak()
+    facts: dict[str, Any] = {"trained_parameters": 0, "seconds": 0.0, "final_loss": None, "curve": []}
+    usage, angle, note, model = Usage({}, None, None), None, None, grid.model
+    if cell.system == UNION:
+        model, facts = _union(cell, grid)
+    elif cell.kind == "expert":
+        model = compose(grid.model, {cell.system: grid.adapters["mole"][cell.system]}, gate="uniform", top_k=1)
+    elif cell.kind != "base":
+        model, facts, note = _composed(cell, grid)
+    if isinstance(model, PeftModel) and cell.kind in ("rule", "gate") and cell.system != UNION:
+        model.eval()
+        usage = expert_usage(model, grid.tokenizer, {task: rows[:USAGE_ROWS] for task, rows in grid.test.items()})
+        angle = mean_angle(model, grid.encoded[:8], grid.collator)
+    shown = {"id": cell.id(grid.conditions), "system": cell.system, "kind": cell.kind, "architecture": cell.architecture,
+             "seed": cell.seed, "label": cell.label}  # fmt: skip
+    begun = time.monotonic()
+    records = score_system(
+        cell.label, model, grid.tokenizer, grid.test, grid.options.scoring, {"cell": shown}, lambda _: None
+    )
+    metrics = {
+        "trained_parameters": facts["trained_parameters"], "train_seconds": round(facts["seconds"], 2),
+        "score_seconds": round(time.monotonic() - begun, 2), "peak_memory_mb": peak_mb(), "final_loss": facts["final_loss"],
+        "mean_angle": angle, "curve": facts.get("curve", []), "usage": usage.by_task or None, "entropy": usage.entropy,
+        "experts_in_use": usage.experts_in_use, "search": facts.get("search"),
+        "top_k": grid.options.training.top_k if cell.kind == "gate" else None,
+    }  # fmt: skip
+    options = {**asdict(grid.options.training), "gate": cell.system, "architecture": cell.architecture, "seed": cell.seed,
+               "gate_options": dict(cell.options)}  # fmt: skip
+    records.append(
+        make_record(
+            "cell",
+            cell.id(grid.conditions),
+            metrics,
+            cell=shown,
+            options=options,
+            conditions=grid.conditions,
+            note=note,
+        )
+    )
+    if isinstance(model, PeftModel):
+        model.unload()
+    return records
+
+
+def _composed(cell: Cell, grid: _Grid) -> tuple[PeftModel, dict[str, Any], str | None]:
+    assert cell.architecture is not None
+    adapters = grid.adapters[cell.architecture]
+    training = dataclasses.replace(grid.options.training, architecture=cell.architecture, gate=cell.system,
+                                   seed=cell.seed or 0, gate_options=dict(cell.options))  # fmt: skip
+    given = resolve_gate_options(training, grid.model, grid.tokenizer, grid.train, list(adapters))
+    model = compose(grid.model, adapters, architecture=cell.architecture, gate=cell.system, top_k=training.top_k,
+                    architecture_options=training.architecture_options if cell.architecture == "hydra" else None,
+                    preset=training.preset, seed=training.seed, **given)  # fmt: skip
+    lost = [facts["residual"] for facts in radar_config(model).expert_facts.values() if "residual" in facts]
+    note = f"converted to a common A, residual {sum(lost) / len(lost):.2f}" if lost else None
+    facts = fit_gates(model, grid.encoded, grid.collator, grid.work, dataclasses.replace(training, save_every=0),
+                      device=grid.device)  # fmt: skip
+    return model, facts, note
+
+
+def _union(cell: Cell, grid: _Grid) -> tuple[PeftModel, dict[str, Any]]:
+    """One LoRA trained on all tasks together, with the gates' number of steps and rows."""
+    training = grid.options.training
+    first = read_adapter("first", next(iter(grid.adapters["mole"].values())))
+    options = ExpertOptions(
+        rank=int(first.config.get("r", 8)), alpha=int(first.config.get("lora_alpha", 32)), lr=grid.options.union_lr,
+        target_modules=_targets(first.config.get("target_modules")), steps=training.steps, batch_size=training.batch_size,
+        seed=cell.seed or 0, max_length=training.max_length,
+    )  # fmt: skip
+    folder = train_experts(grid.model, grid.data, grid.work / "union", options, tasks=grid.tasks, union="union",
+                           device=grid.device)["union"]  # fmt: skip
+    record = read_records(grid.work / "union" / RECORDS)[-1]["metrics"]
+    curve = [
+        [entry["step"], entry["loss"]] for entry in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    ]
+    model = compose(grid.model, {"union": folder}, gate="uniform", top_k=1)
+    count = sum(
+        info.A.shape[0] * info.A.shape[1] + info.B.shape[0] * info.B.shape[1]
+        for info in read_adapter("union", folder).sites.values()
+    )
+    return model, {
+        "trained_parameters": count,
+        "seconds": record["seconds"],
+        "final_loss": record["final_loss"],
+        "curve": curve,
+    }
+
+
+def _targets(named: Any) -> tuple[str, ...] | None:
+    if named is None:
+        return None
+    return (named,) if isinstance(named, str) else tuple(sorted(named))
+
+
+def _check_adapters(adapters: Mapping[str, str], architecture: str) -> None:
+    """Headers of all adapters, before any model is loaded."""
+    sites = {name: set(read_adapter(name, folder).sites) for name, folder in adapters.items()}
+    names = list(sites)
+    if not any(sites[a] & sites[b] for i, a in enumerate(names) for b in names[i + 1 :]):
+        raise AdapterError(
+            f"no two of the {len(names)} adapters for {architecture} have a site in common ({names[0]} acts at "
+            f"{min(sites[names[0]])}, {names[1]} at {min(sites[names[1]])}): a gate would have nothing to choose. Use adapters "
+            "with the same target modules."
+        )
+
+
+def _finished(file: Path) -> set[str]:
+    """Ids of whole cells; what a crash left of others is dropped from the file."""
+    if not file.exists():
+        return set()
+    records = read_records(file)
+    whole = {r["case"] for r in records if r["suite"] == "cell"}
+    kept = [r for r in records if r["suite"] != "eval" or r["cell"]["id"] in whole]
+    if len(kept) < len(records):
+        write_atomic(file, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
+    return whole
+
+
+def _counted(cells: Sequence[Cell]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for cell in cells:
+        counts[cell.label] = counts.get(cell.label, 0) + 1
+    return counts

@@ -1,0 +1,169 @@
+"""Statistics over a grid of systems: values by hand from the records, ties, Holm's correction, missing cells."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+
+from compare_records import TASKS, compare_records
+from radargate.errors import RadarGateError
+from radargate.evaluation.grid import OWN_EXPERT, read_grid
+from radargate.evaluation.metrics import paired_difference
+from radargate.evaluation.ranking import compare_pairs, count_wins, leader, standings, task_worth, tasks_that_count
+from radargate.evaluation.resampling import RESAMPLES, bootstrap_intervals, holm, sign_flip_p
+
+
+@pytest.fixture(scope="module")
+def records():
+    return compare_records()
+
+
+@pytest.fixture(scope="module")
+def grid(records):
+    return read_grid(records)
+
+
+def rows_of(records, label, task, metric):
+    """Row values averaged over seeds, straight from the records."""
+    found = [r["rows"] for r in records if r["suite"] == "eval" and r["system"] == label and r["task"] == task]
+    values = [r["correct"] if metric == "acc" else np.divide(r["nll_sum"], r["tokens"]) for r in found]
+    return np.mean(values, axis=0)
+
+
+@pytest.mark.parametrize("metric", ["acc", "nll"])
+def test_standings_are_the_records_means_and_seeds(records, grid, metric):
+    ranked = standings(grid, metric)
+    assert {s.label for s in ranked} == {r["cell"]["label"] for r in records if r["suite"] == "cell"} | {OWN_EXPERT}
+    assert [s.value for s in ranked] == sorted((s.value for s in ranked), reverse=metric == "acc")
+    for standing in ranked:
+        if standing.label == OWN_EXPERT:
+            expected = np.mean([rows_of(records, f"expert: {t}", t, metric).mean() for t in TASKS])
+        else:
+            expected = np.mean([rows_of(records, standing.label, t, metric).mean() for t in TASKS])
+        assert standing.value == pytest.approx(expected, abs=1e-12)
+        assert standing.low < standing.value < standing.high
+        assert standing.seed_low - 1e-12 <= standing.value <= standing.seed_high + 1e-12
+    seeds = {s.label: s.seeds for s in ranked}
+    assert (seeds["radar (mole)"], seeds["mlp (omoe)"], seeds["base"]) == (3, 2, 1)
+    assert ranked[0].label == OWN_EXPERT and leader(grid, ranked).label != OWN_EXPERT
+
+
+def test_a_systems_interval_does_not_depend_on_the_others(grid):
+    radar = grid.systems["radar (mole)"]
+    alone = [radar.rows["nll"][task].mean(0)[:, None] for task in grid.tasks]
+    low, high = bootstrap_intervals(alone)
+    shown = next(s for s in standings(grid, "nll") if s.label == "radar (mole)")
+    assert (shown.low, shown.high) == pytest.approx((low[0], high[0]), abs=1e-12)
+
+
+def test_paired_tests_agree_with_the_single_one_and_with_holm_by_hand(records, grid):
+    pairs = [("radar (mole)", other) for other in ("stretch (mole)", "mlp (mole)", "uniform", "base")]
+    tests = compare_pairs(grid, "nll", pairs)
+    for test in tests:
+        first, second = ({t: rows_of(records, name, t, "nll") for t in TASKS} for name in (test.first, test.second))
+        single = paired_difference(first, second)
+        assert (test.difference, test.low, test.high) == pytest.approx(
+            (single["difference"], single["low"], single["high"]), abs=1e-12
+        )
+        assert abs(test.p - single["p"]) < 0.04, "20,000 flips against 2,000"
+    assert [t.holm for t in tests] == holm([t.p for t in tests])
+    assert tests[-1].better == "radar (mole)"
+    assert compare_pairs(grid, "nll", [("base", "radar (mole)")])[0].better == "radar (mole)"
+    assert compare_pairs(grid, "nll", [("uniform", "ties")])[0].better is None
+
+
+def test_holm_steps_down_stays_monotone_and_stops_at_one():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_sign_flips_find_the_exact_p_of_a_small_sample():
+    # four equal differences: of 16 sign patterns two are as extreme
+    p = sign_flip_p([np.ones((4, 1))], resamples=RESAMPLES * 10)
+    assert p[0] == pytest.approx(2 / 16, abs=0.01)
+    assert sign_flip_p([np.zeros((4, 1))])[0] == 1.0
+
+
+def test_wins_ties_and_losses_are_counted_a_task_and_seed_at_a_time(records, grid):
+    def by_seed(label, task, metric):
+        rows = {r["cell"]["seed"]: r["rows"] for r in records
+                if r["suite"] == "eval" and r["system"] == label and r["task"] == task}  # fmt: skip
+        return {s: np.mean(r["correct"]) if metric == "acc" else np.mean(np.divide(r["nll_sum"], r["tokens"]))
+                for s, r in rows.items()}  # fmt: skip
+
+    for first, second, count in [
+        ("radar (omoe)", "mlp (omoe)", 2 * 4),  # one seed of mlp is missing
+        ("radar (mole)", "uniform", 3 * 4),  # a system without seeds meets every seed
+        ("uniform", "ties", 4),
+    ]:
+        for metric in ("acc", "nll"):
+            won = count_wins(grid, metric, [(first, second)])[0]
+            expected = [0, 0, 0]
+            for task in TASKS:
+                a, b = by_seed(first, task, metric), by_seed(second, task, metric)
+                for seed in set(a) | set(b):
+                    one, two = a.get(seed, a.get(None)), b.get(seed, b.get(None))
+                    if (seed is None and len(a) + len(b) > 2) or one is None or two is None:
+                        continue
+                    better = one > two if metric == "acc" else one < two
+                    expected[1 if abs(one - two) < 1e-12 else 0 if better else 2] += 1
+            assert [won.wins, won.ties, won.losses] == expected
+            assert sum(expected) == count
+            assert won.rate == won.wins / count
+    ties = count_wins(grid, "acc", [("uniform", "ties")])[0]
+    assert (ties.wins, ties.ties, ties.losses, ties.rate) == (0, 4, 0, 0.0)
+
+
+def test_tasks_count_where_their_own_expert_beats_the_base(records, grid):
+    assert tasks_that_count(grid)["nll"] == list(TASKS)
+    worse = copy.deepcopy(records)
+    for r in worse:
+        if r["suite"] == "eval" and r["task"] == "aqua" and r["system"] == "expert: aqua":
+            r["rows"]["nll_sum"] = [9.0 * t for t in r["rows"]["tokens"]]
+    assert tasks_that_count(read_grid(worse))["nll"] == [t for t in TASKS if t != "aqua"]
+    without = [r for r in records if r.get("cell", {}).get("label") != "expert: aqua"]
+    assert task_worth(read_grid(without), "acc") == [] and OWN_EXPERT not in read_grid(without).systems
+
+
+def test_only_finished_cells_count_and_the_plan_is_known(records, grid):
+    assert (grid.finished, grid.planned) == (43, 44)
+    cut = records[: next(i for i, r in enumerate(records) if r.get("system") == "signed (hydra)") + 2]
+    part = read_grid(cut)
+    assert part.planned is None and part.compare is None and "signed (hydra)" not in part.systems
+    assert standings(part, "acc")
+    half = [r for r in records if not (r.get("task") == "aqua" and r["cell"]["id"] == "radar (mole)-1")]
+    assert read_grid(half).incomplete == ("radar (mole)",) and read_grid(half).systems["radar (mole)"].seeds == (0, 2)
+    with pytest.raises(RadarGateError, match="no finished cell"):
+        read_grid(records[:3])
+
+
+def test_a_later_cell_of_the_same_system_and_seed_replaces_the_earlier(records):
+    again = []
+    for r in compare_records(gates=("radar",), architectures=("mole",), seeds=1, rules=(), missing=None):
+        if r["suite"] in ("cell", "eval") and r["cell"]["label"] == "radar (mole)":
+            r = copy.deepcopy(r)
+            r["cell"]["id"] = "other settings"
+            if "rows" in r:
+                r["rows"]["correct"] = [1] * len(r["rows"]["id"])
+            again.append(r)
+    radar = read_grid([*records, *again]).systems["radar (mole)"]
+    assert radar.seeds == (0, 1, 2)
+    assert radar.seed_means("acc", TASKS)[0] == 1.0
+
+
+def test_cells_scored_on_different_rows_are_refused(records):
+    other = copy.deepcopy(records)
+    next(r for r in other if r.get("task") == "creak" and r["system"] == "uniform")["rows"]["id"][0] = "creak-99"
+    with pytest.raises(RadarGateError, match="creak was scored on different rows for base and uniform"):
+        read_grid(other)
+
+
+def test_ranking_knows_nothing_of_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, radargate.evaluation.ranking; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
