@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tables import cell, delta, table
 
-from radargate.evaluation.metrics import mean_with_interval, paired_difference, row_values
+from radargate.evaluation.metrics import paired_difference, row_values
 from radargate.records import read_records
 
 BASE, EXPERT = "smollm2-135m", "expert"
@@ -60,7 +60,9 @@ class Scores:
 
     def mean(self, system: str, metric: str, tasks: Sequence[str] | None = None) -> dict[str, float]:
         """Mean over tasks with its 95 % interval over rows, rows averaged over seeds."""
-        return mean_with_interval(list(self.values(system, metric, tasks).values()))
+        values = self.values(system, metric, tasks)
+        d = paired_difference(values, {task: np.zeros_like(rows) for task, rows in values.items()})
+        return {"value": d["difference"], "low": d["low"], "high": d["high"]}
 
     def spread(self, system: str, metric: str, tasks: Sequence[str] | None = None) -> list[float]:
         """The same mean, for each seed alone."""

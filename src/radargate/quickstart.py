@@ -12,6 +12,7 @@ from radargate.composition import load
 from radargate.data.sources import load_rows
 from radargate.evaluation.run import Scoring, evaluate
 from radargate.evaluation.usage import expert_usage
+from radargate.model_cache import cache_folder
 from radargate.records import append_records, make_record, read_records, write_atomic
 from radargate.report.quickstart import quickstart_page, systems
 from radargate.shipped import BASE, shipped_experts
@@ -51,7 +52,7 @@ def quickstart(out: str | Path, options: Quickstart, *, device: str | None = Non
     """
     out, started = Path(out), time.monotonic()
     check_writable(out / "records.jsonl", "the results")
-    say(f"1/4  The base model: {BASE}, a small instruction model (fetched once, then kept).")
+    say(f"1/4  The base model: {BASE}, a small instruction model (fetched once, then kept in {cache_folder()}).")
     resolve_base(BASE)
     experts = {name: str(path) for name, path in shipped_experts().items()}
     say(f"     The experts: {len(experts)} LoRA adapters that come with RadarGate: {', '.join(experts)}.")
@@ -73,7 +74,8 @@ def quickstart(out: str | Path, options: Quickstart, *, device: str | None = Non
         resume=True,
         device=device,
     )
-    say(f"4/4  Scoring on rows nobody was trained on: {options.limit} of each of the ten tasks, for every system.")
+    say(f"4/4  Scoring on rows nothing was trained on: {options.limit} of each of the ten tasks, for nine systems.")
+    say("     accuracy: share of right answers; NLL: surprise at the right answer, lower is better.")
     _score(out, experts, options, device, say)
     report = out / "report.html"
     page = quickstart_page(out)
@@ -121,20 +123,21 @@ def _score(
         append_records(file, [make_record("usage", "radar", usage.by_task, rows_per_task=5, seed=options.seed)])
 
 
-def summary(out: str | Path) -> str:
-    """The last lines of the command: the result in plain words, and what to do next."""
+def summary(out: str | Path, program: str = "radargate") -> str:
+    """The last lines of the command: the result in plain words, and what to do next, typed as ``program``."""
     means = {r["system"]: r["metrics"] for r in read_records(Path(out) / "records.jsonl") if r.get("task") == "mean"}
     radar, uniform, base = (means[name]["acc"]["value"] for name in ("radar", "uniform", "base"))
     return "\n".join(
         (
-            f"Accuracy over ten tasks: base {base:.2f}, all experts mixed evenly {uniform:.2f}, trained radar gate {radar:.2f}.",
+            f"Accuracy over ten tasks: base model alone {base:.2f}, all experts mixed evenly {uniform:.2f}, "
+            f"trained radar gate {radar:.2f}.",
             f"Report: {Path(out) / 'report.html'} (open it in a browser).",
             "",
             "Ask the composed model something:",
-            f'  radargate generate {Path(out) / "radar"} --prompt "Translate into German: March 3"',
+            f'  {program} generate {Path(out) / "radar"} --prompt "Translate into German: March 3"',
             "With adapters of your own:",
-            "  radargate doctor BASE my_adapter_1 my_adapter_2",
-            "  radargate train BASE my_adapter_1 my_adapter_2 --data my_rows.jsonl --out my_bundle",
+            f"  {program} doctor BASE my_adapter_1 my_adapter_2",
+            f"  {program} train BASE my_adapter_1 my_adapter_2 --data my_rows.jsonl --out my_bundle",
         )
     )
 

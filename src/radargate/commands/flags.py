@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from typing import Any, TextIO
@@ -67,6 +68,12 @@ def say_to(stream: TextIO | None = None) -> Callable[[str], None]:
         print(line, file=stream or sys.stderr, flush=True)
 
     return say
+
+
+def program() -> str:
+    """What to type to run this again: ``radargate``, or its path where the shell would not find it."""
+    typed = sys.argv[0]
+    return typed if os.path.basename(typed) == "radargate" and shutil.which("radargate") is None else "radargate"
 
 
 def adapters_argument(parser: argparse.ArgumentParser, required: bool) -> None:

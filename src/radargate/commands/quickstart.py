@@ -29,5 +29,5 @@ def run(args: argparse.Namespace) -> int:
 
     options = Quickstart(steps=args.steps, limit=args.limit, seed=args.seed)
     quickstart(args.out, options, device=flags.pick_device(args.device), say=flags.say_to())
-    print(summary(args.out))
+    print(summary(args.out, flags.program()))
     return 0

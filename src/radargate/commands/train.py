@@ -66,5 +66,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(record))
     else:
-        print(f'Bundle in {args.out}. Try it:\n  radargate generate {args.out} --prompt "…"')
+        print(f'Bundle in {args.out}. Try it:\n  {flags.program()} generate {args.out} --prompt "…"')
     return 0

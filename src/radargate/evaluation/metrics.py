@@ -48,7 +48,7 @@ def summarise(scores: Sequence[RowScore], seed: int = 0) -> dict[str, Any]:
     if all(s.correct_norm is not None for s in scores):
         columns["acc_norm"] = [float(bool(s.correct_norm)) for s in scores]
     for name, values in columns.items():
-        metrics[name] = mean_with_interval([values], seed)
+        metrics[name] = _with_interval([values], seed)
     metrics["nll_sum"] = float(sum(s.nll_sum for s in scores))
     metrics["tokens"] = int(sum(s.tokens for s in scores))
     return metrics
@@ -60,8 +60,8 @@ def summarise_tasks(by_task: Mapping[str, Sequence[RowScore]], seed: int = 0) ->
     return {
         "n": sum(len(group) for group in groups),
         "tasks": len(groups),
-        "acc": mean_with_interval([[float(s.correct) for s in group] for group in groups], seed),
-        "nll": mean_with_interval([[s.nll for s in group] for group in groups], seed),
+        "acc": _with_interval([[float(s.correct) for s in group] for group in groups], seed),
+        "nll": _with_interval([[s.nll for s in group] for group in groups], seed),
     }
 
 
@@ -90,8 +90,7 @@ def row_values(record: Mapping[str, Any], metric: str) -> list[float]:
     return [s / t for s, t in zip(rows["nll_sum"], rows["tokens"], strict=True)]
 
 
-def mean_with_interval(groups: Sequence[Sequence[float] | np.ndarray], seed: int = 0) -> dict[str, float]:
-    """Unweighted mean over groups of rows, with a 95 % interval that resamples rows within each group."""
+def _with_interval(groups: Sequence[Sequence[float]], seed: int) -> dict[str, float]:
     arrays = [np.asarray(group, dtype=float) for group in groups]
     low, high = bootstrap_intervals([a[:, None] for a in arrays], seed)
     return {"value": float(np.mean([a.mean() for a in arrays])), "low": float(low[0]), "high": float(high[0])}

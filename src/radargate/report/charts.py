@@ -13,6 +13,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 
 
+WIDTH = 4.6  # inches: on a phone the letters then keep their size; pages draw charts no wider than 34rem
+
+
 def _figure(width: float, height: float) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
@@ -40,7 +43,7 @@ def intervals(
     rows: Sequence[tuple[str, Mapping[str, float]]], label: str, description: str, highlight: Sequence[str] = ()
 ) -> str:
     """One line a system: value and 95 % interval."""
-    figure, axes = _figure(7.0, 0.42 * len(rows) + 1.0)
+    figure, axes = _figure(WIDTH, 0.3 * len(rows) + 0.8)
     for place, (name, metric) in enumerate(reversed(rows)):
         colour = COLOURS[1] if name in highlight else COLOURS[0]
         axes.plot([metric["low"], metric["high"]], [place, place], color=colour, linewidth=2)
@@ -48,14 +51,14 @@ def intervals(
         axes.annotate(f"{metric['value']:.2f}", (metric["high"], place), xytext=(6, -4), textcoords="offset points")
     axes.set_yticks(range(len(rows)), [name for name, _ in reversed(rows)])
     axes.set_xlabel(label)
-    axes.margins(x=0.12)
+    axes.margins(x=0.18)
     axes.spines[["top", "right"]].set_visible(False)
     return svg(figure, description)
 
 
 def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, description: str) -> str:
     """Lines over steps."""
-    figure, axes = _figure(7.0, 3.4)
+    figure, axes = _figure(WIDTH, 2.8)
     for place, (name, points) in enumerate(lines.items()):
         axes.plot(
             *zip(*points, strict=True), label=name, color=COLOURS[place % 7], linestyle=STYLES[place % 7], linewidth=2
@@ -71,13 +74,13 @@ def heat_map(values: Mapping[str, Mapping[str, float]], label: str, description:
     """Rows by columns, the number in every cell."""
     rows, columns = list(values), list(next(iter(values.values())))
     table = [[values[r][c] for c in columns] for r in rows]
-    figure, axes = _figure(7.0, 0.4 * len(rows) + 1.4)
-    image = axes.imshow(table, cmap="cividis", aspect="auto", vmin=0.0)
+    figure, axes = _figure(WIDTH, 0.3 * len(rows) + 1.3)
+    axes.imshow(table, cmap="cividis", aspect="auto", vmin=0.0)
     top = max(max(line) for line in table)
     for i, line in enumerate(table):
         for j, value in enumerate(line):
             axes.text(j, i, f"{value:.2f}", ha="center", va="center", color="black" if value > 0.6 * top else "white")
-    axes.set_xticks(range(len(columns)), columns)
+    axes.set_xticks(range(len(columns)), columns, rotation=35, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(rows)), rows)
-    figure.colorbar(image, label=label)
+    axes.set_xlabel(label)
     return svg(figure, description)

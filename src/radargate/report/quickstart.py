@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 from typing import Any
 
+from radargate.data.builtin import category_of
 from radargate.records import read_records
 from radargate.report import charts, page
 
+WORDS = {
+    "base": "the model alone",
+    "uniform": "all experts mixed evenly, with nothing trained",
+    "stretch": "the two trained gates",
+    "radar": "the two trained gates",
+}
+COMPARED = ("radar", "stretch", "uniform", "base")  # with each task's own expert
 _EXAMPLES = ("dates", "counted_nouns", "units")
 
 
@@ -37,67 +46,92 @@ def quickstart_page(out: Path) -> str:
         f"{len(names)} tasks, {rows} held-out rows each; 95 % bootstrap intervals over rows; one seed. radargate "
         f"{first['versions'].get('radargate')}, commit {str(first['commit'])[:12]}, {first['machine']['cpu']}, {first['date'][:10]}."
     )
+    experts = [name for name in means if name not in WORDS]
     return page.page(
         "RadarGate quickstart: five experts in one model",
         [
             page.paragraph(
-                "Five LoRA adapters, each trained for one kind of job, were composed into one small language model. Only a gate was "
-                "trained: for every token it decides how much of each adapter to use (stretch), and radar also turns their "
-                "outputs (rotation). Every system below answered the same held-out questions."
+                "Five LoRA adapters (the experts), each trained for one kind of job, were composed into one small language model. Only a "
+                "gate was trained. For every token it decides how much of each expert to use (stretch); the radar gate also turns "
+                "the experts' outputs (rotation). Every system below answered the same questions, which none was trained on."
             ),
             page.section(
                 "Which system answers best?",
-                page.figure(
+                page.paragraph(_verdict(means)),
+                _chart(
                     charts.intervals(
                         [(n, m["acc"]) for n, m in means.items()],
                         "accuracy, mean over tasks",
                         "Accuracy of every system with 95 % intervals",
                         best,
                     ),
-                    "Accuracy, higher is better. The dot is the mean over tasks, the line its 95 % interval.",
+                    "Accuracy: the share of right answers, higher is better. The dot is the mean over tasks, the line its 95 % interval.",
                 ),
                 page.table(
                     ["system", "accuracy", "95 % interval", "NLL of the right answer", "95 % interval"],
                     [[n, *_cells(m["acc"]), *_cells(m["nll"])] for n, m in means.items()],
                     best=[i for i, n in enumerate(means) if n in best],
                 ),
+                page.paragraph(
+                    "NLL: how much the right answer surprises the system, in nats a token; lower is better. It tells systems apart sooner "
+                    f"than accuracy does. base is {WORDS['base']}; {', '.join(experts)}: the base with that one expert alone; uniform is "
+                    f"{WORDS['uniform']}; stretch and radar are {WORDS['stretch']}.",
+                    note=True,
+                ),
                 page.paragraph(conditions, note=True),
-                page.paragraph(_verdict(means)),
             ),
             page.section(
                 "Task by task (accuracy)",
+                page.paragraph(
+                    "A task's own expert is the one trained for that kind of job. Nobody tells a gate which kind of job a question is."
+                ),
                 page.table(
-                    ["task", *means],
-                    [[t, *(f"{tasks[n, t]['metrics']['acc']['value']:.2f}" for n in means)] for t in names],
+                    ["task", *COMPARED, "own expert", "which"],
+                    [
+                        [t, *(_accuracy(tasks, n, t) for n in (*COMPARED, category_of(t))), category_of(t)]
+                        for t in names
+                    ],
+                ),
+                _folded(
+                    "Every expert on every task",
+                    page.table(["task", *experts], [[t, *(_accuracy(tasks, n, t) for n in experts)] for t in names]),
                 ),
             ),
             page.section(
                 "How training went",
-                page.figure(
+                _chart(
                     charts.curves(
                         {g: _losses(out / g) for g in ("stretch", "radar")},
                         "step",
                         "training loss",
                         "Training loss of the stretch and radar gates over steps",
                     ),
-                    "Loss on the answers. Half-way both gates switch from all experts to the best two for each token.",
+                    "Loss on the answers, lower is better. Half-way both gates switch from all experts to the best two for each token.",
                 ),
             ),
             page.section(
                 "Which expert is used where?",
-                page.figure(
+                page.paragraph(_most_used(usage)),
+                _chart(
                     charts.heat_map(usage, "mean weight", "Mean weight of each expert for each task in the radar gate"),
-                    "Mean weight over layers and tokens of five test rows a task. Even use would be 0.20.",
+                    f"Mean weight in the radar gate, over layers and tokens of five test rows a task. Even use would be {1 / len(experts):.2f}.",
                 ),
-                page.table(
-                    ["task", *next(iter(usage.values()))],
-                    [[t, *(f"{w:.2f}" for w in u.values())] for t, u in usage.items()],
+                _folded(
+                    "The same as a table",
+                    page.table(
+                        ["task", *next(iter(usage.values()))],
+                        [[t, *(f"{w:.2f}" for w in u.values())] for t, u in usage.items()],
+                    ),
                 ),
             )
             if usage
             else "",
             page.section(
                 "Three answers side by side",
+                page.paragraph(
+                    f"The first question of three tasks. Answers are cut after {first['max_new_tokens']} tokens.",
+                    note=True,
+                ),
                 *[_example(tasks, task, list(means)) for task in _EXAMPLES if ("radar", task) in tasks],
             ),
             page.section(
@@ -105,10 +139,35 @@ def quickstart_page(out: Path) -> str:
                 page.paragraph("With adapters of your own:"),
                 "<pre>radargate doctor BASE my_adapter_1 my_adapter_2\nradargate train BASE my_adapter_1 my_adapter_2 --data my_rows.jsonl "
                 "--out my_bundle\nradargate eval my_bundle --data my_rows.jsonl --out scores.jsonl</pre>",
-                page.paragraph("Every number on this page stands in records.jsonl beside it.", note=True),
+                page.paragraph(
+                    "Every number on this page stands in records.jsonl beside it, or in the metrics.jsonl of its gate.",
+                    note=True,
+                ),
             ),
         ],
     )
+
+
+def _chart(chart: str, caption: str) -> str:
+    return f'<div style="max-width:34rem">{page.figure(chart, caption)}</div>'
+
+
+def _folded(title: str, content: str) -> str:
+    return f'<details style="margin-top:.8rem"><summary>{html.escape(title)}</summary>{content}</details>'
+
+
+def _accuracy(tasks: dict[tuple[str, str], Any], system: str, task: str) -> str:
+    return f"{tasks[system, task]['metrics']['acc']['value']:.2f}"
+
+
+def _most_used(usage: dict[str, dict[str, float]]) -> str:
+    """Whether the gate prefers each task's own expert, in words made from the numbers."""
+    top = {task: max(weights, key=weights.__getitem__) for task, weights in usage.items()}
+    own = sum(category_of(task) == expert for task, expert in top.items())
+    text = f"The expert with the largest mean weight is the task's own for {own} of {len(top)} tasks."
+    if len(set(top.values())) == 1:
+        text += f" It is {next(iter(top.values()))} everywhere: these means hide what differs from layer to layer and token to token."
+    return text + " A weight says how much of an expert's output goes in, not how much it helps."
 
 
 def _cells(metric: dict[str, float]) -> tuple[str, str]:
@@ -122,9 +181,9 @@ def _verdict(means: dict[str, Any]) -> str:
             return f"{a} is clearly better than {b}"
         if two["low"] > one["high"]:
             return f"{b} is clearly better than {a}"
-        return f"between {a} and {b} these rows cannot tell (the intervals overlap)"
+        return f"these rows cannot tell {a} and {b} apart (their intervals overlap)"
 
-    return f"In words: {apart('radar', 'base')}; {apart('radar', 'uniform')}; {apart('radar', 'stretch')}."
+    return f"By accuracy, {apart('radar', 'base')}; {apart('radar', 'uniform')}; {apart('radar', 'stretch')}."
 
 
 def _losses(folder: Path) -> list[tuple[float, float]]:
@@ -139,4 +198,4 @@ def _example(tasks: dict[tuple[str, str], Any], task: str, systems: list[str]) -
         answer = tasks[system, task]["examples"][0]
         rows.append([system, answer["answer"], "right" if answer["correct"] else "wrong"])
     head = page.paragraph(f"{shown['prompt']}  (right answer: {shown['target']})")
-    return f'<div class="example">{head}{page.table(["system", "answer", ""], rows, numbers_from=9)}</div>'
+    return f'<div class="example">{head}{page.table(["system", "answer", "right?"], rows, numbers_from=9)}</div>'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -115,8 +116,9 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
     seq2seq = bool(cast(Any, model.get_base_model()).config.is_encoder_decoder)
     encoded = encode_rows(rows, tokenizer, max_length=options.max_length, encoder_decoder=seq2seq)
     layers = radar_layers(model)
-    say(f"{len(adapters)} experts at {len(layers)} sites; {encoded.report(options.max_length)}")
-    say(f"backend: {': '.join(ops.choose_backend(device=device or 'cpu'))}")
+    say(f"{len(adapters)} experts at {len(layers)} layers of the model; {encoded.report(options.max_length)}")
+    backend, reason = ops.choose_backend(device=device or "cpu")
+    say(f"backend: {backend} ({reason}).")
     collator = AnswerCollator(tokenizer.pad_token_id, seq2seq)
     with writing("checkpoints and metrics", out, again=again):
         metrics = fit_gates(
@@ -125,7 +127,7 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
     metrics["mean_angle"] = mean_angle(model, encoded.rows[: options.batch_size], collator)
     if metrics["mean_angle"] is not None:
         weak = " The rotation did next to nothing." if metrics["mean_angle"] < 0.02 else ""
-        say(f"mean rotation angle: {metrics['mean_angle']:.3f} rad.{weak}")
+        say(f"mean rotation angle: {metrics['mean_angle']:.3f} rad ({math.degrees(metrics['mean_angle']):.0f}°).{weak}")
     radar_config(model).gate_only = gate_only
     facts = {
         "base": base, "data": Path(data).name, "data_hash": rows_hash(rows), "rows": len(encoded.rows),
@@ -211,7 +213,7 @@ def _train(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator, o
     groups = parameter_groups(model, options.lr, options.rotation_lr)
     rates = ", ".join(f"{group['name']} rate {group['lr']:g}" for group in groups)
     say(f"{sum(p.numel() for p in contract.gates.values()):,} gate numbers to train; {rates}; "
-        f"dense for the first {options.dense_start:.0%} of {options.steps} steps.")  # fmt: skip
+        f"all experts in use for the first {options.dense_start:.0%} of {options.steps} steps.")  # fmt: skip
     arguments = training_arguments(
         out / "checkpoints", steps=options.steps, batch_size=options.batch_size, lr=options.lr, seed=options.seed,
         save_every=options.save_every, tensorboard=tensorboard, device=device,
