@@ -13,6 +13,8 @@ from radargate.registration import register_with_peft
 _PUBLIC = {
     "compose": "radargate.composition",
     "load": "radargate.composition",
+    "add_experts": "radargate.extension",
+    "domain_vectors": "radargate.experts.domains",
     "using": "radargate.layer",
     "RadarConfig": "radargate.config",
     "RadarModel": "radargate.model",

@@ -13,6 +13,7 @@ from torch import Tensor
 from radargate import ops
 from radargate.architectures.base import Codes
 from radargate.errors import OptionError
+from radargate.experts.prototypes import top_input_direction
 from radargate.gates.base import Call, Gate, GateOutput, GateSite
 from radargate.rules.base import as_names, check_names, mixed_codes, split
 
@@ -130,14 +131,3 @@ class ArrowRule(Gate):
         scales = codes.h.new_tensor(self.site.scales).unsqueeze(-1)
         mean = (blocks[..., self.common, :] / scales[self.common]).mean(-2, keepdim=True)
         return Codes((blocks - scales * mean).flatten(-2), codes.B, codes.ranks)
-
-
-def top_input_direction(A: Tensor, B: Tensor) -> Tensor:
-    """Unit top right singular vector [d_in] of ΔW = Bᵀ A, for A [r, d_in] and B [r, d_out]; sign arbitrary.
-
-    Through the r × r core of both triangular factors, so ΔW is never formed. Zero where ΔW is.
-    """
-    q, upper = torch.linalg.qr(A.T)  # A = upperᵀ qᵀ
-    core = torch.linalg.qr(B.T)[1] @ upper.T
-    values, right = torch.linalg.svd(core)[1:]
-    return q @ right[0] * (values[0] > 0)
