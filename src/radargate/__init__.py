@@ -33,9 +33,6 @@ __all__ = [*_PUBLIC, *_MODULES]
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
-        if name != "RadarGateError":
-            # PEFT's import ends in importing radargate.model, which so cannot begin inside a module it needs
-            importlib.import_module("peft")
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     if name in _MODULES:
         return importlib.import_module(f"radargate.{name}")

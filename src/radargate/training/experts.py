@@ -87,40 +87,16 @@ def train_experts(base: str | PreTrainedModel, data: str, out: str | Path, optio
         encoded = encode_rows(rows, tokenizer, max_length=options.max_length, encoder_decoder=seq2seq)
         say(f"[{number}/{len(by_task)}] {task}: {encoded.report(options.max_length)}")
         torch.manual_seed(options.seed)
-<<<<<<< HEAD
-        peft_model = get_peft_model(model, lora_config(options, seq2seq))
+        peft_model = cast(PeftModel, get_peft_model(model, lora_config(options, seq2seq)))
         if frozen_A is not None:
-            share_A(cast(PeftModel, peft_model), frozen_A)
-        work = out / f".{task}.tmp"
-        shutil.rmtree(work, ignore_errors=True)
-        arguments = training_arguments(work / "run", steps=options.steps, batch_size=options.batch_size,
-                                       lr=options.lr, seed=options.seed, device=device)  # fmt: skip
-        trainer = AnswerTrainer(
-            peft_model, encoded.rows, arguments, AnswerCollator(tokenizer.pad_token_id, seq2seq), say=say
-        )
-        result = trainer.train()
-        final_loss = [line["loss"] for line in trainer.state.log_history if "loss" in line][-1]
-=======
-        peft_model = cast(PeftModel, get_peft_model(model, _lora_config(options, seq2seq)))
-        facts = {"base": base, "data": Path(data).name, "data_hash": rows_hash(rows), "rows": len(encoded.rows),
+            share_A(peft_model, frozen_A)
+        facts = {"base": base_name(model), "data": Path(data).name, "data_hash": rows_hash(rows), "rows": len(encoded.rows),
                  "dropped": encoded.dropped, "options": asdict(options)}  # fmt: skip
->>>>>>> quick
         peft_model.peft_config["default"].base_model_name_or_path = base_name(model)
         with writing(f"the adapter {task}", out, again=AGAIN if resume else f"{AGAIN} with --resume"):
             seconds = _train_one(peft_model, encoded.rows, AnswerCollator(tokenizer.pad_token_id, seq2seq),
                                  folders[task], options, facts, device, say)  # fmt: skip
         model = cast(PreTrainedModel, peft_model.unload())
-<<<<<<< HEAD
-        folders[task].parent.mkdir(parents=True, exist_ok=True)
-        (work / "adapter").rename(folders[task])
-        shutil.rmtree(work, ignore_errors=True)
-        seconds = result.metrics["train_runtime"]
-        append_records(out / "records.jsonl", [make_record(
-            "experts", task, {"final_loss": final_loss, "seconds": seconds}, base=base_name(model), data=str(Path(data).name),
-            data_hash=rows_hash(rows), rows=len(encoded.rows), dropped=encoded.dropped, options=asdict(options),
-        )])  # fmt: skip
-=======
->>>>>>> quick
         say(f"[{number}/{len(by_task)}] {task}: saved to {folders[task]} after {duration(seconds)}.")
     return folders
 

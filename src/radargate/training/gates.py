@@ -24,11 +24,8 @@ from radargate.errors import OptionError, RadarGateError
 from radargate.experts.domains import TEXTS, domain_vectors
 from radargate.gates.base import make_options
 from radargate.records import append_records, file_hash, make_record, write_atomic
-<<<<<<< HEAD
 from radargate.rules.searched import SearchedRule
-=======
 from radargate.storage import AGAIN, writing
->>>>>>> quick
 from radargate.training import checkpoints
 from radargate.training.contract import TrainContract
 from radargate.training.loop import AnswerTrainer, duration, training_arguments
@@ -107,11 +104,8 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
            "options": asdict(options), "dtype": dtype}  # fmt: skip
     if _claim(out, run, resume, say):
         return json.loads((out / "record.json").read_text())
-<<<<<<< HEAD
     _searched(options)  # a missing package is said before the model is loaded
-=======
     again = AGAIN if resume else f"{AGAIN} with --resume"
->>>>>>> quick
     by_task = load_rows(data, "train", tasks)
     rows = [row for task_rows in by_task.values() for row in task_rows]
     tokenizer, loaded = load_tokenizer(base), load_base(base, dtype=dtype, device=device)
@@ -126,18 +120,10 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
     backend, reason = ops.choose_backend(device=device or "cpu")
     say(f"backend: {backend} ({reason}).")
     collator = AnswerCollator(tokenizer.pad_token_id, seq2seq)
-<<<<<<< HEAD
-    metrics = fit_gates(
-        model, encoded.rows, collator, out, options, resume=resume, device=device, tensorboard=tensorboard, say=say
-    )
-=======
-    metrics: dict[str, Any] = {"trained_parameters": 0, "seconds": 0.0}
-    if any(p.requires_grad for p in model.parameters()):
-        with writing("checkpoints and metrics", out, again=again):
-            metrics = _train(model, encoded.rows, collator, out, options, resume, device, tensorboard, say)
-    else:
-        say(f"{options.gate} has nothing to train; saved as it is.")
->>>>>>> quick
+    with writing("checkpoints and metrics", out, again=again):
+        metrics = fit_gates(
+            model, encoded.rows, collator, out, options, resume=resume, device=device, tensorboard=tensorboard, say=say
+        )
     metrics["mean_angle"] = mean_angle(model, encoded.rows[: options.batch_size], collator)
     if metrics["mean_angle"] is not None:
         weak = " The rotation did next to nothing." if metrics["mean_angle"] < 0.02 else ""
@@ -156,7 +142,6 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
     return record
 
 
-<<<<<<< HEAD
 def resolve_gate_options(options: GateTraining, base: Any, tokenizer: Any, by_task: Mapping[str, Sequence[Row]],
                          experts: Sequence[str]) -> dict[str, Any]:  # fmt: skip
     """The gate's options, with what they ask to be computed from rows: Nexus' ``domains="hidden"``.
@@ -197,7 +182,8 @@ def _searched(options: GateTraining) -> bool:
     """Whether the rule finds its weights by a search instead of gradients."""
     kind = gate_class(options.gate)
     return issubclass(kind, SearchedRule) and kind.searches(make_options(kind, options.gate_options))
-=======
+
+
 def _save(model: PeftModel, out: Path, metrics: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """Put bundle, metrics and record into ``out``; what needs room is written first, then renamed into place."""
     work, curve = out / ".bundle.tmp", out / "checkpoints" / "metrics.jsonl"
@@ -217,7 +203,6 @@ def _save(model: PeftModel, out: Path, metrics: dict[str, Any], facts: dict[str,
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return record
->>>>>>> quick
 
 
 def _train(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator, out: Path, options: GateTraining,
@@ -228,7 +213,7 @@ def _train(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator, o
     groups = parameter_groups(model, options.lr, options.rotation_lr)
     rates = ", ".join(f"{group['name']} rate {group['lr']:g}" for group in groups)
     say(f"{sum(p.numel() for p in contract.gates.values()):,} gate numbers to train; {rates}; "
-        f"all experts in use for the first {options.dense_start:.0%} of {options.steps} steps.")  # fmt: skip
+        f"dense for the first {options.dense_start:.0%} of {options.steps} steps.")  # fmt: skip
     arguments = training_arguments(
         out / "checkpoints", steps=options.steps, batch_size=options.batch_size, lr=options.lr, seed=options.seed,
         save_every=options.save_every, tensorboard=tensorboard, device=device,
