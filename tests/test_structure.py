@@ -91,6 +91,7 @@ def test_every_command_and_public_name_can_be_the_first_that_is_imported():
     import radargate
 
     wanted = [f"import radargate; radargate.{name}" for name in radargate.__all__]
+    wanted += ["import radargate.gates.base", "import radargate.layer"]  # deep inside, where circles close
     for path in (SOURCE / "commands").glob("*.py"):
         wanted.append("\n".join(re.findall(r"^    ((?:from|import) .+)$", path.read_text(), re.M)))
     assert any("radargate.experts.doctor" in lines for lines in wanted)

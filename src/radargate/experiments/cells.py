@@ -103,6 +103,7 @@ def plan(adapters: Sequence[str], *, gates: Sequence[str], rules: Sequence[str],
         for architecture in names:
             try:
                 check_works_under(name, architecture)
+                gate_class(name).check(made, list(adapters), architecture)
             except OptionError as error:
                 left_out.append(str(error))
                 continue

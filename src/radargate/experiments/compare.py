@@ -143,6 +143,8 @@ def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, 
                "rules": list(options.rules), "architectures": list(options.architectures), "seeds": options.seeds,
                "steps": training.steps, "batch_size": training.batch_size, "limit": options.scoring.limit,
                "left_out": list(dict.fromkeys(left_out))}  # fmt: skip
+    whole = sum(forecast.seconds(cell, training, test) for cell in cells)
+    append_records(file, [_grid_record("start", cells, whole, file, request)])
     for number, cell in enumerate(todo, 1):
         begun = time.monotonic()
         records = _run(cell, grid)
@@ -155,15 +157,18 @@ def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, 
         say(f"[{len(cells) - len(todo) + number}/{len(cells)}] {cell.label}{seed}: {line(mean['metrics'])}  "
             f"({duration(time.monotonic() - begun)}, {duration(left)} left)")  # fmt: skip
     shutil.rmtree(grid.work, ignore_errors=True)
-    metrics = {
-        "cells": len(cells),
-        "predicted_seconds": expected,
-        "seconds": time.monotonic() - started,
-        "cells_run": len(todo),
-    }
-    if todo or not any(r["suite"] == "compare" for r in read_records(file)):
-        append_records(file, [make_record("compare", "grid", metrics, request=request)])
+    append_records(file, [_grid_record("end", cells, whole, file, request)])
     return file
+
+
+def _grid_record(
+    case: str, cells: Sequence[Cell], predicted: float, file: Path, request: dict[str, Any]
+) -> dict[str, Any]:
+    """What was asked for, what was predicted for all of it, and what the finished cells took."""
+    done = [r["metrics"] for r in read_records(file) if r["suite"] == "cell"] if file.exists() else []
+    taken = sum(m["train_seconds"] + m["score_seconds"] for m in done)
+    metrics = {"cells": len(cells), "predicted_seconds": round(predicted), "seconds": round(taken)}
+    return make_record("compare", case, metrics, request=request)
 
 
 def _open(base: str, own: dict[str, dict[str, str]], data: str, tasks: list[str] | None, train: dict[str, list[Row]],

@@ -18,7 +18,6 @@ from radargate.training.schedule import set_dense
 # work that a gate adds under an architecture beside the independent experts that were measured
 ARCHITECTURE_COST = {"mole": 1.0, "hydra": 1.0, "omoe": 1.6}
 SEARCH_STEPS = 15  # gradient steps that a search of 40 evaluations on 5 rows is about as long as
-OPENING_SECONDS = 6.0  # composing, hashing, looking at angles and usage
 
 
 @dataclass(frozen=True)
@@ -30,12 +29,14 @@ class Forecast:
         turning_dense: a step with rotation and all experts.
         turning: a step with rotation and top-k.
         row: scoring one row.
+        opening: composing, and looking at weights and angles.
     """
 
     plain: float
     turning_dense: float
     turning: float
     row: float
+    opening: float
 
     @classmethod
     def measure(cls, model: Any, adapters: Mapping[str, str], encoded: Sequence[EncodedRow], collator: AnswerCollator,
@@ -47,7 +48,9 @@ class Forecast:
         batch.pop("position_ids", None)
         times: dict[str, float] = {}
         for gate in ("stretch", "radar"):
+            opened = time.monotonic()
             composed = compose(model, adapters, gate=gate, top_k=training.top_k, seed=0, allow_inactive=True).train()
+            times["opening"] = 2 * (time.monotonic() - opened)
             for dense in (True, False):
                 set_dense(composed, dense)
                 for _ in range(2):  # the second counts
@@ -61,17 +64,17 @@ class Forecast:
                 Scorer(composed.eval(), tokenizer).score(rows)
                 times["row"] = (time.monotonic() - begun) / len(rows)
             model = composed.unload()
-        return cls(times["stretchFalse"], times["radarTrue"], times["radarFalse"], times["row"])
+        return cls(times["stretchFalse"], times["radarTrue"], times["radarFalse"], times["row"], times["opening"])
 
     def seconds(self, cell: Cell, training: GateTraining, test: Mapping[str, Sequence[Row]]) -> float:
         """Predicted seconds of one cell."""
         scoring = self.row * sum(len(rows) for rows in test.values())
         if not cell.trained:
-            return OPENING_SECONDS + scoring
+            return self.opening + scoring
         factor = ARCHITECTURE_COST.get(cell.architecture or "mole", 1.0)
         if cell.kind == "rule" and cell.system != UNION:
-            return OPENING_SECONDS + scoring + factor * self.plain * SEARCH_STEPS
+            return self.opening + scoring + factor * self.plain * SEARCH_STEPS
         share = training.dense_start or 0.0
         turning = share * self.turning_dense + (1 - share) * self.turning
         step = turning if cell.system in ("radar", "rotation") else self.plain
-        return OPENING_SECONDS + scoring + factor * step * training.steps
+        return self.opening + scoring + factor * step * training.steps
