@@ -67,7 +67,7 @@ def analyse(records: Iterable[Mapping[str, Any]], reference: str | None = None) 
 
     Args:
         records: of one comparison, finished or not.
-        reference: label every system is tested against; by default ``"uniform"``, or else the base.
+        reference: label every system is tested against; by default uniform, or else the base.
 
     Raises:
         RadarGateError: no cell is finished, cells do not belong together, or ``reference`` is no system.
@@ -76,7 +76,7 @@ def analyse(records: Iterable[Mapping[str, Any]], reference: str | None = None) 
     labels = contestants(grid)
     if reference is not None and reference not in labels:
         raise OptionError(f"no finished system {reference!r} to compare with; there are: {', '.join(labels)}.")
-    reference = reference or next((n for n in ("uniform", *(s.label for s in grid.systems.values() if s.kind == "base"))
+    reference = reference or next((n for n in ("uniform", "uniform (mole)", *(s.label for s in grid.systems.values() if s.kind == "base"))
                                    if n in labels), None)  # fmt: skip
     ranked = {metric: standings(grid, metric) for metric in METRICS}
     leaders = {metric: leader(grid, ranked[metric]).label for metric in METRICS}
