@@ -1,4 +1,4 @@
-"""Make docs/results.md and the README's table from the records: .venv/bin/python benchmarks/results_table.py."""
+"""Make docs/results.md and the README's tables from records and registries: .venv/bin/python benchmarks/results_table.py."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import readme_tables
 from tables import cell, delta, table
 from three_seeds import section as three_seeds
 
@@ -31,40 +32,50 @@ PAIRS = (
 )
 
 
-BEGIN, END = "<!-- quickstart: made by benchmarks/results_table.py -->", "<!-- quickstart: end -->"
+BEGIN, END = "<!-- {}: made by benchmarks/results_table.py -->", "<!-- {}: end -->"
+QUICKSTART = RESULTS / "quickstart" / "records.jsonl"
 
 
 def main() -> int:
-    """Write docs/results.md, the README's table and its picture."""
+    """Write docs/results.md, the README's made parts and its picture."""
     (ROOT / "docs" / "results.md").write_text(page())
-    records = RESULTS / "quickstart" / "records.jsonl"
-    if records.exists():
-        readme = ROOT / "README.md"
-        text = readme.read_text()
-        readme.write_text(text[: text.index(BEGIN)] + quickstart_block() + text[text.index(END) + len(END) :])
-        (ROOT / "docs" / "expert_use.svg").write_text(quickstart_picture())
+    readme = ROOT / "README.md"
+    readme.write_text(with_blocks(readme.read_text()))
+    (ROOT / "docs" / "quickstart.svg").write_text(quickstart_picture())
     return 0
+
+
+def with_blocks(text: str) -> str:
+    """A page with every part between markers made anew."""
+    blocks = {"quickstart": quickstart_block, "commands": readme_tables.commands, "gates": readme_tables.gates}
+    for name, make in blocks.items():
+        begin, end = BEGIN.format(name), END.format(name)
+        text = f"{text[: text.index(begin)]}{begin}\n\n{make()}\n\n{text[text.index(end) :]}"
+    return text
+
+
+def quickstart_means() -> dict[str, dict[str, Any]]:
+    """System → its record of the quickstart's mean over tasks."""
+    return {r["system"]: r for r in read_records(QUICKSTART) if r["suite"] == "eval" and r["task"] == "mean"}
 
 
 def quickstart_block() -> str:
     """The README's results table, from the quickstart's records."""
-    records = [r for r in read_records(RESULTS / "quickstart" / "records.jsonl") if r["suite"] == "eval"]
-    means = {r["system"]: r for r in records if r["task"] == "mean"}
-    one = next(r for r in records if r["task"] != "mean")
-    rows = [[name, cell(r["metrics"]["acc"]), cell(r["metrics"]["nll"])] for name, r in means.items()]
+    one = next(r for r in read_records(QUICKSTART) if r["suite"] == "eval" and r["task"] != "mean")
+    rows = [[name, cell(r["metrics"]["acc"]), cell(r["metrics"]["nll"])] for name, r in quickstart_means().items()]
     conditions = (
-        f"`make demo`: ten built-in tasks, {one['metrics']['n']} held-out rows each, one seed; 95 % bootstrap intervals over rows; "
-        f"{one['machine']['cpu']}, {one['machine']['cores']} cores. Records: [benchmarks/results/quickstart](benchmarks/results/quickstart)."
+        f"`make demo`: SmolLM2-135M-Instruct, ten built-in tasks, {one['metrics']['n']} held-out rows each, one seed; 95 % bootstrap intervals "
+        f"over rows; NLL in nats a token, lower is better; {one['machine']['cpu']}, {one['machine']['cores']} cores. Records: "
+        "[benchmarks/results/quickstart](benchmarks/results/quickstart)."
     )
-    return "\n\n".join([BEGIN, table(["system", "accuracy", "NLL of the right answer"], rows), conditions, END])
+    return "\n\n".join([table(["system", "accuracy", "NLL of the right answer"], rows), conditions])
 
 
 def quickstart_picture() -> str:
-    """Which expert the quickstart's radar gate uses for which task."""
-    records = read_records(RESULTS / "quickstart" / "records.jsonl")
-    usage = next(r["metrics"] for r in records if r["suite"] == "usage")
-    return charts.heat_map(
-        usage, "mean weight", "Mean weight of each expert for each task in the quickstart's radar gate"
+    """How the quickstart's systems compare."""
+    rows = [(name, r["metrics"]["acc"]) for name, r in quickstart_means().items()]
+    return charts.intervals(
+        rows, "accuracy, mean over ten tasks", "Accuracy of every system of the quickstart", ("stretch", "radar")
     )
 
 

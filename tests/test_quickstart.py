@@ -12,14 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from radargate.commands import flags
+from radargate.data.builtin import CATEGORIES
 from radargate.errors import AdapterError
 from radargate.experts.adapters import read_adapter
 from radargate.quickstart import Quickstart, quickstart, summary
 from radargate.records import read_records
-from radargate.report.quickstart import quickstart_page
+from radargate.report.quickstart import most_used, quickstart_page
 from radargate.shipped import FOLDER, shipped_experts
 
 pytestmark = pytest.mark.real
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,43 @@ def test_every_number_of_the_report_is_a_records(run):
     assert "http://www.w3.org" in page and not re.findall(r'(?:src|href)="http', page), "the page loads nothing"
     assert page == quickstart_page(out)
     assert "radargate train" in summary(out)
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """The folder of the run behind the README's table, with made-up training curves."""
+    shutil.copyfile(ROOT / "benchmarks" / "results" / "quickstart" / "records.jsonl", tmp_path / "records.jsonl")
+    for gate in ("stretch", "radar"):
+        (tmp_path / gate).mkdir()
+        (tmp_path / gate / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
+    return tmp_path
+
+
+def test_each_task_is_compared_with_its_own_expert(recorded):
+    records = read_records(recorded / "records.jsonl")
+    scores = {(r["system"], r["task"]): r["metrics"] for r in records if r["suite"] == "eval"}
+    rows = {row[0]: row for row in cells(quickstart_page(recorded)) if len(row) == 7}
+    assert rows["task"] == ["task", "radar", "stretch", "uniform", "base", "own expert", "which"]
+    for category, tasks in CATEGORIES.items():
+        for task in tasks:
+            values = [scores[s, task]["acc"]["value"] for s in ("radar", "stretch", "uniform", "base", category)]
+            assert rows[task][1:] == [*(f"{value:.2f}" for value in values), category]
+
+
+def test_the_words_on_use_follow_the_numbers():
+    even = {task: {"language": 0.4, "science": 0.6} for task in ("units", "ordinals")}
+    assert "the task's own for 1 of 2 tasks. It is science everywhere" in most_used(even)
+    apart = {"units": {"language": 0.4, "science": 0.6}, "ordinals": {"language": 0.6, "science": 0.4}}
+    assert "the task's own for 2 of 2 tasks. A weight" in most_used(apart)
+
+
+def test_commands_to_type_next_work_from_where_the_user_stands(recorded, monkeypatch):
+    monkeypatch.setattr("sys.argv", [".venv/bin/radargate", "quickstart"])
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert flags.program() == ".venv/bin/radargate"
+    assert "\n  .venv/bin/radargate generate" in summary(recorded, flags.program())
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    assert flags.program() == "radargate"
 
 
 def test_a_second_run_keeps_what_is_finished_and_needs_no_network(run, monkeypatch):

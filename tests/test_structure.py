@@ -71,21 +71,14 @@ def test_public_things_have_docstrings(path):
 
 def test_importing_the_package_is_light_and_still_registers_with_peft():
     code = (
-        "import sys, radargate\n"
+        "import importlib.util, sys, radargate\n"
         "assert not {'torch', 'transformers', 'peft'} & set(sys.modules), 'import radargate loads too much'\n"
+        "assert importlib.util.find_spec('peft')  # only asking must not spend the registration\n"
         "from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING as tuners\n"
         "assert 'RADAR' in tuners\n"
         "import radargate.cli; radargate.cli.build_parser()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@pytest.mark.parametrize(
-    "first",
-    ["radargate.RadarConfig", "radargate.write_expert", "import radargate.gates.base", "import radargate.experts.bank"],
-)
-def test_whatever_is_asked_for_first_can_be_imported(first):
-    subprocess.run([sys.executable, "-c", f"import radargate\n{first}"], check=True)
 
 
 def test_the_command_lines_help_needs_no_torch():
@@ -98,6 +91,7 @@ def test_every_command_and_public_name_can_be_the_first_that_is_imported():
     import radargate
 
     wanted = [f"import radargate; radargate.{name}" for name in radargate.__all__]
+    wanted += ["import radargate.gates.base", "import radargate.layer"]  # deep inside, where circles close
     for path in (SOURCE / "commands").glob("*.py"):
         wanted.append("\n".join(re.findall(r"^    ((?:from|import) .+)$", path.read_text(), re.M)))
     assert any("radargate.experts.doctor" in lines for lines in wanted)

@@ -33,8 +33,6 @@ __all__ = [*_PUBLIC, *_MODULES]
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
-        if _PUBLIC[name] != "radargate.errors":
-            importlib.import_module("peft")  # brings radargate.model with it, in an order without circles
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     if name in _MODULES:
         return importlib.import_module(f"radargate.{name}")

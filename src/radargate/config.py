@@ -16,6 +16,7 @@ from radargate.errors import OptionError
 from radargate.experts.bank import check_equal_ranks
 from radargate.gates import GATES
 from radargate.gates.base import make_options
+from radargate.registration import RADAR
 from radargate.rules import RULES
 from radargate.storage import writing
 
@@ -23,18 +24,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     # the printed form: unscaled relation, top-k from the first step
     "paper": {"angle_norm": "none"},
 }
-
-
-class _PeftType(str):
-    """A name for PEFT's tables; transformers reads ``.value`` as it would of PEFT's own enum."""
-
-    @property
-    def value(self) -> str:
-        """The plain text."""
-        return str(self)
-
-
-RADAR = _PeftType("RADAR")
 
 
 @dataclass

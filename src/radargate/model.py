@@ -1,4 +1,4 @@
-"""The tuner that PEFT drives, and its registration: the only places that touch PEFT's inner parts."""
+"""The tuner that PEFT drives: with `radargate.registration`, the only place that touches PEFT's inner parts."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import peft
 import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from radargate.config import RADAR, RadarConfig
+from radargate.config import RadarConfig
 from radargate.errors import BundleError, RadarGateError
 from radargate.gates.base import Gate, auxiliary_terms
 from radargate.layer import RadarLayer, active_multipliers, banks_come_later, check_multipliers, token_masks
-
-PREFIX = "radar_"
+from radargate.registration import PREFIX
 
 
 def auxiliary_loss(terms: list[tuple[Gate, torch.Tensor]]) -> torch.Tensor:
@@ -222,13 +220,3 @@ class RadarModel(BaseTuner):
             "Use unload() to get the base model back. Under a static rule, radargate.save_as_lora makes one LoRA of it, "
             "which PEFT can merge."
         )
-
-
-def register() -> None:
-    """Make PEFT know RADAR. Its public ``register_peft_method`` refuses names outside its own enum."""
-    peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[RADAR] = RadarConfig  # type: ignore[index]
-    peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING[RADAR] = RadarModel  # type: ignore[index]
-    peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING[RADAR] = PREFIX  # type: ignore[index]
-
-
-register()

@@ -9,6 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -187,8 +190,6 @@ def check_fit(adapter: Adapter, sites: dict[str, SiteShape]) -> None:
 
 def _plain_lora(config: dict[str, Any]) -> SimpleNamespace:
     """The fields of a config that decide what a plain LoRA computes; refuses everything else."""
-    from peft import LoraConfig  # here and below: importing PEFT loads radargate.model, which needs this module whole
-
     if config.get("peft_type") != "LORA":
         raise AdapterError(f"peft_type is {str(config.get('peft_type'))[:30]!r}, expected 'LORA'.")
     init = config.get("init_lora_weights", True)
@@ -239,8 +240,6 @@ def _plain_lora(config: dict[str, Any]) -> SimpleNamespace:
 
 
 def _sites(config: dict[str, Any], plain: SimpleNamespace, header: dict[str, TensorInfo]) -> dict[str, SiteTensors]:
-    from peft.utils.other import get_pattern_key
-
     found: dict[str, dict[str, TensorInfo]] = {}
     prefixes: dict[str, str] = {}
     for name, info in header.items():
@@ -282,8 +281,6 @@ def _sites(config: dict[str, Any], plain: SimpleNamespace, header: dict[str, Ten
 
 
 def _targeted(plain: SimpleNamespace, site: str) -> bool:
-    from peft.tuners.tuners_utils import check_target_module_exists
-
     if plain.target_modules in (None, "all-linear"):
         return True
     return bool(check_target_module_exists(plain, site))

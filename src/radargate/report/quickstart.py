@@ -111,7 +111,7 @@ def quickstart_page(out: Path) -> str:
             ),
             page.section(
                 "Which expert is used where?",
-                page.paragraph(_most_used(usage)),
+                page.paragraph(most_used(usage)),
                 _chart(
                     charts.heat_map(usage, "mean weight", "Mean weight of each expert for each task in the radar gate"),
                     f"Mean weight in the radar gate, over layers and tokens of five test rows a task. Even use would be {1 / len(experts):.2f}.",
@@ -160,7 +160,7 @@ def _accuracy(tasks: dict[tuple[str, str], Any], system: str, task: str) -> str:
     return f"{tasks[system, task]['metrics']['acc']['value']:.2f}"
 
 
-def _most_used(usage: dict[str, dict[str, float]]) -> str:
+def most_used(usage: dict[str, dict[str, float]]) -> str:
     """Whether the gate prefers each task's own expert, in words made from the numbers."""
     top = {task: max(weights, key=weights.__getitem__) for task, weights in usage.items()}
     own = sum(category_of(task) == expert for task, expert in top.items())

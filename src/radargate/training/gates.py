@@ -213,7 +213,7 @@ def _train(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator, o
     groups = parameter_groups(model, options.lr, options.rotation_lr)
     rates = ", ".join(f"{group['name']} rate {group['lr']:g}" for group in groups)
     say(f"{sum(p.numel() for p in contract.gates.values()):,} gate numbers to train; {rates}; "
-        f"all experts in use for the first {options.dense_start:.0%} of {options.steps} steps.")  # fmt: skip
+        f"dense for the first {options.dense_start:.0%} of {options.steps} steps.")  # fmt: skip
     arguments = training_arguments(
         out / "checkpoints", steps=options.steps, batch_size=options.batch_size, lr=options.lr, seed=options.seed,
         save_every=options.save_every, tensorboard=tensorboard, device=device,
