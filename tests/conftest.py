@@ -111,6 +111,17 @@ def zoo(tmp_path_factory) -> dict[str, dict]:
     return made
 
 
+@pytest.fixture(scope="session")
+def same_sites(zoo, tmp_path_factory):
+    """Four llama adapters of one rank and the same targets, as PEFT's own merges and arrow want them."""
+    root = tmp_path_factory.mktemp("same")
+    return {
+        name: make_adapter(zoo["llama"]["base"], root / name, seed=i + 21, r=4, lora_alpha=(16, 16, 8, 12)[i],
+                           target_modules=["q_proj", "v_proj", "down_proj"])
+        for i, name in enumerate(("math", "law", "code", "general"))
+    }  # fmt: skip
+
+
 def adapters_for(tiny: dict, gate: str, options: dict | None = None) -> dict[str, Path]:
     """The zoo's adapters, of one rank where a gate or rule needs that."""
     kind = gate_class(gate)
