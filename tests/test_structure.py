@@ -15,7 +15,7 @@ from radargate.registry import Registry
 SOURCE = Path(__file__).parents[1] / "src" / "radargate"
 # a module may import from its own level and from lower ones
 LEVELS = (
-    ("errors", "registry", "records", "registration"),
+    ("cache", "errors", "registry", "records", "registration"),
     ("ops",),
     ("base_models", "experts", "architectures", "gates", "rules"),
     ("bundle", "config", "layer", "model", "composition", "extension"),

@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from radargate.cache import cache_folder
 from radargate.errors import BaseModelError
 from radargate.records import file_hash
 
@@ -45,12 +46,6 @@ PACKAGED_MODELS = {
         licence="Apache-2.0",
     ),
 }
-
-
-def cache_folder() -> Path:
-    """Where fetched base models are kept: ``$RADARGATE_CACHE``, else ``~/.cache/radargate``."""
-    root = os.environ.get("RADARGATE_CACHE")
-    return Path(root) if root else Path.home() / ".cache" / "radargate"
 
 
 def resolve_base(name: str) -> str:
