@@ -70,7 +70,9 @@ def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int] | None, down: Tens
         return code.view(*shape, *code.shape[1:])
     owner = owners(ranks, h.device)
     gram = B @ B.T if table is not None and angle_norm == "unit" else None
-    written_out = down is not None and down.dim() == 2 and not tracing()
+    # under unit scaling, a sum over few experts minus one of them loses digits that the few alone keep
+    few = reference == "selected" and indices is not None and angle_norm == "unit"
+    written_out = down is not None and down.dim() == 2 and not tracing() and not few
     if known is None and table is None and (angle_norm != "unit" or written_out):
         known = (h if reference == "all" or indices is None else _chosen_codes(h, owner, indices)) @ B
 

@@ -1,4 +1,4 @@
-// What a call is given, and how its tokens are divided: spans of chunks of blocks. The division depends on the sizes alone
+// What a call is given, and how its tokens are divided: spans of chunks of blocks. The division depends on sizes alone
 // and sums over tokens are taken span by span, so results are the same bits for any number of threads.
 #pragma once
 
@@ -16,7 +16,7 @@ struct Call {
   const int64_t* starts;   // [experts + 1]: where each expert's codes begin
   const int64_t* indices;  // [tokens, slots]
   const void *h, *B, *total, *down, *up, *weights, *rotation, *grad;
-  void *code, *scales, *update;  // results of the forward pass; scales [tokens, slots, 3]: 1/rms of v and reference, silent
+  void *code, *scales, *update;  // results of the forward pass; scales [tokens, slots, 3]: 1/rms of v and reference, alone
   void *d_h, *d_B, *d_total, *d_down, *d_weights, *d_rotation, *d_up;
 };
 
@@ -136,7 +136,7 @@ template <typename T> struct PaddedRows : Matrix<T> {
   int64_t rows_;
 };
 
-// A gradient [rows, columns] that is a sum over tokens: one buffer for each span, so that their sum does not depend on who
+// A gradient [rows, columns] that is a sum over tokens: one buffer a span, so that their sum does not depend on who
 // filled them. Nothing is held for a gradient that nobody asked for (to == null).
 template <typename T> class SpanSums {
  public:

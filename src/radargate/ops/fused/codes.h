@@ -15,7 +15,7 @@ template <typename T> class CodesWork {
     static thread_local Places places;
     places_ = &places;
     const int64_t total = chunk * columns, block = BLOCK * columns, few = BLOCK * std::max(call.codes, call.rank);
-    scratch.reserve(Scratch::size_for<T>(total) * 2 + Scratch::size_for<T>(block) * 2 + Scratch::size_for<T>(few) * 4);
+    scratch.reserve(Scratch::size_for<T>(total) * 2 + Scratch::size_for<T>(block) * 2 + Scratch::size_for<T>(few) * 3);
     total_ = scratch.take<T>(total);
     d_total_ = scratch.take<T>(total);
     x_ = scratch.take<T>(block);
@@ -23,16 +23,15 @@ template <typename T> class CodesWork {
     coefficients_ = scratch.take<T>(few);
     found_ = scratch.take<T>(few);
     scaled_ = scratch.take<T>(few);
-    rest_ = scratch.take<T>(few);
   }
 
   void chunk(int64_t first, int64_t rows) {
     first_ = first;
     places_->find(call_, first, rows);
-    sum_over_experts(rows);
+    if (!call_.selected) sum_over_experts(rows);
     if (backward_) std::fill(d_total_, d_total_ + rows * columns_, T(0));
     for_blocks(call_, *places_, *this);
-    if (backward_) pass_total_on(rows);
+    if (backward_ && !call_.selected) pass_total_on(rows);
   }
 
   template <int ROWS> void block(int64_t expert, const Place* at) {
@@ -52,25 +51,13 @@ template <typename T> class CodesWork {
   const T* code_at(int64_t row) const { return static_cast<const T*>(call_.h) + (first_ + row) * call_.codes; }
   int64_t number(const Place& place) const { return (first_ + place.row) * call_.slots + place.slot; }
 
-  // Whether the codes of an expert count in a row's sum: all do, or the chosen ones only.
-  template <typename Each> void for_counted(int64_t row, Each each) const {
-    if (!call_.selected || call_.indices == nullptr) return each(int64_t(0), call_.codes);
-    for (int64_t s = 0; s < call_.slots; ++s) {
-      const int64_t e = call_.indices[(first_ + row) * call_.slots + s];
-      each(call_.starts[e], call_.starts[e + 1]);
-    }
-  }
-
-  template <int ROWS> void counted_codes(int64_t row) {
-    std::fill(coefficients_, coefficients_ + ROWS * call_.codes, T(0));
+  template <int ROWS> void all_codes(int64_t row) {
     for (int r = 0; r < ROWS; ++r)
-      for_counted(row + r, [&](int64_t from, int64_t to) {
-        for (int64_t p = from; p < to; ++p) coefficients_[p * ROWS + r] = code_at(row + r)[p];
-      });
+      for (int64_t p = 0; p < call_.codes; ++p) coefficients_[p * ROWS + r] = code_at(row + r)[p];
   }
 
   template <int ROWS> void total_rows(int64_t row) {
-    counted_codes<ROWS>(row);
+    all_codes<ROWS>(row);
     products<T, ROWS>(coefficients_, call_.codes, B_, 0, [&](int r, int64_t column, V low, V high) {
       store<T>(total_ + (row + r) * columns_ + column, low);
       store<T>(total_ + (row + r) * columns_ + column + n, high);
@@ -92,51 +79,58 @@ template <typename T> class CodesWork {
   }
 
   template <int ROWS> void block_forward(int64_t expert, int64_t start, int64_t depth, const Place* at) {
-    V v_square[ROWS] = {}, o_square[ROWS] = {};
+    if (call_.selected) {
+      for (int r = 0; r < ROWS; ++r) alone_forward(expert, start, depth, at[r]);
+      return;
+    }
+    V v_squares[ROWS] = {}, other_squares[ROWS] = {};
     products<T, ROWS>(coefficients_, depth, B_, start, [&](int r, int64_t column, V low, V high) {
       const T* total = total_ + at[r].row * columns_ + column;
       const V other_low = load(total) - low, other_high = load(total + n) - high;
       store<T>(x_ + r * columns_ + column, low * other_low);
       store<T>(x_ + r * columns_ + column + n, high * other_high);
       if (call_.unit) {
-        v_square[r] += low * low + high * high;
-        o_square[r] += other_low * other_low + other_high * other_high;
+        v_squares[r] += low * low + high * high;
+        other_squares[r] += other_low * other_low + other_high * other_high;
       }
     });
     dots<T, ROWS>(x_, columns_, down_, 0, call_.rank, found_);
-    T v_size[ROWS], o_size[ROWS];
-    if (call_.unit) {
-      sums<T, ROWS>(v_square, v_size);
-      sums<T, ROWS>(o_square, o_size);
-    }
+    T v_square[ROWS], other_square[ROWS];
+    sums<T, ROWS>(v_squares, v_square);
+    sums<T, ROWS>(other_squares, other_square);
     for (int r = 0; r < ROWS; ++r) {
-      T* code = static_cast<T*>(call_.code) + number(at[r]) * call_.rank;
-      const T* found = found_ + r * call_.rank;
-      if (!call_.unit) {
-        for (int64_t c = 0; c < call_.rank; ++c) code[c] = found[c] / T(call_.others);
-        continue;
-      }
-      const bool silent = std::sqrt(o_size[r]) < T(0.05) * std::sqrt(v_size[r]);
-      if (silent) o_size[r] = silent_forward(expert, at[r], found_ + r * call_.rank);
-      const T by_v = inverse_rms(v_size[r]), by_other = inverse_rms(o_size[r]);
-      for (int64_t c = 0; c < call_.rank; ++c) code[c] = found[c] * (by_v * by_other);
-      if (T* scales = static_cast<T*>(call_.scales)) {
-        scales += number(at[r]) * 3;
-        scales[0] = by_v, scales[1] = by_other, scales[2] = T(silent);
-      }
+      if (call_.unit && std::sqrt(other_square[r]) < T(0.5) * std::sqrt(v_square[r]))
+        alone_forward(expert, start, depth, at[r]);
+      else
+        write_code(at[r], found_ + r * call_.rank, v_square[r], other_square[r], false);
+    }
+  }
+
+  void write_code(const Place& place, const T* found, T v_square, T other_square, bool alone) {
+    T* code = static_cast<T*>(call_.code) + number(place) * call_.rank;
+    if (!call_.unit) {
+      for (int64_t c = 0; c < call_.rank; ++c) code[c] = found[c] / T(call_.others);
+      return;
+    }
+    const T by_v = inverse_rms(v_square), by_other = inverse_rms(other_square);
+    for (int64_t c = 0; c < call_.rank; ++c) code[c] = found[c] * (by_v * by_other);
+    if (T* scales = static_cast<T*>(call_.scales)) {
+      scales += number(place) * 3;
+      scales[0] = by_v, scales[1] = by_other, scales[2] = T(alone);
     }
   }
 
   template <int ROWS> void block_backward(int64_t expert, int64_t start, int64_t depth, const Place* at) {
     T by_v[ROWS], by_other[ROWS];
     for (int r = 0; r < ROWS; ++r) {
-      const bool silent = scale_gradient(at[r], scaled_ + r, ROWS, by_v[r], by_other[r]);
-      if (!silent) continue;
-      silent_backward(expert, start, depth, at[r]);
+      const bool alone = scale_gradient(at[r], scaled_ + r, ROWS, by_v[r], by_other[r]) || call_.selected;
+      if (!alone) continue;
+      alone_backward(expert, start, depth, at[r]);
       for (int64_t p = 0; p < depth; ++p) coefficients_[p * ROWS + r] = 0;  // done: leaves nothing in the block
       for (int64_t c = 0; c < call_.rank; ++c) scaled_[c * ROWS + r] = 0;
       by_v[r] = by_other[r] = 0;
     }
+    if (call_.selected) return;
     products<T, ROWS>(coefficients_, depth, B_, start, [&](int r, int64_t column, V low, V high) {
       store<T>(x_ + r * columns_ + column, low);
       store<T>(x_ + r * columns_ + column + n, high);
@@ -183,46 +177,59 @@ template <typename T> class CodesWork {
     return scales[2] != 0;
   }
 
-  // Where the reference is small beside v, total - v is mostly rounding: it comes from the others' own codes instead.
-  // Uses the last rows of x and y, whose turn in the block is over or has not come.
-  void reference_of(int64_t expert, int64_t row, T* other) {
-    std::fill(rest_, rest_ + call_.codes, T(0));
-    for_counted(row, [&](int64_t from, int64_t to) { std::copy(code_at(row) + from, code_at(row) + to, rest_ + from); });
-    std::fill(rest_ + call_.starts[expert], rest_ + call_.starts[expert + 1], T(0));
-    row_product(rest_, call_.codes, 0, other);
+  // Where the reference is small beside v, total - v is mostly rounding, and where it is a sum over few experts, total is
+  // not needed: such a place stands alone, its reference made of the others' own codes. What follows is for one place and
+  // uses x and y, whose turn in the block is over or has not come.
+  template <typename Each> void for_others(int64_t expert, int64_t row, Each each) const {  // each(first code, end)
+    if (!call_.selected) {
+      each(int64_t(0), call_.starts[expert]);
+      each(call_.starts[expert + 1], call_.codes);
+      return;
+    }
+    for (int64_t s = 0; s < call_.slots; ++s) {
+      const int64_t e = call_.indices[(first_ + row) * call_.slots + s];
+      if (e != expert) each(call_.starts[e], call_.starts[e + 1]);
+    }
   }
-  void row_product(const T* codes, int64_t depth, int64_t start, T* to) {
-    products<T, 1>(codes, depth, B_, start, [&](int, int64_t column, V low, V high) {
-      store<T>(to + column, low);
-      store<T>(to + column + n, high);
+  void reference_of(int64_t expert, int64_t row, T* other) {
+    std::fill(other, other + columns_, T(0));
+    for_others(expert, row, [&](int64_t from, int64_t to) { add_row(code_at(row) + from, to - from, B_, from, other); });
+  }
+  void add_row(const T* coefficients, int64_t depth, const Matrix<T>& matrix, int64_t start, T* to) {
+    products<T, 1>(coefficients, depth, matrix, start, [&](int, int64_t column, V low, V high) {
+      store<T>(to + column, load(to + column) + low);
+      store<T>(to + column + n, load(to + column + n) + high);
     });
   }
 
-  // The row's (v ⊙ reference) P and the reference's square.
-  T silent_forward(int64_t expert, const Place& place, T* found) {
-    const int64_t start = call_.starts[expert];
-    reference_of(expert, place.row, y_);
-    row_product(code_at(place.row) + start, call_.starts[expert + 1] - start, start, y_ + columns_);
-    T square = 0;
-    for (int64_t i = 0; i < columns_; ++i) {
-      square += y_[i] * y_[i];
-      y_[i] *= y_[columns_ + i];
+  void alone_forward(int64_t expert, int64_t start, int64_t depth, const Place& place) {
+    T *other = y_, *v = y_ + columns_, *found = scaled_;
+    reference_of(expert, place.row, other);
+    std::fill(v, v + columns_, T(0));
+    add_row(code_at(place.row) + start, depth, B_, start, v);
+    V v_squares[1] = {}, other_squares[1] = {};
+    for (int64_t i = 0; i < columns_; i += n) {
+      const V a = load(v + i), b = load(other + i);
+      v_squares[0] += a * a;
+      other_squares[0] += b * b;
+      store<T>(v + i, a * b);
     }
-    dots<T, 1>(y_, columns_, down_, 0, call_.rank, found);
-    return square;
+    T v_square[1], other_square[1];
+    sums<T, 1>(v_squares, v_square);
+    sums<T, 1>(other_squares, other_square);
+    dots<T, 1>(v, columns_, down_, 0, call_.rank, found);
+    write_code(place, found, v_square[0], other_square[0], true);
   }
 
-  void silent_backward(int64_t expert, int64_t start, int64_t depth, const Place& place) {
+  void alone_backward(int64_t expert, int64_t start, int64_t depth, const Place& place) {
     std::vector<T> scaled(call_.rank), back(std::max(depth, call_.codes));
     T by_v, by_other;
     scale_gradient(place, scaled.data(), 1, by_v, by_other);
     T *other = x_, *v = y_, *g = y_ + columns_;
     reference_of(expert, place.row, other);
-    row_product(code_at(place.row) + start, depth, start, v);
-    products<T, 1>(scaled.data(), call_.rank, down_, 0, [&](int, int64_t column, V low, V high) {
-      store<T>(g + column, low);
-      store<T>(g + column + n, high);
-    });
+    std::fill(v, v + 2 * columns_, T(0));
+    add_row(code_at(place.row) + start, depth, B_, start, v);
+    add_row(scaled.data(), call_.rank, down_, 0, g);
     for (int64_t i = 0; i < columns_; ++i) {
       const T own = v[i], reference = other[i];
       v[i] = g[i] * reference - own * by_v;
@@ -230,31 +237,26 @@ template <typename T> class CodesWork {
       other[i] = own * reference;
     }
     if (d_down_ != nullptr) accumulate<T, 1>(scaled.data(), call_.rank, other, columns_, d_down_);
-    if (d_B_ != nullptr) {
-      accumulate<T, 1>(code_at(place.row) + start, depth, v, columns_, d_B_ + start * columns_);
-      accumulate<T, 1>(rest_, call_.codes, g, columns_, d_B_);
-    }
-    if (call_.d_h == nullptr) return;
-    dots<T, 1>(v, columns_, B_, start, depth, back.data());
-    for (int64_t p = 0; p < depth; ++p) d_code(place.row)[start + p] += back[p];
-    dots<T, 1>(g, columns_, B_, 0, call_.codes, back.data());
-    std::fill(back.begin() + start, back.begin() + start + depth, T(0));
-    for_counted(place.row, [&](int64_t from, int64_t to) {
-      for (int64_t p = from; p < to; ++p) d_code(place.row)[p] += back[p];
-    });
+    auto pass_on = [&](const T* gradient, int64_t from, int64_t to) {  // to the codes and rows of B of one or more experts
+      if (d_B_ != nullptr)
+        accumulate<T, 1>(code_at(place.row) + from, to - from, gradient, columns_, d_B_ + from * columns_);
+      if (call_.d_h == nullptr) return;
+      dots<T, 1>(gradient, columns_, B_, from, to - from, back.data());
+      for (int64_t p = from; p < to; ++p) d_code(place.row)[p] += back[p - from];
+    };
+    pass_on(v, start, start + depth);
+    for_others(expert, place.row, [&](int64_t from, int64_t to) { pass_on(g, from, to); });
   }
 
   template <int ROWS> void total_rows_backward(int64_t row) {
     if (d_B_ != nullptr) {
-      counted_codes<ROWS>(row);
+      all_codes<ROWS>(row);
       accumulate<T, ROWS>(coefficients_, call_.codes, d_total_ + row * columns_, columns_, d_B_);
     }
     if (call_.d_h == nullptr) return;
     dots<T, ROWS>(d_total_ + row * columns_, columns_, B_, 0, call_.codes, found_);
     for (int r = 0; r < ROWS; ++r)
-      for_counted(row + r, [&](int64_t from, int64_t to) {
-        for (int64_t p = from; p < to; ++p) d_code(row + r)[p] += found_[r * call_.codes + p];
-      });
+      for (int64_t p = 0; p < call_.codes; ++p) d_code(row + r)[p] += found_[r * call_.codes + p];
   }
 
   void pass_total_on(int64_t rows) {
@@ -281,7 +283,7 @@ template <typename T> class CodesWork {
   const bool backward_;
   Places* places_;
   int64_t first_ = 0;
-  T *total_, *d_total_, *x_, *y_, *coefficients_, *found_, *scaled_, *rest_;
+  T *total_, *d_total_, *x_, *y_, *coefficients_, *found_, *scaled_;
 };
 
 // Forward where call.grad is null.
