@@ -241,7 +241,7 @@ def test_frozen_inputs_get_no_gradient_and_do_not_disturb_the_others(form):
 
 @needs_compiler
 def test_an_index_without_an_expert_is_refused():
-    (h, B, down, up, weights), ranks, indices = parts(k=2)
+    (h, B, down, *_), ranks, indices = parts(k=2)
     with pytest.raises(OptionError, match="outside 0 to 2"):
         ops.rotation_codes(h, B, ranks, down, indices=indices + 2)
 
