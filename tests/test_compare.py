@@ -83,7 +83,9 @@ def test_the_same_cell_gives_the_same_scores(zoo, adapters, tasks, tmp_path):
     rows = []
     for name in ("one", "two"):
         assert main(command(zoo, adapters, tasks, tmp_path / name, "--gates", "radar", "--rules", "uniform")) == 0
-        rows.append([r["rows"] for r in read_records(tmp_path / name / "records.jsonl") if r["suite"] == "eval" and "rows" in r])
+        rows.append(
+            [r["rows"] for r in read_records(tmp_path / name / "records.jsonl") if r["suite"] == "eval" and "rows" in r]
+        )
     assert rows[0] == rows[1]
 
 
@@ -103,7 +105,18 @@ def test_a_dry_run_prints_cells_and_hours_and_writes_nothing(zoo, adapters, task
     (("--gates", "stretch:temperature"), "expected NAME:option=value"),
 ])  # fmt: skip
 def test_what_cannot_work_is_said_before_a_model_is_loaded(adapters, tasks, tmp_path, capsys, words, message):
-    argv = ["compare", "no/such-model", *adapters, "--data", str(tasks), "--device", "cpu", "--out", str(tmp_path / "x"), *words]
+    argv = [
+        "compare",
+        "no/such-model",
+        *adapters,
+        "--data",
+        str(tasks),
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "x"),
+        *words,
+    ]
     assert main(argv) == 1
     assert message in capsys.readouterr().err
 
@@ -120,8 +133,14 @@ def test_one_adapter_or_no_common_site_or_no_shared_A_is_refused(zoo, adapters, 
 
 def test_systems_are_named_with_their_options():
     assert parse_system("arrow:mixing=ab,top_k=2") == ("arrow", {"mixing": "ab", "top_k": 2})
-    found, left_out = plan(["a", "b"], gates=["stretch:temperature=2.0"], rules=["lorahub:form=sane"], architectures=["mole"], seeds=2)
-    assert [c.label for c in found if c.seed == 1] == ["union LoRA", "lorahub form=sane (mole)", "stretch temperature=2.0 (mole)"]
+    found, left_out = plan(
+        ["a", "b"], gates=["stretch:temperature=2.0"], rules=["lorahub:form=sane"], architectures=["mole"], seeds=2
+    )
+    assert [c.label for c in found if c.seed == 1] == [
+        "union LoRA",
+        "lorahub form=sane (mole)",
+        "stretch temperature=2.0 (mole)",
+    ]
     assert not left_out
 
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
 import radargate
-from radargate.base_models import PACKAGED_MODELS, cache_folder, load_base, load_tokenizer, resolve_base
+from radargate.base_models import PACKAGED_MODELS, load_base, load_tokenizer, resolve_base
+from radargate.cache import cache_folder
 from radargate.cli import main
 from radargate.composition import radar_layers
 from radargate.errors import BaseModelError

@@ -16,7 +16,7 @@ from radargate.registry import Registry
 SOURCE = Path(__file__).parents[1] / "src" / "radargate"
 # a module may import from its own level and from lower ones
 LEVELS = (
-    ("errors", "registry", "storage", "records", "registration"),
+    ("cache", "errors", "registry", "storage", "records", "registration"),
     ("ops",),
     ("base_models", "model_cache", "experts", "architectures", "gates", "rules"),
     ("bundle", "config", "layer", "model", "composition", "extension", "export"),
@@ -95,7 +95,9 @@ def test_every_command_and_public_name_can_be_the_first_that_is_imported():
     for path in (SOURCE / "commands").glob("*.py"):
         wanted.append("\n".join(re.findall(r"^    ((?:from|import) .+)$", path.read_text(), re.M)))
     # what a gate, rule or architecture of somebody's own imports
-    wanted += [f"import radargate.{name}" for name in ("gates.base", "rules.base", "architectures.base", "experts.bank")]
+    wanted += [
+        f"import radargate.{name}" for name in ("gates.base", "rules.base", "architectures.base", "experts.bank")
+    ]
     assert any("radargate.experts.doctor" in lines for lines in wanted)
     code = (
         "import os, sys, traceback, accelerate, torch, transformers\n"

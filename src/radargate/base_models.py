@@ -19,8 +19,9 @@ from transformers import (
     PreTrainedModel,
 )
 
+from radargate.cache import cache_folder
 from radargate.errors import BaseModelError, StorageError, first_line
-from radargate.model_cache import PACKAGED_MODELS, cache_folder, convert_gguf, packaged_folder
+from radargate.model_cache import PACKAGED_MODELS, convert_gguf, packaged_folder
 from radargate.records import file_hash
 from radargate.storage import message, write_fault
 

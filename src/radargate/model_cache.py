@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from radargate.cache import cache_folder
 from radargate.errors import BaseModelError, StorageError, first_line
 from radargate.records import file_hash
 from radargate.storage import message, text_fault, writing
@@ -42,12 +43,6 @@ PACKAGED_MODELS = {
         licence="Apache-2.0",
     ),
 }
-
-
-def cache_folder() -> Path:
-    """Where fetched base models are kept: ``$RADARGATE_CACHE``, else ``~/.cache/radargate``."""
-    root = os.environ.get("RADARGATE_CACHE")
-    return Path(root) if root else Path.home() / ".cache" / "radargate"
 
 
 def packaged_folder(name: str) -> Path:

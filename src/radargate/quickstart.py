@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from radargate.base_models import load_tokenizer, resolve_base
+from radargate.cache import cache_folder
 from radargate.composition import load
 from radargate.data.sources import load_rows
 from radargate.evaluation.run import Scoring, evaluate
 from radargate.evaluation.usage import expert_usage
-from radargate.model_cache import cache_folder
 from radargate.records import append_records, make_record, read_records, write_atomic
 from radargate.report.quickstart import quickstart_page, systems
 from radargate.shipped import BASE, shipped_experts

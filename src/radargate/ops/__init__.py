@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from radargate.errors import BackendError, OptionError
-from radargate.ops import literal
+from radargate.ops import fused, literal
 from radargate.ops.codes import (
     angles,
     codes,
@@ -177,7 +177,10 @@ def choose_backend(backend: str = "auto", device: str = "cpu") -> tuple[str, str
         raise BackendError("backend='triton': this version has no Triton kernels; use 'codes' or 'auto'.")
     if backend != "auto":
         return backend, "asked for"
-    return "codes", f"the form on codes is the fastest there is on {device} in this version"
+    if device != "cpu":
+        return "codes", f"the form on codes is the fastest there is on {device} in this version"
+    built, reason = fused.available()
+    return "codes", "all slots in one pass of compiled C++" if built else f"in PyTorch, slot by slot: {reason}"
 
 
 def _check_radar(n: int, A: list[Tensor], B: list[Tensor], stretch: Tensor | None, down: Tensor | None, up: Tensor | None,

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from radargate.ops import dense
+from radargate.ops import dense, fused
 from radargate.ops.literal import EPS, unit_rms
 from radargate.ops.recompute import recompute, tracing
 from radargate.ops.selection import dense_weights
@@ -59,12 +59,20 @@ def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int] | None, down: Tens
         indices = indices.reshape(-1, indices.shape[-1])
     if reference == "selected":
         total = None
-    owner = owners(ranks, h.device)
     slots = len(ranks) if indices is None else indices.shape[-1]
     others = max((slots if reference == "selected" else len(ranks)) - 1, 1)
-    gram = B @ B.T if table is not None and angle_norm == "unit" else None
     known = None if total is None else total.reshape(-1, total.shape[-1])
-    written_out = down is not None and down.dim() == 2 and not tracing()
+    if table is None and down is not None and down.dim() == 2 and fused.applies(h, B, down, known, indices=indices):
+        code = fused.rotation_codes(
+            h, B, ranks, down, indices, known, unit=angle_norm == "unit", selected=reference == "selected",
+            others=others if angle_norm == "mean" else 1,
+        )  # fmt: skip
+        return code.view(*shape, *code.shape[1:])
+    owner = owners(ranks, h.device)
+    gram = B @ B.T if table is not None and angle_norm == "unit" else None
+    # under unit scaling, a sum over few experts minus one of them loses digits that the few alone keep
+    few = reference == "selected" and indices is not None and angle_norm == "unit"
+    written_out = down is not None and down.dim() == 2 and not tracing() and not few
     if known is None and table is None and (angle_norm != "unit" or written_out):
         known = (h if reference == "all" or indices is None else _chosen_codes(h, owner, indices)) @ B
 
@@ -138,14 +146,28 @@ def mix(h: Tensor, B: Tensor, ranks: Sequence[int] | None, weights: Tensor, indi
     """
     if ranks is None:
         return dense.mix(h, B, weights, indices, rotation, up, angle_norm)
-    shape, h, owner = h.shape[:-1], h.reshape(-1, h.shape[-1]), owners(ranks, h.device)
+    shape, h = h.shape[:-1], h.reshape(-1, h.shape[-1])
     weights = weights.reshape(h.shape[0], weights.shape[-1])
     if indices is not None:
         indices = indices.reshape(h.shape[0], indices.shape[-1])
+    rotation = None if rotation is None else rotation.reshape(h.shape[0], *rotation.shape[-2:])
+    one_each = rotation is not None and rotation.shape[1] == weights.shape[-1]
+    if (
+        rotation is not None and up is not None and up.dim() == 2 and one_each
+        and fused.applies(h, B, weights, rotation, up, indices=indices)
+    ):  # fmt: skip
+        update = fused.mix(h, B, ranks, weights, indices, rotation, up, bound=angle_norm == "tanh")
+        return update.view(*shape, B.shape[-1])
+    owner = owners(ranks, h.device)
     weighted = h * dense_weights(weights, indices, len(ranks))[:, owner]
     if rotation is None or up is None:
         return (weighted @ B).view(*shape, B.shape[-1])
-    rotation = rotation.reshape(h.shape[0], *rotation.shape[-2:])
+    if up.dim() == 2 and not one_each:
+        # one turn for all: the turn of the sum is the sum of the turns
+        full = weights.new_ones(h.shape[0], 1)
+        return mix(weighted, B, (B.shape[0],), full, None, rotation, up, angle_norm=angle_norm).view(
+            *shape, B.shape[-1]
+        )
     update = h.new_zeros(h.shape[0], B.shape[-1])
     for slot in range(weights.shape[-1]):
         code = rotation[:, slot if rotation.shape[1] > 1 else 0]

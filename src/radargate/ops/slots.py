@@ -141,7 +141,7 @@ def _reference(h: Tensor, B: Tensor, total: Tensor, v: Tensor, rest: Tensor | No
     if rest is None:
         return other, None
     norm = torch.linalg.vector_norm
-    small = norm(other, dim=-1) < 0.05 * norm(v, dim=-1)
+    small = norm(other, dim=-1) < 0.5 * norm(v, dim=-1)
     if not bool(small.any()):
         return other, None
     other[small] = (h[small] * rest[small]) @ B
