@@ -7,75 +7,28 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
-
+from radargate.architectures import ARCHITECTURES
 from radargate.base_models import fingerprint, load_base, load_tokenizer
-from radargate.composition import compose, radar_config
-from radargate.data.batches import AnswerCollator, EncodedRow, encode_rows
+from radargate.data.batches import AnswerCollator, encode_rows
 from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import load_rows
 from radargate.errors import AdapterError, OptionError, RadarGateError
-from radargate.evaluation.run import Scoring, line, score_system
-from radargate.evaluation.usage import Usage, expert_usage
-from radargate.experiments.cells import UNION, Cell, plan
+from radargate.evaluation.run import line
+from radargate.experiments.cells import Cell, plan
 from radargate.experiments.forecast import Forecast
-from radargate.experiments.memory import peak_mb, reset_peak
+from radargate.experiments.run_cell import RECORDS, Comparison, Grid, run_cell
 from radargate.experts.adapters import read_adapter
+from radargate.experts.bank import load_bank
+from radargate.gates.base import make_options
 from radargate.records import append_records, make_record, read_records, write_atomic
-from radargate.training.experts import ExpertOptions, train_experts
-from radargate.training.gates import GateTraining, fit_gates, mean_angle, resolve_gate_options
+from radargate.training.gates import GateTraining
 from radargate.training.loop import duration
 
-RECORDS = "records.jsonl"
-USAGE_ROWS = 2  # rows of each task that a gate's use of experts is looked at on
-
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What is compared, and how much of everything.
-
-    Attributes:
-        gates: names, with options as ``NAME:option=value``, or ``("all",)``.
-        rules: the same.
-        architectures: names, or ``("all",)``.
-        seeds: seeds of everything trained.
-        training: steps, rates, top-k and so on of every gate; its gate, architecture and seed are the cells' own.
-        scoring: rows and batch.
-        union_lr: rate of the LoRA trained on the union of all tasks.
-    """
-
-    gates: tuple[str, ...] = ("all",)
-    rules: tuple[str, ...] = ("all",)
-    architectures: tuple[str, ...] = ("mole",)
-    seeds: int = 1
-    training: GateTraining = field(default_factory=GateTraining)
-    scoring: Scoring = field(default_factory=Scoring)
-    union_lr: float = 1e-3
-
-
-@dataclass
-class _Grid:
-    """What all cells share."""
-
-    model: Any
-    tokenizer: Any
-    adapters: dict[str, dict[str, str]]
-    data: str
-    tasks: list[str] | None
-    train: dict[str, list[Row]]
-    test: dict[str, list[Row]]
-    encoded: list[EncodedRow]
-    collator: AnswerCollator
-    options: Comparison
-    conditions: dict[str, Any]
-    work: Path
-    device: str | None
 
 
 def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, options: Comparison, *,
@@ -123,6 +76,7 @@ def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, 
             f"{out} already holds a comparison. Use --resume to go on with it, or choose another --out."
         )
     train, test = load_rows(data, "train", tasks), load_rows(data, "test", tasks, options.scoring.limit)
+    own = {architecture: own[architecture] for architecture in sorted(used)}
     grid = _open(base, own, data, tasks, train, test, options, training, out, dtype, device)
     finished = _finished(file)
     todo = [cell for cell in cells if cell.id(grid.conditions) not in finished]
@@ -147,7 +101,7 @@ def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, 
     append_records(file, [_grid_record("start", cells, whole, file, request)])
     for number, cell in enumerate(todo, 1):
         begun = time.monotonic()
-        records = _run(cell, grid)
+        records = run_cell(cell, grid)
         append_records(file, records)
         mean = next(r for r in records if r.get("task") == "mean")
         done = sum(forecast.seconds(c, training, test) for c in todo[:number])
@@ -173,8 +127,12 @@ def _grid_record(
 
 def _open(base: str, own: dict[str, dict[str, str]], data: str, tasks: list[str] | None, train: dict[str, list[Row]],
           test: dict[str, list[Row]], options: Comparison, training: GateTraining, out: Path, dtype: str | None,
-          device: str | None) -> _Grid:  # fmt: skip
+          device: str | None) -> Grid:  # fmt: skip
     model, tokenizer = load_base(base, dtype=dtype, device=device), load_tokenizer(base)
+    for architecture, folders in own.items():  # before an hour's work, not after it
+        kind = ARCHITECTURES.get(architecture)
+        wanted = training.architecture_options if architecture == "hydra" else {}
+        kind.arrange(load_bank(folders, model), make_options(kind, wanted))
     seq2seq = bool(model.config.is_encoder_decoder)
     rows = [row for task_rows in train.values() for row in task_rows]
     encoded = encode_rows(rows, tokenizer, max_length=training.max_length, encoder_decoder=seq2seq).rows
@@ -193,105 +151,8 @@ def _open(base: str, own: dict[str, dict[str, str]], data: str, tasks: list[str]
         "test_hash": rows_hash([row for task_rows in test.values() for row in task_rows]),
     }  # fmt: skip
     options = dataclasses.replace(options, training=training)
-    return _Grid(model, tokenizer, own, data, tasks, train, test, encoded,
+    return Grid(model, tokenizer, own, data, tasks, train, test, encoded,
                  AnswerCollator(tokenizer.pad_token_id, seq2seq), options, conditions, out / ".work", device)  # fmt: skip
-
-
-def _run(cell: Cell, grid: _Grid) -> list[dict[str, Any]]:
-    """Train and score one cell; its records, the cell's own last: where it is, the cell is whole."""
-    shutil.rmtree(grid.work, ignore_errors=True)
-    reset_peak()
-    facts: dict[str, Any] = {"trained_parameters": 0, "seconds": 0.0, "final_loss": None, "curve": []}
-    usage, angle, note, model = Usage({}, None, None), None, None, grid.model
-    if cell.system == UNION:
-        model, facts = _union(cell, grid)
-    elif cell.kind == "expert":
-        model = compose(grid.model, {cell.system: grid.adapters["mole"][cell.system]}, gate="uniform", top_k=1)
-    elif cell.kind != "base":
-        model, facts, note = _composed(cell, grid)
-    if isinstance(model, PeftModel) and cell.kind in ("rule", "gate") and cell.system != UNION:
-        model.eval()
-        usage = expert_usage(model, grid.tokenizer, {task: rows[:USAGE_ROWS] for task, rows in grid.test.items()})
-        angle = mean_angle(model, grid.encoded[:8], grid.collator)
-    shown = {"id": cell.id(grid.conditions), "system": cell.system, "kind": cell.kind, "architecture": cell.architecture,
-             "seed": cell.seed, "label": cell.label}  # fmt: skip
-    begun = time.monotonic()
-    records = score_system(
-        cell.label, model, grid.tokenizer, grid.test, grid.options.scoring, {"cell": shown}, lambda _: None
-    )
-    metrics = {
-        "trained_parameters": facts["trained_parameters"], "train_seconds": round(facts["seconds"], 2),
-        "score_seconds": round(time.monotonic() - begun, 2), "peak_memory_mb": peak_mb(), "final_loss": facts["final_loss"],
-        "mean_angle": angle, "curve": facts.get("curve", []), "usage": usage.by_task or None, "entropy": usage.entropy,
-        "experts_in_use": usage.experts_in_use, "search": facts.get("search"),
-        "top_k": grid.options.training.top_k if cell.kind == "gate" else None,
-    }  # fmt: skip
-    options = {**asdict(grid.options.training), "gate": cell.system, "architecture": cell.architecture, "seed": cell.seed,
-               "gate_options": dict(cell.options)}  # fmt: skip
-    records.append(
-        make_record(
-            "cell",
-            cell.id(grid.conditions),
-            metrics,
-            cell=shown,
-            options=options,
-            conditions=grid.conditions,
-            note=note,
-        )
-    )
-    if isinstance(model, PeftModel):
-        model.unload()
-    return records
-
-
-def _composed(cell: Cell, grid: _Grid) -> tuple[PeftModel, dict[str, Any], str | None]:
-    assert cell.architecture is not None
-    adapters = grid.adapters[cell.architecture]
-    training = dataclasses.replace(grid.options.training, architecture=cell.architecture, gate=cell.system,
-                                   seed=cell.seed or 0, gate_options=dict(cell.options))  # fmt: skip
-    given = resolve_gate_options(training, grid.model, grid.tokenizer, grid.train, list(adapters))
-    model = compose(grid.model, adapters, architecture=cell.architecture, gate=cell.system, top_k=training.top_k,
-                    architecture_options=training.architecture_options if cell.architecture == "hydra" else None,
-                    preset=training.preset, seed=training.seed, **given)  # fmt: skip
-    lost = [facts["residual"] for facts in radar_config(model).expert_facts.values() if "residual" in facts]
-    note = f"converted to a common A, residual {sum(lost) / len(lost):.2f}" if lost else None
-    facts = fit_gates(model, grid.encoded, grid.collator, grid.work, dataclasses.replace(training, save_every=0),
-                      device=grid.device)  # fmt: skip
-    return model, facts, note
-
-
-def _union(cell: Cell, grid: _Grid) -> tuple[PeftModel, dict[str, Any]]:
-    """One LoRA trained on all tasks together, with the gates' number of steps and rows."""
-    training = grid.options.training
-    first = read_adapter("first", next(iter(grid.adapters["mole"].values())))
-    options = ExpertOptions(
-        rank=int(first.config.get("r", 8)), alpha=int(first.config.get("lora_alpha", 32)), lr=grid.options.union_lr,
-        target_modules=_targets(first.config.get("target_modules")), steps=training.steps, batch_size=training.batch_size,
-        seed=cell.seed or 0, max_length=training.max_length,
-    )  # fmt: skip
-    folder = train_experts(grid.model, grid.data, grid.work / "union", options, tasks=grid.tasks, union="union",
-                           device=grid.device)["union"]  # fmt: skip
-    record = read_records(grid.work / "union" / RECORDS)[-1]["metrics"]
-    curve = [
-        [entry["step"], entry["loss"]] for entry in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    ]
-    model = compose(grid.model, {"union": folder}, gate="uniform", top_k=1)
-    count = sum(
-        info.A.shape[0] * info.A.shape[1] + info.B.shape[0] * info.B.shape[1]
-        for info in read_adapter("union", folder).sites.values()
-    )
-    return model, {
-        "trained_parameters": count,
-        "seconds": record["seconds"],
-        "final_loss": record["final_loss"],
-        "curve": curve,
-    }
-
-
-def _targets(named: Any) -> tuple[str, ...] | None:
-    if named is None:
-        return None
-    return (named,) if isinstance(named, str) else tuple(sorted(named))
 
 
 def _check_adapters(adapters: Mapping[str, str], architecture: str) -> None:
