@@ -103,7 +103,7 @@ def _common(site: SiteBank) -> tuple[SiteBank, list[tuple[float, float]]]:
     return (
         dataclasses.replace(
             site,
-            A=shared.to(site.A.dtype),
+            A=shared.to(site.A.dtype).contiguous(),
             B=torch.cat(heads).to(site.B.dtype),
             ranks=(rank,) * len(site.ranks),
         ),
