@@ -73,6 +73,10 @@ template <typename T, size_t n> inline T polynomial(const T (&highest_first)[n],
   return value;
 }
 
+template <typename T> inline T less(T x, T times, T step) {  // x - times · step, rounded once where the processor can
+  return FUSED_MULTIPLY ? std::fma(-times, step, x) : x - times * step;
+}
+
 template <typename T>
 inline void sine_cosine(const T* __restrict x, T* __restrict sine, T* __restrict cosine, int64_t count) {
   typedef Constants<T> C;
@@ -82,9 +86,7 @@ inline void sine_cosine(const T* __restrict x, T* __restrict sine, T* __restrict
     const T shifted = x[i] * T(2 / PI) + C::round_shift;
     const T turns = shifted - C::round_shift;
     const Integer quadrant = same_bits<Integer>(shifted);
-    T r = x[i] - turns * C::half_pi[0];
-    r = r - turns * C::half_pi[1];
-    r = r - turns * C::half_pi[2];
+    const T r = less(less(less(x[i], turns, C::half_pi[0]), turns, C::half_pi[1]), turns, C::half_pi[2]);
     const T z = r * r;
     const T s = r + r * z * polynomial(C::sine, z);
     const T c = (T(1) - T(0.5) * z) + z * z * polynomial(C::cosine, z);
@@ -104,7 +106,7 @@ inline void sine_cosine(const T* __restrict x, T* __restrict sine, T* __restrict
 // π tanh(x / π), in place.
 template <typename T> inline void bound_angles(T* x, int64_t count) {
   typedef Constants<T> C;
-  typedef typename C::Integer Integer;
+  typedef std::make_unsigned_t<typename C::Integer> Bits;
   for (int64_t i = 0; i < count; ++i) {
     const T a = x[i] * T(1 / PI);
     const T size = std::fabs(a);
@@ -113,8 +115,8 @@ template <typename T> inline void bound_angles(T* x, int64_t count) {
     const T power = shifted - C::round_shift;
     const T r = (2 * kept - power * C::log_2[0]) - power * C::log_2[1];
     const T fraction = r * r * polynomial(C::exponential, r) + r + T(1);
-    const Integer exponent = same_bits<Integer>(shifted) - same_bits<Integer>(C::round_shift) + C::bias;
-    const T e = fraction * same_bits<T>(Integer(exponent << C::mantissa));
+    const Bits exponent = same_bits<Bits>(shifted) - same_bits<Bits>(C::round_shift) + C::bias;
+    const T e = fraction * same_bits<T>(Bits(exponent << C::mantissa));
     const T far = T(1) - T(2) / (e + T(1));
     const T z = kept * kept;
     const T near = kept + kept * z * C::small_tanh(z);

@@ -160,8 +160,9 @@ template <typename T> void mix(const Call& call) {
   PaddedB<T> B(call);
   const int64_t columns = B.tiles * TILE<T>, chunk = chunk_rows(columns), pairs = call.width / 2;
   PaddedRows<T> up(call.rank, columns / 2);  // an odd last coordinate is a pair with nothing, turned by no angle
-  for (int64_t c = 0; c < call.rank; ++c)
-    std::memcpy(up.row(c), static_cast<const T*>(call.up) + c * pairs, pairs * sizeof(T));
+  if (pairs)
+    for (int64_t c = 0; c < call.rank; ++c)
+      std::memcpy(up.row(c), static_cast<const T*>(call.up) + c * pairs, pairs * sizeof(T));
   SpanSums<T> d_up(call.d_up, span_count(call, chunk), call.rank, up.columns);
   SpanSums<T> d_B(call.d_B, span_count(call, chunk), call.codes, columns);
   for_spans(call, chunk, [&](int64_t span, int64_t first, int64_t end) {
@@ -169,7 +170,7 @@ template <typename T> void mix(const Call& call) {
     for (; first < end; first += chunk) work.chunk(first, std::min(chunk, end - first));
   });
   d_up.total([&](int64_t c, const T* sum) {
-    std::memcpy(static_cast<T*>(call.d_up) + c * pairs, sum, pairs * sizeof(T));
+    if (pairs) std::memcpy(static_cast<T*>(call.d_up) + c * pairs, sum, pairs * sizeof(T));
   });
   d_B.total([&](int64_t p, const T* sum) {
     std::memcpy(static_cast<T*>(call.d_B) + p * call.width, sum, call.width * sizeof(T));
