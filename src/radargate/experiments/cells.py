@@ -41,8 +41,9 @@ class Cell:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def id(self, conditions: Mapping[str, Any]) -> str:
-        """Hash of everything the cell's result depends on."""
-        return content_hash({"cell": asdict(self), "conditions": conditions})
+        """Hash of everything the cell's result depends on; of the experts those of its own architecture only."""
+        own = {**conditions, "experts": conditions["experts"][self.architecture or "mole"]}
+        return content_hash({"cell": asdict(self), "conditions": own})
 
     @property
     def trained(self) -> bool:
