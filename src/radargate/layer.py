@@ -125,19 +125,23 @@ class RadarLayer(nn.Module, BaseTunerLayer):
             return y
         for name in self.active_adapters:
             if name in self.radar_gate and not self._silent(name):
-                y = y + self.update(x, name).to(y.dtype)
+                y = self.update(x, name, onto=y)
         return y
 
-    def update(self, x: Tensor, name: str) -> Tensor:
-        """Σ_i g_i ṽ_i for x [..., d_in], in float32 or wider also under autocast."""
+    def update(self, x: Tensor, name: str, onto: Tensor | None = None) -> Tensor:
+        """Σ_i g_i ṽ_i for x [..., d_in], in float32 or wider also under autocast; with ``onto``, added to it."""
         with torch.autocast(x.device.type, enabled=False):
             gated = self.gated(x, name)
             codes, turn = gated.codes, gated.turn
             turned = (None, None, "none") if turn is None else (turn.codes, turn.up, turn.angle_norm)
             update = ops.mix(
-                codes.h, codes.B, codes.ranks, gated.weights, gated.indices, *turned[:2], angle_norm=turned[2]
-            )
-            return update if gated.extra is None else update + gated.extra
+                codes.h, codes.B, codes.ranks, gated.weights, gated.indices, *turned[:2], angle_norm=turned[2],
+                onto=onto if gated.extra is None else None,
+            )  # fmt: skip
+            if gated.extra is None:
+                return update
+            update = update + gated.extra
+            return update if onto is None else onto + update.to(onto.dtype)
 
     def gated(self, x: Tensor, name: str) -> GateOutput:
         """The first two steps, codes and gate."""

@@ -14,9 +14,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from radargate.errors import BackendError
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_CODE_RANK = 128  # wider rotation codes do not fit a tile
-MOST_RANK = 4096
+DENSE_CODES = "the kernels take codes in blocks, and these experts have dense ones"
 devices = {"cuda"}  # where the kernels run unasked; the interpreter's "cpu" only where it is asked for
 
 
@@ -45,6 +47,26 @@ def _available(device: str, interpreting: bool) -> tuple[bool, str]:
     if (major, minor) < (8, 0):
         return False, f"the GPU has compute capability {major}.{minor}, the kernels need 8.0"
     return True, f"Triton kernels on {torch.cuda.get_device_name()}"
+
+
+def serves(backend: str, h: Tensor, B: Tensor, matrix: Tensor | None, *others: Tensor | None,
+           indices: Tensor | None = None, lacking: str | None = None) -> bool:  # fmt: skip
+    """Whether the kernels do a step; arguments as in `refusal`, and what they lack for it whatever the tensors.
+
+    Raises:
+        BackendError: ``backend="triton"``, and they cannot.
+    """
+    if backend == "codes" or (backend != "triton" and h.device.type not in devices):
+        return False
+    reason = lacking or refusal(h, B, matrix, *others, indices=indices)
+    if reason is not None and backend == "triton":
+        raise BackendError(f"backend='triton' cannot do this: {reason}. Use backend='auto' or 'codes'.")
+    return reason is None
+
+
+def result_dtype(*tensors: Tensor) -> torch.dtype:
+    """What PyTorch's promotion makes of them."""
+    return functools.reduce(torch.promote_types, [t.dtype for t in tensors])
 
 
 def refusal(h: Tensor, B: Tensor, matrix: Tensor | None, *others: Tensor | None,
@@ -117,7 +139,7 @@ def mix(h: Tensor, B: Tensor, ranks: Sequence[int], weights: Tensor, indices: Te
         in_place: write into y, where it is contiguous and nothing asks for gradients.
 
     Returns:
-        In y's dtype, or without y in that of h and B promoted.
+        In y's dtype, or without y in that of h, B and weights promoted.
     """
     from radargate.ops.gpu import operators
 

@@ -13,15 +13,12 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-
-def result_dtype(*tensors: Tensor) -> torch.dtype:
-    """What PyTorch's promotion makes of them."""
-    return functools.reduce(torch.promote_types, [t.dtype for t in tensors])
+from radargate.ops.gpu import result_dtype
 
 
 def turn(y: Tensor | None, h: Tensor, B: Tensor, weights: Tensor, rotation: Tensor, up: Tensor, indices: Tensor | None,
          ranks: Sequence[int], bound: bool) -> Tensor:  # fmt: skip
-    """y + Σ_s g_s R(a_s Q) v_s in y's dtype, or the sum alone in that of h and B: [tokens, d]."""
+    """y + Σ_s g_s R(a_s Q) v_s in y's dtype, or the sum alone in that of h, B and weights."""
     from radargate.ops.gpu import launch
 
     out = _turned(y, h, B, weights, rotation, up, indices, ranks, bound)
@@ -65,8 +62,10 @@ def rotation_codes_gradients(grad: Tensor, h: Tensor, B: Tensor, total: Tensor |
     )
 
 
-def _turned(y: Tensor | None, h: Tensor, B: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(y) if y is not None else h.new_empty(h.shape[0], B.shape[1], dtype=result_dtype(h, B))
+def _turned(y: Tensor | None, h: Tensor, B: Tensor, weights: Tensor, *_: Any) -> Tensor:
+    if y is not None:
+        return torch.empty_like(y)
+    return h.new_empty(h.shape[0], B.shape[1], dtype=result_dtype(h, B, weights))
 
 
 def _like_gradients(grad: Tensor, h: Tensor, B: Tensor, weights: Tensor, rotation: Tensor, up: Tensor,
