@@ -33,7 +33,7 @@ def run(arguments, **environment):
 @needs_triton
 def test_the_kernels_are_the_literal_form():
     interpreting = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
-    done = run(["-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "triton_kernels.py")], **interpreting)
+    done = run(["-m", "pytest", "-p", "no:cacheprovider", str(HERE / "triton_kernels.py")], **interpreting)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 40
 

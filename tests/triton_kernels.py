@@ -82,11 +82,13 @@ def parts(n=3, d=20, tokens=5, k=2, dtype=torch.float32, r_a=3, seed=0, learns=T
 def turned(h, B, down, up, weights, ranks, indices, onto=None, angle_norm="unit", backend="triton", **options):
     """Both operations."""
     code = ops.rotation_codes(h, B, ranks, down, indices=indices, angle_norm=angle_norm, backend=backend)
-    return ops.mix(h, B, ranks, weights, indices, code, up, angle_norm=angle_norm, onto=onto, backend=backend, **options)
+    return ops.mix(
+        h, B, ranks, weights, indices, code, up, angle_norm=angle_norm, onto=onto, backend=backend, **options
+    )
 
 
 @pytest.mark.parametrize("angle_norm", ops.ANGLE_NORMS)
-@pytest.mark.parametrize("sizes", [(1, 2, 1, 1), (2, 7, 3, 2), (3, 33, 17, 2), (5, 70, 19, None), (5, 16, 35, 1)],
+@pytest.mark.parametrize("sizes", [(1, 2, 1, 1), (2, 7, 3, 2), (3, 33, 17, 2), (4, 35, 18, None), (5, 16, 35, 1)],
                          ids=lambda s: "n{} d{} T{} k{}".format(*s))  # fmt: skip
 def test_values_and_gradients_are_the_literal_forms(angle_norm, sizes):
     n, d, tokens, k = sizes
@@ -95,11 +97,11 @@ def test_values_and_gradients_are_the_literal_forms(angle_norm, sizes):
 
 @pytest.mark.parametrize("k", [None, 2])
 def test_ranks_from_1_to_64_and_wide_codes(k):
-    inputs = problem(3, 5, 11, (4,), r_a=17, size=0.05)
+    inputs = problem(3, 5, 7, (3,), r_a=17, size=0.05)
     g = torch.Generator().manual_seed(2)
-    inputs["A"] = [torch.randn(r, 5, generator=g, dtype=F64) * 0.1 for r in (64, 1, 33)]
-    inputs["B"] = [torch.randn(11, r, generator=g, dtype=F64) * 0.1 for r in (64, 1, 33)]
-    agree(inputs, indices=chosen(4, 3, k), angle_norm="unit")
+    inputs["A"] = [torch.randn(r, 5, generator=g, dtype=F64) * 0.1 for r in (64, 1, 17)]
+    inputs["B"] = [torch.randn(7, r, generator=g, dtype=F64) * 0.1 for r in (64, 1, 17)]
+    agree(inputs, indices=chosen(3, 3, k), angle_norm="unit")
 
 
 def test_codes_from_the_input_turn_the_sum_once():
@@ -138,7 +140,11 @@ def test_half_precision_is_read_exactly_and_written_once(tokens):
         assert torch.equal(turned(h, B, down, up, weights, ranks, indices), wide)
         y = torch.randn(wide.shape, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)
         found = turned(h, B, down, up, weights, ranks, indices, onto=y)
-        assert found.dtype == dtype and torch.equal(found, (y.float() + wide).to(dtype))
+        assert found.dtype == dtype
+        if DEVICE == "cuda" or dtype == torch.float16:
+            assert torch.equal(found, (y.float() + wide).to(dtype))
+        else:  # the interpreter cuts off what a GPU rounds
+            torch.testing.assert_close(found.float(), y.float() + wide, atol=0, rtol=2**-7)
 
 
 def test_gradients_come_in_each_inputs_dtype():
@@ -200,7 +206,7 @@ def test_no_tokens_give_no_update_and_gradients_of_zero(angle_norm):
 
 @pytest.mark.parametrize("k", [2, None])
 def test_runs_are_bit_equal(k):
-    tensors, ranks, indices = parts(5, 70, 40, k)
+    tensors, ranks, indices = parts(3, 40, 40, k)
 
     def run():
         update = turned(*tensors, ranks, indices)
@@ -213,11 +219,10 @@ def test_runs_are_bit_equal(k):
 def test_the_same_expert_twice_counts_twice():
     tensors, ranks, _ = parts(tokens=17)
     indices = torch.tensor([[1, 1]] * 17, device=DEVICE)
-    for form in ("triton", "codes"):
-        update = turned(*tensors, ranks, indices, backend=form)
-        found = [update, *torch.autograd.grad(update.square().sum(), [t for t in tensors if t.requires_grad])]
-        want = found if form == "triton" else want
-    for a, b in zip(found, want, strict=True):
+    learning, weight = [t for t in tensors if t.requires_grad], torch.randn(17, 20).to(DEVICE)
+    updates = [turned(*tensors, ranks, indices, backend=form) for form in ("triton", "codes")]
+    torch.testing.assert_close(*updates, atol=1e-5, rtol=1e-5)
+    for a, b in zip(*(torch.autograd.grad((u * weight).sum(), learning) for u in updates), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5 * float(b.abs().max()), rtol=1e-4)
 
 
@@ -229,7 +234,9 @@ def test_angles_of_every_size():
     one = code.new_ones(1, 1)
     for angle_norm in ("none", "tanh"):
         # one by one, as a tile of small angles takes another way than one with a large angle
-        found = [ops.mix(h, B, [2], one, None, c.view(1, 1, 1), one, angle_norm=angle_norm, backend="triton") for c in code]
+        found = [
+            ops.mix(h, B, [2], one, None, c.view(1, 1, 1), one, angle_norm=angle_norm, backend="triton") for c in code
+        ]
         alpha = ops.angles(code.double(), one.double(), None, angle_norm)[:, 0, 0]
         exact = torch.stack([alpha.cos() - alpha.sin() * 0.5, alpha.sin() + alpha.cos() * 0.5], -1)
         bound = (6 if angle_norm == "tanh" else 2) * torch.finfo(torch.float32).eps
@@ -256,11 +263,15 @@ def test_an_index_without_an_expert_gives_no_numbers_and_reads_nothing(tokens):
         assert bool(update[1].isnan().all()) and bool(torch.isfinite(update[[0, 2]]).all())
 
 
-@pytest.mark.parametrize("learning", [(True, False, False, False), (False, True, False, True), (False, False, True, False)])
+@pytest.mark.parametrize(
+    "learning", [(True, False, False, False), (False, True, False, True), (False, False, True, False)]
+)
 def test_frozen_inputs_get_no_gradient_and_do_not_disturb_the_others(learning):
     tensors, ranks, indices = parts(tokens=17)
     full = torch.autograd.grad(turned(*tensors, ranks, indices).square().sum(), [tensors[i] for i in (0, 2, 3, 4)])
-    h, down, up, weights = (tensors[i].detach().requires_grad_(on) for i, on in zip((0, 2, 3, 4), learning, strict=True))
+    h, down, up, weights = (
+        tensors[i].detach().requires_grad_(on) for i, on in zip((0, 2, 3, 4), learning, strict=True)
+    )
     turned(h, tensors[1], down, up, weights, ranks, indices).square().sum().backward()
     for t, on, want in zip((h, down, up, weights), learning, full, strict=True):
         assert (t.grad is not None) == on
@@ -276,7 +287,7 @@ def test_frozen_inputs_get_no_gradient_and_do_not_disturb_the_others(learning):
 )  # fmt: skip
 def test_what_the_kernels_lack_is_refused_when_asked_for_and_else_done_in_pytorch(change, reason):
     change = {k: torch.tensor(v, device=DEVICE) if k == "indices" else v for k, v in change.items()}
-    inputs = on_device(problem(3, 5, 6, (4,)), torch.float32, False)
+    inputs = on_device(problem(3, 5, 6, (4,), size=SIZE), torch.float32, False)
     if change.get("down", 0) is None and "up" not in change:
         change["up"] = torch.randn(6, 3, device=DEVICE)
     inputs.update({k: v for k, v in change.items() if k in inputs})
@@ -329,7 +340,9 @@ def test_compiling_keeps_one_graph_values_and_gradients(backend):
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_layer_is_one_graph(zoo, load_tiny, backend):
     model = compose(load_tiny(), zoo["llama"]["adapters"], gate="radar", top_k=2).to(DEVICE)
-    layer = next(m for m in model.modules() if isinstance(m, RadarLayer) and len(m.entries["default"][1]["experts"]) == 3)
+    layer = next(
+        m for m in model.modules() if isinstance(m, RadarLayer) and len(m.entries["default"][1]["experts"]) == 3
+    )
     with torch.no_grad():
         for parameter in layer.gate("default").parameters():
             parameter.normal_(std=0.3)
