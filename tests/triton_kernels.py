@@ -99,8 +99,8 @@ def test_values_and_gradients_are_the_literal_forms(angle_norm, sizes):
 def test_ranks_from_1_to_64_and_wide_codes(k):
     inputs = problem(3, 5, 7, (3,), r_a=17, size=0.05)
     g = torch.Generator().manual_seed(2)
-    inputs["A"] = [torch.randn(r, 5, generator=g, dtype=F64) * 0.1 for r in (64, 1, 17)]
-    inputs["B"] = [torch.randn(7, r, generator=g, dtype=F64) * 0.1 for r in (64, 1, 17)]
+    inputs["A"] = [torch.randn(r, 5, generator=g, dtype=F64) * 0.1 for r in (64, 1, 9)]
+    inputs["B"] = [torch.randn(7, r, generator=g, dtype=F64) * 0.1 for r in (64, 1, 9)]
     agree(inputs, indices=chosen(3, 3, k), angle_norm="unit")
 
 
@@ -122,16 +122,16 @@ def test_silent_experts_turn_nothing_and_have_finite_gradients(silent, k):
     agree(inputs, indices=chosen(17, 3, k), angle_norm="unit")
 
 
-@pytest.mark.parametrize("size", [1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize("size", [1e-2, 1e-6])
 def test_nearly_silent_others_keep_their_direction_under_unit(size):
     # total - v is rounding here: only the others' own codes know the direction
-    inputs = problem(3, 4, 35, (18,))
+    inputs = problem(3, 4, 33, (4,))
     for i in (1, 2):
         inputs["B"][i] = inputs["B"][i].detach() * size
-    agree(inputs, indices=torch.tensor([[0, 1], [2, 0]] * 9, device=DEVICE), angle_norm="unit")
+    agree(inputs, indices=torch.tensor([[0, 1], [2, 0]] * 2, device=DEVICE), angle_norm="unit")
 
 
-@pytest.mark.parametrize("tokens", [3, 18])
+@pytest.mark.parametrize("tokens", [1, 17])
 def test_half_precision_is_read_exactly_and_written_once(tokens):
     for dtype in (torch.bfloat16, torch.float16):
         (h, B, down, up, weights), ranks, indices = parts(tokens=tokens, learns=False)
@@ -206,7 +206,7 @@ def test_no_tokens_give_no_update_and_gradients_of_zero(angle_norm):
 
 @pytest.mark.parametrize("k", [2, None])
 def test_runs_are_bit_equal(k):
-    tensors, ranks, indices = parts(3, 40, 40, k)
+    tensors, ranks, indices = parts(3, 36, 20, k)
 
     def run():
         update = turned(*tensors, ranks, indices)

@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -151,7 +152,7 @@ def mix(h: Tensor, B: Tensor, ranks: Sequence[int], weights: Tensor, indices: Te
     return (operators.turn_op if recorded else operators.turn)(*given, list(ranks), bound)
 
 
-def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+def _contiguous(*tensors: Tensor | None) -> list[Any]:
     return [None if t is None else t.contiguous() for t in tensors]
 
 

@@ -92,7 +92,6 @@ def _keep_turn(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _turn_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    _, B, _, _, _, indices = ctx.saved_tensors
     to_y = grad if ctx.adds and ctx.needs_input_grad[0] else None
     if not any(ctx.needs_input_grad[1:6]):
         return to_y, *(None,) * 8
