@@ -38,6 +38,15 @@ def test_the_kernels_are_the_literal_form():
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 40
 
 
+@needs_triton
+def test_every_kernel_compiles_for_a_hopper_gpu(tmp_path):
+    done = run([str(HERE / "triton_compiles.py")], TRITON_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert done.stdout.count("_kernel") > 20
+    spilled = [line for line in done.stdout.splitlines() if int((re.findall(r"STACK:(\d+)", line) or ["0"])[0]) > 64]
+    assert not spilled, "what does not fit the registers makes a kernel slow"
+
+
 def test_importing_and_choosing_never_imports_triton():
     code = "import sys; from radargate import ops; ops.choose_backend(); assert 'triton' not in sys.modules"
     assert run(["-c", code]).returncode == 0

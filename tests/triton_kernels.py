@@ -27,7 +27,7 @@ def poisoned(monkeypatch):
     """Small tiles, so that little data crosses many of them; and not-a-number wherever a kernel has to write."""
     from radargate.ops.gpu import launch, operators
 
-    monkeypatch.setattr(launch, "BLOCKS", launch.Blocks(columns=32, few_columns=16, programs=4))
+    monkeypatch.setattr(launch, "BLOCKS", launch.Blocks(columns=32, few_columns=16, code_columns=16, programs=4))
     monkeypatch.setattr(gpu, "devices", {DEVICE})
     scratch, turned = launch._scratch, operators._turned
     monkeypatch.setattr(launch, "_scratch", lambda *size: scratch(*size).fill_(float("nan")))

@@ -179,11 +179,14 @@ def mix(h: Tensor, B: Tensor, ranks: Sequence[int] | None, weights: Tensor, indi
     lacking = gpu.DENSE_CODES if ranks is None else "nothing turns" if rotation is None else None
     if gpu.serves(backend, h, B, up, weights, rotation, onto, indices=indices, lacking=lacking):
         assert ranks is not None and rotation is not None and up is not None
-        flat: Any = [
-            None if t is None else t.reshape(-1, *t.shape[len(shape) :]) for t in (h, weights, indices, rotation)
-        ]
-        y, bound = None if onto is None else onto.reshape(-1, onto.shape[-1]), angle_norm == "tanh"
-        update = gpu.mix(flat[0], B, ranks, *flat[1:], up, bound=bound, y=y, in_place=in_place)
+
+        def flat(t: Any) -> Any:
+            return None if t is None else t.reshape(-1, *t.shape[len(shape) :])
+
+        update = gpu.mix(
+            flat(h), B, ranks, flat(weights), flat(indices), flat(rotation), up, bound=angle_norm == "tanh",
+            y=flat(onto), in_place=in_place,
+        )  # fmt: skip
         return update.view(*shape, B.shape[-1])
     dtype = gpu.result_dtype(h, B, weights)
     h, B, weights, rotation, up = alike(h, B, weights, rotation, up)

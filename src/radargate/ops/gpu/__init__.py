@@ -119,7 +119,7 @@ def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int], down: Tensor, ind
     from radargate.ops.gpu import operators
 
     given = _contiguous(h, B, total, down, indices)
-    run = operators.rotation_codes_op if _recorded(*given) else operators.rotation_codes
+    run: Any = operators.rotation_codes_op if _recorded(*given) else operators.rotation_codes
     return run(*given, list(ranks), unit, float(others))[0]
 
 
@@ -147,9 +147,11 @@ def mix(h: Tensor, B: Tensor, ranks: Sequence[int], weights: Tensor, indices: Te
     given = _contiguous(y, h, B, weights, rotation, up, indices)
     recorded = _recorded(*given)
     if in_place and y is not None and y.is_contiguous() and not _needs_gradients(*given):
-        (operators.turn_into_op if recorded else operators.turn_into)(*given, list(ranks), bound)
+        into: Any = operators.turn_into_op if recorded else operators.turn_into
+        into(*given, list(ranks), bound)
         return y
-    return (operators.turn_op if recorded else operators.turn)(*given, list(ranks), bound)
+    run: Any = operators.turn_op if recorded else operators.turn
+    return run(*given, list(ranks), bound)
 
 
 def _contiguous(*tensors: Tensor | None) -> list[Any]:

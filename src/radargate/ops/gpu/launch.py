@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -22,13 +23,14 @@ SMALLEST_DOT = 16  # rows and columns of a matrix unit's operands
 
 @dataclass
 class Blocks:
-    """Tokens and columns of a tile, and the warps that work on it.
+    """Tokens and columns of a tile, and the warps that work on it: as large as fits the registers of compute capability 9.0.
 
     Attributes:
         few: most tokens that are taken one a program (decode), their columns spread over programs.
         tokens: tokens of a tile where there are many; a power of two, at least 16.
         columns: columns of a tile; a power of two, at least 32.
         few_columns: the same where there are few tokens.
+        code_columns: the same for rotation codes, whose kernel needs the most registers.
         programs: about how many programs gradients are divided into.
         precision: of the products of float32 on matrix units: ``"tf32x3"`` loses about one digit in binary, ``"ieee"`` none.
     """
@@ -37,8 +39,10 @@ class Blocks:
     tokens: int = 16
     columns: int = 128
     few_columns: int = 256
+    code_columns: int = 64
     programs: int = 1024
-    warps: int = 4
+    warps: int = 8
+    few_warps: int = 4
     precision: str = "tf32x3"
 
 
@@ -69,7 +73,7 @@ def turn(y: Tensor | None, h: Tensor, B: Tensor, weights: Tensor, rotation: Tens
     turn_kernel[triton.cdiv(tokens, rows), triton.cdiv(d, columns)](
         _or(y, out), h, B, weights, rotation, up, _or(indices, starts), starts, out, tokens, B.shape[0], d, len(ranks),
         K=weights.shape[1], RMAX=max(ranks), RANK=up.shape[0], ADD=y is not None, DENSE=indices is None, BOUND=bound,
-        BT=rows, BD=columns, num_warps=BLOCKS.warps,
+        BT=rows, BD=columns, **_warps(few),
     )  # fmt: skip
 
 
@@ -89,7 +93,7 @@ def turn_gradients(grad: Tensor, h: Tensor, B: Tensor, weights: Tensor, rotation
     turn_gradients_kernel[blocks, groups](
         grad, h, B, weights, rotation, up, _or(indices, starts), starts, d_v, d_rotation, d_up, tokens, B.shape[0], d,
         len(ranks), tiles, K=k, RMAX=max(ranks), RANK=rank, PADDED=_block(rank), DENSE=indices is None, BOUND=bound,
-        PRECISION=BLOCKS.precision, BT=BLOCKS.tokens, BD=columns, num_warps=BLOCKS.warps,
+        PRECISION=BLOCKS.precision, BT=BLOCKS.tokens, BD=columns, **_warps(),
     )  # fmt: skip
     found = d_v.sum(0)
     d_h = h.new_zeros(h.shape, dtype=torch.float32)
@@ -109,12 +113,12 @@ def rotation_codes(h: Tensor, B: Tensor, total: Tensor | None, down: Tensor, ind
         return code, scales
     starts, owner = layout(tuple(ranks), h.device)
     few = tokens <= BLOCKS.few
-    rows, columns = (1, BLOCKS.few_columns) if few else (BLOCKS.tokens, BLOCKS.columns)
+    rows, columns = (1, BLOCKS.few_columns) if few else (BLOCKS.tokens, BLOCKS.code_columns)
     codes_kernel[triton.cdiv(tokens, rows), k](
         h, B, _everyone(h, B) if total is None else total, down, _or(indices, starts), starts, owner, code, scales,
         tokens, B.shape[0], d, len(ranks), others, K=k, RMAX=max(ranks), RANK=rank,
         PADDED=_block(rank, 1 if few else SMALLEST_DOT), UNIT=unit, DENSE=indices is None, DOT=not few,
-        PRECISION=BLOCKS.precision, BT=rows, BD=min(columns, _block(d)), num_warps=BLOCKS.warps,
+        PRECISION=BLOCKS.precision, BT=rows, BD=min(columns, _block(d)), **_warps(few),
     )  # fmt: skip
     return code, scales
 
@@ -139,13 +143,13 @@ def rotation_codes_gradients(grad: Tensor, h: Tensor, B: Tensor, total: Tensor |
     codes_gradients_kernel[blocks, groups](
         grad, h, B, everyone, down, _or(indices, starts), starts, owner, scales, reach, d_v, d_total, d_down, tokens,
         B.shape[0], d, len(ranks), others, tiles, **sizes, UNIT=unit, PRECISION=BLOCKS.precision, BT=BLOCKS.tokens,
-        BD=columns, num_warps=BLOCKS.warps,
+        BD=columns, **_warps(),
     )  # fmt: skip
     d_h = h.new_zeros(h.shape, dtype=torch.float32) if given else d_total @ B.float().T
     if unit:
         rest_gradients_kernel[(tokens,)](
             grad, h, B, down, _or(indices, starts), starts, owner, scales, reach, d_h, tokens, B.shape[0], d,
-            len(ranks), **sizes, BR=min(64, _block(B.shape[0])), BD=min(64, columns), num_warps=BLOCKS.warps,
+            len(ranks), **sizes, BR=min(64, _block(B.shape[0])), BD=min(64, columns), **_warps(),
         )  # fmt: skip
     _collect(d_v.sum(0), None, indices, ranks, d_h)
     d_total = d_total.to(total.dtype) if total is not None else _scratch(h, 0)
@@ -159,7 +163,7 @@ def _collect(found: Tensor, weights: Tensor | None, indices: Tensor | None, rank
     collect_codes_kernel[triton.cdiv(tokens, SMALLEST_DOT), triton.cdiv(codes, columns)](
         found, _or(weights, found), _or(indices, starts), owner, starts, d_h, tokens, codes, len(ranks),
         K=found.shape[1], RMAX=found.shape[2], WEIGHTED=weights is not None, DENSE=indices is None, BT=SMALLEST_DOT,
-        BR=columns, num_warps=BLOCKS.warps,
+        BR=columns, **_warps(),
     )  # fmt: skip
 
 
@@ -189,6 +193,10 @@ def _division(tokens: int, d: int) -> tuple[int, int, int]:
 
 def _block(size: int, least: int = SMALLEST_DOT) -> int:
     return max(least, triton.next_power_of_2(size))
+
+
+def _warps(few: bool = False) -> dict[str, Any]:
+    return {"num_warps": BLOCKS.few_warps if few else BLOCKS.warps, "enable_fp_fusion": True}
 
 
 def _scratch(like: Tensor, *size: int) -> Tensor:
