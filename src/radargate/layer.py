@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Mapping
-from contextvars import ContextVar
-from typing import Any, cast
+from contextvars import ContextVar, Token
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -19,14 +20,45 @@ from radargate.experts.bank import widest_dtype
 from radargate.gates.base import Call, Gate, GateOutput, GateSite, OneExpert, make_options
 from radargate.registry import unknown_name
 
-# what `using` sets for the calls inside it, per context (thread or task): expert name → factor
-active_multipliers: ContextVar[Mapping[str, float] | None] = ContextVar("radargate_multipliers", default=None)
+T = TypeVar("T")
+
+
+class PerCall(Generic[T]):
+    """A value for the calls inside a block, per context (thread or task); None outside.
+
+    torch.compile cannot look into a `ContextVar`, but it sees, and watches, that no block is open anywhere.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._value: ContextVar[T | None] = ContextVar(name, default=None)
+        self._lock = threading.Lock()
+        self.blocks = 0
+
+    def get(self) -> T | None:
+        """The value here and now."""
+        return self._value.get() if self.blocks else None
+
+    def set(self, value: T | None) -> Token[T | None]:
+        """Open a block."""
+        with self._lock:
+            self.blocks += 1
+        return self._value.set(value)
+
+    def reset(self, token: Token[T | None]) -> None:
+        """Close it."""
+        self._value.reset(token)
+        with self._lock:
+            self.blocks -= 1
+
+
+# what `using` sets for the calls inside it: expert name → factor
+active_multipliers: PerCall[Mapping[str, float]] = PerCall("radargate_multipliers")
 # True while `radargate.load` reads a bundle that holds gates only, before it fills the banks
 banks_come_later: ContextVar[bool] = ContextVar("radargate_banks_come_later", default=False)
 Masks = tuple[Tensor | None, Tensor | None]
 # real tokens of this call, [batch, length] each: of the model's input, and of the decoder where there are two stacks;
 # None outside of a call of the composed model
-token_masks: ContextVar[Masks | None] = ContextVar("radargate_masks", default=None)
+token_masks: PerCall[Masks] = PerCall("radargate_masks")
 
 
 class Bank(nn.Module):
@@ -54,7 +86,7 @@ class Bank(nn.Module):
         """A and B in the dtype of the computation; a frozen bank is converted once."""
         if self.A.dtype == dtype:
             return self.A, self.B
-        if self.A.requires_grad:
+        if self.A.requires_grad or torch.compiler.is_compiling():
             return self.A.to(dtype), self.B.to(dtype)
         key = (dtype, self.A.data_ptr(), self.B.data_ptr(), self.A._version, self.B._version)
         if self._cast is None or self._cast[0] != key:
@@ -125,19 +157,23 @@ class RadarLayer(nn.Module, BaseTunerLayer):
             return y
         for name in self.active_adapters:
             if name in self.radar_gate and not self._silent(name):
-                y = y + self.update(x, name).to(y.dtype)
+                y = self.update(x, name, onto=y)
         return y
 
-    def update(self, x: Tensor, name: str) -> Tensor:
-        """Σ_i g_i ṽ_i for x [..., d_in], in float32 or wider also under autocast."""
+    def update(self, x: Tensor, name: str, onto: Tensor | None = None) -> Tensor:
+        """Σ_i g_i ṽ_i for x [..., d_in], in float32 or wider also under autocast; with ``onto``, added to it."""
         with torch.autocast(x.device.type, enabled=False):
             gated = self.gated(x, name)
             codes, turn = gated.codes, gated.turn
             turned = (None, None, "none") if turn is None else (turn.codes, turn.up, turn.angle_norm)
             update = ops.mix(
-                codes.h, codes.B, codes.ranks, gated.weights, gated.indices, *turned[:2], angle_norm=turned[2]
-            )
-            return update if gated.extra is None else update + gated.extra
+                codes.h, codes.B, codes.ranks, gated.weights, gated.indices, *turned[:2], angle_norm=turned[2],
+                onto=onto if gated.extra is None else None,
+            )  # fmt: skip
+            if gated.extra is None:
+                return update
+            update = update + gated.extra
+            return update if onto is None else onto + update.to(onto.dtype)
 
     def gated(self, x: Tensor, name: str) -> GateOutput:
         """The first two steps, codes and gate."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from radargate.errors import BackendError, OptionError
-from radargate.ops import fused, literal
+from radargate.ops import fused, gpu, literal
 from radargate.ops.codes import (
     angles,
     codes,
@@ -103,13 +103,13 @@ def radar(
 
     Source: arXiv 2505.23184, Eq. 1, 4, 13, 20; see `radargate.ops.literal`, which defines the result.
     """
-    n, d = len(A), B[0].shape[0]
+    n = len(A)
     _check_radar(n, A, B, stretch, down, up, gate_input, rotation_input, angle_norm, reference, norm, route)
     check_selection(n, top_k, temperature, renormalize)
     if weights is not None and indices is None and top_k is not None:
         raise OptionError("weights are given for all experts, so top_k has no meaning; give indices instead.")
-    name, _ = choose_backend(backend, x.device.type)
     dtype = compute_dtype(x, *A, *B)
+    name, _ = choose_backend(backend, x.device.type, dtype)
     x, A, B = x.to(dtype), [a.to(dtype) for a in A], [b.to(dtype) for b in B]
     stretch, down, up, weights = (None if t is None else t.to(dtype) for t in (stretch, down, up, weights))
     if name == "literal":
@@ -129,7 +129,8 @@ def radar(
         if rotation_input == "input":
             return input_codes(x, down, angle_norm)
         return rotation_codes(
-            h, stacked_B, ranks, down, indices=index, reference=reference, angle_norm=angle_norm, total=total, table=table
+            h, stacked_B, ranks, down, indices=index, reference=reference, angle_norm=angle_norm, total=total,
+            table=table, backend=backend,
         )  # fmt: skip
 
     if weights is None:
@@ -143,8 +144,8 @@ def radar(
             logits = rotated_logits(h, stacked_B, ranks, stretch, code(None), up, angle_norm=angle_norm, norm=norm)
         weights, indices = select(logits, top_k, temperature, renormalize, indices)
     if up is None or not rotate_output:
-        return mix(h, stacked_B, ranks, weights, indices)
-    return mix(h, stacked_B, ranks, weights, indices, code(indices), up, angle_norm=angle_norm).view(*x.shape[:-1], d)
+        return mix(h, stacked_B, ranks, weights, indices, backend=backend)
+    return mix(h, stacked_B, ranks, weights, indices, code(indices), up, angle_norm=angle_norm, backend=backend)
 
 
 def input_codes(x: Tensor, down: Tensor | None, angle_norm: str = "none") -> Tensor:
@@ -158,27 +159,36 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def choose_backend(backend: str = "auto", device: str = "cpu") -> tuple[str, str]:
+def choose_backend(backend: str = "auto", device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[str, str]:
     """Which implementation runs, and why.
 
     Args:
         backend: what was asked for.
-        device: ``"cpu"``, ``"cuda"`` ….
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ….
+        dtype: of the computation (`compute_dtype`).
 
     Returns:
-        (name, reason).
+        (name, reason). Under ``"triton"``, unasked, single steps that the kernels lack run as ``"codes"``.
 
     Raises:
         BackendError: an explicit request that cannot be honoured.
     """
     if backend not in BACKENDS:
         raise BackendError(f"Unknown backend {backend!r}. Known: {', '.join(BACKENDS)}.")
-    if backend == "triton":
-        raise BackendError("backend='triton': this version has no Triton kernels; use 'codes' or 'auto'.")
+    kind = device.split(":")[0]
+    if backend == "triton" or (backend == "auto" and kind in gpu.devices):
+        works, reason = gpu.available(kind)
+        if dtype not in gpu.DTYPES:
+            works, reason = False, f"the kernels compute in float32, and this is {dtype}".replace("torch.", "")
+        if works:
+            return "triton", reason
+        if backend == "triton":
+            raise BackendError(f"backend='triton' cannot be used: {reason}. Use backend='auto' or 'codes'.")
+        return "codes", f"in PyTorch, slot by slot: {reason}"
     if backend != "auto":
         return backend, "asked for"
-    if device != "cpu":
-        return "codes", f"the form on codes is the fastest there is on {device} in this version"
+    if kind != "cpu":
+        return "codes", f"the form on codes is the fastest there is on {kind}"
     built, reason = fused.available()
     return "codes", "all slots in one pass of compiled C++" if built else f"in PyTorch, slot by slot: {reason}"
 

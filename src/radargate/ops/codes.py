@@ -8,12 +8,13 @@ in the backward pass instead of being stored.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from radargate.ops import dense, fused
+from radargate.ops import dense, fused, gpu
 from radargate.ops.literal import EPS, unit_rms
 from radargate.ops.recompute import recompute, tracing
 from radargate.ops.selection import dense_weights
@@ -28,12 +29,14 @@ def codes(x: Tensor, A: Tensor, scale: Tensor) -> Tensor:
 
 def owners(ranks: Sequence[int], device: torch.device | None = None) -> Tensor:
     """The expert each of the R code coordinates belongs to: [R]."""
+    if len(set(ranks)) == 1:
+        return torch.arange(sum(ranks), device=device) // ranks[0]  # the usual case, without waiting for a GPU
     return torch.repeat_interleave(torch.arange(len(ranks), device=device), torch.tensor(ranks, device=device))
 
 
 def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int] | None, down: Tensor | None, *, indices: Tensor | None = None,
                    reference: str = "all", angle_norm: str = "none", total: Tensor | None = None,
-                   table: Tensor | None = None) -> Tensor:  # fmt: skip
+                   table: Tensor | None = None, backend: str = "auto") -> Tensor:  # fmt: skip
     """Rotation codes a_i = (v_i ⊙ Σ_{j≠i} v_j) P of the chosen experts.
 
     Args:
@@ -46,13 +49,18 @@ def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int] | None, down: Tens
         angle_norm: as in `radargate.ops.radar`; ``"tanh"`` acts later, in `mix`.
         total: Σ_j v_j [..., d] if known (merged route: ``x @ merged(A, B, scale)``); only for ``reference="all"``.
         table: from `rotation_table`; the codes then come from it and G, without expanding any expert.
+        backend: ``"auto"``; ``"codes"`` keeps away from Triton, ``"triton"`` insists on it.
 
     Returns:
-        [..., k, r_a].
+        [..., k, r_a]; in float32 from Triton, else in the inputs' dtype.
+
+    Raises:
+        BackendError: Triton was asked for and cannot do this.
 
     Source: Eq. 8, 20; design of the routes in ``docs/method.md``.
     """
     if ranks is None:
+        gpu.serves(backend, h, B, down, lacking=gpu.DENSE_CODES)
         return dense.rotation_codes(h, B, down, indices=indices, reference=reference, angle_norm=angle_norm)
     shape, h = h.shape[:-1], h.reshape(-1, h.shape[-1])
     if indices is not None:
@@ -62,6 +70,15 @@ def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int] | None, down: Tens
     slots = len(ranks) if indices is None else indices.shape[-1]
     others = max((slots if reference == "selected" else len(ranks)) - 1, 1)
     known = None if total is None else total.reshape(-1, total.shape[-1])
+    lacking = "the kernels know no table" if table is not None else None
+    if reference == "selected" and indices is not None:
+        lacking = "the kernels relate to all others, not to the selected ones"
+    if gpu.serves(backend, h, B, down, known, indices=indices, lacking=lacking):
+        assert down is not None
+        unit, divided = angle_norm == "unit", others if angle_norm == "mean" else 1
+        code = gpu.rotation_codes(h, B, ranks, down, indices, known, unit=unit, others=divided)
+        return code.view(*shape, *code.shape[1:])
+    h, B, down, known = alike(h, B, down, known)
     if table is None and down is not None and down.dim() == 2 and fused.applies(h, B, down, known, indices=indices):
         code = fused.rotation_codes(
             h, B, ranks, down, indices, known, unit=angle_norm == "unit", selected=reference == "selected",
@@ -129,8 +146,9 @@ def merged(A: Tensor, B: Tensor, scale: Tensor) -> Tensor:
 
 
 def mix(h: Tensor, B: Tensor, ranks: Sequence[int] | None, weights: Tensor, indices: Tensor | None = None,
-        rotation: Tensor | None = None, up: Tensor | None = None, *, angle_norm: str = "none") -> Tensor:  # fmt: skip
-    """The update Σ_i g_i ṽ_i over the chosen experts: [..., d].
+        rotation: Tensor | None = None, up: Tensor | None = None, *, angle_norm: str = "none", onto: Tensor | None = None,
+        in_place: bool = False, backend: str = "auto") -> Tensor:  # fmt: skip
+    """The update Σ_i g_i ṽ_i over the chosen experts, added to the base's output where that is given: [..., d].
 
     Args:
         h: codes [..., R].
@@ -141,19 +159,64 @@ def mix(h: Tensor, B: Tensor, ranks: Sequence[int] | None, weights: Tensor, indi
         rotation: rotation codes [..., k or 1, r_a], from `rotation_codes` or anywhere else; None turns nothing.
         up: Q, [r_a, d // 2] or [n, r_a, d // 2]; angles are ``rotation @ up`` in radians.
         angle_norm: ``"tanh"`` bounds the angles to ±π; other values change nothing here.
+        onto: y [..., d], to which the update is added.
+        in_place: y may be written to, where nothing asks for gradients.
+        backend: as in `rotation_codes`.
+
+    Returns:
+        In the dtype of ``onto``, or without it in that of h, B and weights.
+
+    Raises:
+        BackendError: Triton was asked for and cannot do this.
 
     Source: Eq. 13, 18.
     """
+    shape, k = weights.shape[:-1], weights.shape[-1]
+    if ranks is not None and rotation is not None and up is not None and up.dim() == 2 and rotation.shape[-2] != k:
+        # one turn for all: the turn of the sum is the sum of the turns
+        weighted = h * dense_weights(weights, indices, len(ranks))[..., owners(ranks, h.device)]
+        h, ranks, weights, indices = weighted, (B.shape[0],), weights.new_ones(*shape, 1), None
+    lacking = gpu.DENSE_CODES if ranks is None else "nothing turns" if rotation is None else None
+    if gpu.serves(backend, h, B, up, weights, rotation, onto, indices=indices, lacking=lacking):
+        assert ranks is not None and rotation is not None and up is not None
+
+        def flat(t: Any) -> Any:
+            return None if t is None else t.reshape(-1, *t.shape[len(shape) :])
+
+        update = gpu.mix(
+            flat(h), B, ranks, flat(weights), flat(indices), flat(rotation), up, bound=angle_norm == "tanh",
+            y=flat(onto), in_place=in_place,
+        )  # fmt: skip
+        return update.view(*shape, B.shape[-1])
+    dtype = gpu.result_dtype(h, B, weights)
+    h, B, weights, rotation, up = alike(h, B, weights, rotation, up)
     if ranks is None:
-        return dense.mix(h, B, weights, indices, rotation, up, angle_norm)
+        update = dense.mix(h, B, weights, indices, rotation, up, angle_norm)
+    else:
+        update = _mix(h, B, ranks, weights, indices, rotation, up, angle_norm)
+    if onto is None:
+        return update.to(dtype)
+    return onto + update.to(onto.dtype)
+
+
+def alike(*tensors: Tensor | None) -> Any:
+    """All in the dtype that they have in common."""
+    given = [t for t in tensors if t is not None]
+    if all(t.dtype == given[0].dtype for t in given):
+        return tensors
+    dtype = gpu.result_dtype(*given)
+    return tuple(None if t is None else t.to(dtype) for t in tensors)
+
+
+def _mix(h: Tensor, B: Tensor, ranks: Sequence[int], weights: Tensor, indices: Tensor | None, rotation: Tensor | None,
+         up: Tensor | None, angle_norm: str) -> Tensor:  # fmt: skip
     shape, h = h.shape[:-1], h.reshape(-1, h.shape[-1])
     weights = weights.reshape(h.shape[0], weights.shape[-1])
     if indices is not None:
         indices = indices.reshape(h.shape[0], indices.shape[-1])
     rotation = None if rotation is None else rotation.reshape(h.shape[0], *rotation.shape[-2:])
-    one_each = rotation is not None and rotation.shape[1] == weights.shape[-1]
     if (
-        rotation is not None and up is not None and up.dim() == 2 and one_each
+        rotation is not None and up is not None and up.dim() == 2
         and fused.applies(h, B, weights, rotation, up, indices=indices)
     ):  # fmt: skip
         update = fused.mix(h, B, ranks, weights, indices, rotation, up, bound=angle_norm == "tanh")
@@ -162,12 +225,6 @@ def mix(h: Tensor, B: Tensor, ranks: Sequence[int] | None, weights: Tensor, indi
     weighted = h * dense_weights(weights, indices, len(ranks))[:, owner]
     if rotation is None or up is None:
         return (weighted @ B).view(*shape, B.shape[-1])
-    if up.dim() == 2 and not one_each:
-        # one turn for all: the turn of the sum is the sum of the turns
-        full = weights.new_ones(h.shape[0], 1)
-        return mix(weighted, B, (B.shape[0],), full, None, rotation, up, angle_norm=angle_norm).view(
-            *shape, B.shape[-1]
-        )
     update = h.new_zeros(h.shape[0], B.shape[-1])
     for slot in range(weights.shape[-1]):
         code = rotation[:, slot if rotation.shape[1] > 1 else 0]
