@@ -90,9 +90,7 @@ def page() -> str:
     rows = by_case[systems[0], tasks[0]]["metrics"]["n"]
     one = by_case[systems[0], "mean"]
     parts = [
-        "# Results",
-        "Made by `benchmarks/results_table.py` from the records in `benchmarks/results/`; edit neither by hand.",
-        "## The main job: nine experts in one 135M model",
+        "## The main job, one seed: nine experts in one 135M model",
         f"SmolLM2-135M-Instruct; nine FLAN chain-of-thought tasks (`flan_cot`); one rank-8, alpha-32 expert a task on q and v (100 steps of "
         f"8 rows at 1e-3); gates trained on the mixture of all tasks, top-2 of 9, {trained['radar']['options']['steps']} steps of "
         f"{trained['radar']['options']['batch_size']} rows, one seed; scored on the first {rows} test rows of each task. Brackets are 95 % bootstrap "
@@ -103,7 +101,7 @@ def page() -> str:
         verdicts(by_case, tasks),
         "Paired over the same rows, averaged over tasks; p from sign flips:",
         table(["difference", "accuracy", "p", "NLL", "p"], [pair(by_case, tasks, a, b) for a, b in PAIRS if (a, "mean") in by_case and (b, "mean") in by_case]),
-        "Mind what this is not: one seed, and radar trains nearly twice as many numbers as stretch; controls with as many parameters are not in yet. "
+        "Mind what this is not: one seed (see the three seeds above before believing a difference between gates), and radar trains nearly twice as many numbers as stretch; controls with as many parameters are not in yet. "
         "Accuracy separates nothing here: most of these tasks are near chance for a model of this size. The printed form runs at the paper's own rate "
         "of 1e-4, which hardly moves a gate in so few steps (its angle says so).",
         "### What the gates cost and did",
@@ -123,7 +121,11 @@ def page() -> str:
                 f"{record['case']}, float32: lm-eval and `radargate eval` decide alike on {m['same_acc']} of {m['n']} rows by `acc` and on "
                 f"{m['same_acc_norm']} by `acc_norm`."
             )
-    return "\n\n".join([*parts, *three_seeds(RESULTS / "three_seeds")]) + "\n"
+    top = [
+        "# Results",
+        "Made by `benchmarks/results_table.py` from the records in `benchmarks/results/`; edit neither by hand.",
+    ]
+    return "\n\n".join([*top, *three_seeds(RESULTS / "three_seeds"), *parts]) + "\n"
 
 
 def verdicts(by_case: dict[Any, Any], tasks: list[str]) -> str:
