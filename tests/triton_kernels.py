@@ -27,7 +27,7 @@ def poisoned(monkeypatch):
     """Small tiles, so that little data crosses many of them; and not-a-number wherever a kernel has to write."""
     from radargate.ops.gpu import launch, operators
 
-    monkeypatch.setattr(launch, "BLOCKS", launch.Blocks(columns=32, few_columns=16, code_columns=16, programs=4))
+    monkeypatch.setattr(launch, "BLOCKS", launch.Blocks(few=3, columns=32, few_columns=16, code_columns=16, programs=4))
     monkeypatch.setattr(gpu, "devices", {DEVICE})
     scratch, turned = launch._scratch, operators._turned
     monkeypatch.setattr(launch, "_scratch", lambda *size: scratch(*size).fill_(float("nan")))
@@ -97,11 +97,11 @@ def test_values_and_gradients_are_the_literal_forms(angle_norm, sizes):
 
 @pytest.mark.parametrize("k", [None, 2])
 def test_ranks_from_1_to_64_and_wide_codes(k):
-    inputs = problem(3, 5, 7, (3,), r_a=17, size=0.05)
+    inputs = problem(3, 5, 5, (4,), r_a=17, size=0.05)
     g = torch.Generator().manual_seed(2)
     inputs["A"] = [torch.randn(r, 5, generator=g, dtype=F64) * 0.1 for r in (64, 1, 9)]
-    inputs["B"] = [torch.randn(7, r, generator=g, dtype=F64) * 0.1 for r in (64, 1, 9)]
-    agree(inputs, indices=chosen(3, 3, k), angle_norm="unit")
+    inputs["B"] = [torch.randn(5, r, generator=g, dtype=F64) * 0.1 for r in (64, 1, 9)]
+    agree(inputs, indices=chosen(4, 3, k), angle_norm="unit")
 
 
 def test_codes_from_the_input_turn_the_sum_once():
@@ -125,10 +125,11 @@ def test_silent_experts_turn_nothing_and_have_finite_gradients(silent, k):
 @pytest.mark.parametrize("size", [1e-2, 1e-6])
 def test_nearly_silent_others_keep_their_direction_under_unit(size):
     # total - v is rounding here: only the others' own codes know the direction
-    inputs = problem(3, 4, 33, (4,))
+    tokens = 2 if size == 1e-2 else 4
+    inputs = problem(3, 4, 33, (tokens,))
     for i in (1, 2):
         inputs["B"][i] = inputs["B"][i].detach() * size
-    agree(inputs, indices=torch.tensor([[0, 1], [2, 0]] * 2, device=DEVICE), angle_norm="unit")
+    agree(inputs, indices=torch.tensor([[0, 1], [2, 0]] * 2, device=DEVICE)[:tokens], angle_norm="unit")
 
 
 @pytest.mark.parametrize("tokens", [1, 17])

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator, Mapping
-from contextvars import ContextVar, Token
-from typing import Any, Generic, TypeVar, cast
+from contextvars import ContextVar
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -18,38 +17,8 @@ from radargate.config import RadarConfig, gate_class
 from radargate.errors import OptionError, RadarGateError
 from radargate.experts.bank import widest_dtype
 from radargate.gates.base import Call, Gate, GateOutput, GateSite, OneExpert, make_options
+from radargate.per_call import PerCall
 from radargate.registry import unknown_name
-
-T = TypeVar("T")
-
-
-class PerCall(Generic[T]):
-    """A value for the calls inside a block, per context (thread or task); None outside.
-
-    torch.compile cannot look into a `ContextVar`, but it sees, and watches, that no block is open anywhere.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._value: ContextVar[T | None] = ContextVar(name, default=None)
-        self._lock = threading.Lock()
-        self.blocks = 0
-
-    def get(self) -> T | None:
-        """The value here and now."""
-        return self._value.get() if self.blocks else None
-
-    def set(self, value: T | None) -> Token[T | None]:
-        """Open a block."""
-        with self._lock:
-            self.blocks += 1
-        return self._value.set(value)
-
-    def reset(self, token: Token[T | None]) -> None:
-        """Close it."""
-        self._value.reset(token)
-        with self._lock:
-            self.blocks -= 1
-
 
 # what `using` sets for the calls inside it: expert name → factor
 active_multipliers: PerCall[Mapping[str, float]] = PerCall("radargate_multipliers")

@@ -23,7 +23,6 @@ DENSE_CODES = "the kernels take codes in blocks, and these experts have dense on
 devices = {"cuda"}  # where the kernels run unasked; the interpreter's "cpu" only where it is asked for
 
 
-@torch.compiler.assume_constant_result
 def available(device: str = "cuda") -> tuple[bool, str]:
     """Whether the kernels can run on a device, and why.
 
@@ -32,6 +31,10 @@ def available(device: str = "cuda") -> tuple[bool, str]:
     if os.environ.get("RADARGATE_TRITON") == "0":
         return False, "RADARGATE_TRITON=0"
     return _available(device, os.environ.get("TRITON_INTERPRET") == "1")
+
+
+# what torch.compiler.assume_constant_result does, which first imports all of torch.compile and with it Triton
+available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
