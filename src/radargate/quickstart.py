@@ -29,7 +29,7 @@ class Quickstart:
 
     steps: int = 60
     batch_size: int = 8
-    limit: int = 12
+    limit: int = 15
     max_new_tokens: int = 16
     seed: int = 0
 
