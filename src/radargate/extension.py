@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,9 @@ from radargate.experts.bank import ExpertBank, SiteBank, load_bank
 from radargate.experts.prototypes import prototypes
 from radargate.gates import GATES
 from radargate.gates.base import OneExpert
+
+# what a composition was asked to be, in the words of its config
+CHOSEN = ("architecture", "architecture_options", "gate", "gate_options", "top_k", "preset", "seed")
 
 
 def add_experts(model: PeftModel, adapters: Mapping[str, str | Path], domains: Mapping[str, Any] | None = None
@@ -57,8 +59,7 @@ def add_experts(model: PeftModel, adapters: Mapping[str, str | Path], domains: M
     base: Any = model.unload()
     new = load_bank(adapters, base)
     bank = ARCHITECTURES.get(config.architecture).arrange(_joined(old, new), None)
-    larger = compose_bank(base, bank, {**{f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name in (
-        "architecture", "architecture_options", "gate", "gate_options", "top_k", "preset", "seed")}})  # fmt: skip
+    larger = compose_bank(base, bank, {name: getattr(config, name) for name in CHOSEN})
     for layer in radar_layers(larger):
         gate: Any = layer.gate("default")
         before = gates.get(layer.site)

@@ -86,7 +86,8 @@ def run_cell(cell: Cell, grid: Grid) -> list[dict[str, Any]]:
         model.eval()
         usage = expert_usage(model, grid.tokenizer, {task: rows[:USAGE_ROWS] for task, rows in grid.test.items()})
         angle = mean_angle(model, grid.encoded[:8], grid.collator)
-    shown = {"id": cell.id(grid.conditions), "system": cell.system, "kind": cell.kind, "architecture": cell.architecture,
+    cell_id = cell.id(grid.conditions)
+    shown = {"id": cell_id, "system": cell.system, "kind": cell.kind, "architecture": cell.architecture,
              "seed": cell.seed, "label": cell.label}  # fmt: skip
     begun = time.monotonic()
     records = score_system(
@@ -104,7 +105,7 @@ def run_cell(cell: Cell, grid: Grid) -> list[dict[str, Any]]:
     records.append(
         make_record(
             "cell",
-            cell.id(grid.conditions),
+            cell_id,
             metrics,
             cell=shown,
             options=options,

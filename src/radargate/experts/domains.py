@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ def domain_vectors(model: Any, tokenizer: Any, texts: Mapping[str, Sequence[str]
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     body = inner.get_encoder() if inner.config.is_encoder_decoder else inner.base_model
     device, found = next(inner.parameters()).device, {}
-    with _base_alone(model):
+    with model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext():
         for name, own in texts.items():
             own = list(own)[:TEXTS]
             if not own:
@@ -55,9 +56,3 @@ def domain_vectors(model: Any, tokenizer: Any, texts: Mapping[str, Sequence[str]
                 means.append((hidden * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True).clamp(min=1))
             found[name] = torch.cat(means).mean(0).cpu()
     return found
-
-
-def _base_alone(model: Any) -> Any:
-    from contextlib import nullcontext
-
-    return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from radargate import ops
-from radargate.errors import OptionError
-from radargate.gates.balance import token_mean
+from radargate.gates.balance import check_auxiliary_weight, token_mean
 from radargate.gates.base import Call, Gate, GateSite
 from radargate.ops.selection import check_selection
 
@@ -44,12 +43,6 @@ class MoLEOptions:
         ops.check_choice("pool", self.pool, ("token", "sequence"))
         ops.check_choice("norm", self.norm, ops.NORMS)
         check_auxiliary_weight(self.auxiliary_weight)
-
-
-def check_auxiliary_weight(weight: float) -> None:
-    """Raise `OptionError` for a negative weight of an auxiliary loss."""
-    if not weight >= 0:
-        raise OptionError(f"auxiliary_weight is {weight}, expected 0 (none) or more.")
 
 
 class MoLEGate(Gate):

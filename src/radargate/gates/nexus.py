@@ -13,9 +13,8 @@ from torch import Tensor
 from radargate import ops
 from radargate.errors import OptionError
 from radargate.experts.prototypes import prototypes
-from radargate.gates.balance import gshard
+from radargate.gates.balance import check_auxiliary_weight, gshard
 from radargate.gates.base import Call, Gate, GateSite
-from radargate.gates.mole import check_auxiliary_weight
 from radargate.ops.selection import check_selection
 
 DOMAINS = ("prototype", "random", "given")

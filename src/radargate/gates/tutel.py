@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from radargate import ops
 from radargate.errors import OptionError
-from radargate.gates.balance import gshard, load_importance
+from radargate.gates.balance import check_auxiliary_weight, gshard, load_importance
 from radargate.gates.base import Call, Gate, GateSite
-from radargate.gates.mole import check_auxiliary_weight
 
 LOSSES = ("gshard", "load_importance")
 
