@@ -16,6 +16,7 @@ import pytest
 from conftest import make_adapter
 from radargate.architectures import ARCHITECTURES
 from radargate.cli import main
+from radargate.errors import OptionError
 from radargate.experiments.cells import parse_system, plan
 from radargate.gates import GATES
 from radargate.records import read_records
@@ -144,6 +145,10 @@ def test_systems_are_named_with_their_options():
         "stretch temperature=2.0 (mole)",
     ]
     assert not left_out
+    found, left_out = plan(["a", "b"], gates=["stretch"], rules=["all"], architectures=["hydra"], seeds=1)
+    assert "ties" not in {c.system for c in found} and any("'ties' does not work" in line for line in left_out)
+    with pytest.raises(OptionError, match="'ties' does not work"):
+        plan(["a", "b"], gates=["stretch"], rules=["ties"], architectures=["hydra"], seeds=1)
 
 
 def test_a_new_gate_is_one_file_and_one_line(zoo, adapters, tasks, tmp_path, capsys, monkeypatch):

@@ -115,7 +115,7 @@ def plan(adapters: Sequence[str], *, gates: Sequence[str], rules: Sequence[str],
             cells += [
                 Cell(name, kind, label, architecture, seed, options) for seed in (range(seeds) if learned else (None,))
             ]
-        if not used:
+        if not used and list(rules if kind == "rule" else gates) != ["all"]:
             raise OptionError(left_out[-1])
     return cells, left_out
 

@@ -1,0 +1,112 @@
+"""Benchmarks count what they say they count, refuse wrong results, and goals are read from records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from radargate.bench import measure, ops, peers, targets
+from radargate.bench.models import Bases, write_adapters
+from radargate.bench.site import Site
+from radargate.cli import main
+from radargate.errors import RadarGateError
+from radargate.records import read_records
+
+
+def test_runs_are_taken_by_turns_and_each_comes_first_in_some_round():
+    order = []
+    times = measure.by_turns({name: lambda name=name: order.append(name) for name in "abc"}, 3, warmup=0)
+    assert order == list("abcbcacab") and all(len(found) == 3 for found in times.values())
+
+
+def test_a_ratio_is_the_median_of_the_rounds_own_ratios():
+    found = measure.ratio({"a": [2.0, 30.0, 8.0], "b": [1.0, 10.0, 2.0]}, "a", "b")
+    assert found["value"] == 3.0 and found["low"] <= 3.0 <= found["high"]
+
+
+def test_peak_bytes_count_tensors_while_they_live():
+    def run():
+        first = torch.ones(1000)  # 4000 bytes
+        second = first + 1
+        del first
+        return (second * 2).view(10, 100)[1:]  # the product lives beside `second`; views hold nothing more
+
+    assert measure.peak_bytes(run) == 8000
+    assert measure.peak_bytes(lambda: torch.ones(10).view(2, 5)) == 40
+    given = torch.ones(1000)
+    assert measure.peak_bytes(lambda: given.view(-1)[:10].add_(1)) == 0
+
+
+def test_saved_bytes_leave_inputs_out():
+    x, w = torch.ones(100, requires_grad=True), torch.ones(100, requires_grad=True)
+    known = measure.storages(x, w)
+    assert measure.saved_bytes(lambda: x * w, known) == 0
+    assert measure.saved_bytes(lambda: (x * w) * w, known) == 400
+    assert measure.saved_bytes(lambda: (x * w).exp(), known) == 400
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 5])
+def test_forms_of_a_site_agree_and_a_wrong_one_is_refused(top_k, monkeypatch):
+    ops.check(5, 24, 9, top_k, "cpu", torch.float32)
+    literal = Site.update
+    monkeypatch.setattr(Site, "update", lambda self, form: literal(self, form) * (1.01 if form == "ours" else 1))
+    with pytest.raises(RadarGateError, match=r"n=5 d=24 T=9 k=\d: the update is off by"):
+        ops.check(5, 24, 9, top_k, "cpu", torch.float32)
+
+
+def test_the_literal_form_is_scaled_up_from_as_many_tokens_as_fit(monkeypatch):
+    monkeypatch.setattr(measure, "free_memory", lambda: 2 * ops.LITERAL_TENSORS * 4 * 24 * 4 * 10)
+    assert ops.literal_tokens(4, 24, 8, "cpu") == 8
+    assert ops.literal_tokens(4, 24, 100, "cpu") == 10
+    lines = []
+    grid = [
+        {"experts": 4, "width": 24, "tokens": 40, "top_k": 2},
+        {"experts": 4, "width": 24, "tokens": 10**9, "top_k": 2},
+    ]
+    results = ops.bench(grid, device="cpu", dtype=torch.float32, rounds=1, most_gigaflops=1, say=lines.append)
+    (forward, step) = list(results)
+    assert forward["literal_on_tokens"] == step["literal_on_tokens"] == 10
+    assert step["metrics"]["saved_bytes"]["literal"] > step["metrics"]["saved_bytes"]["ours"]
+    assert len(lines) == 1 and "left out: n=4 d=24 T=1000000000 k=2" in lines[0]
+
+
+def test_every_system_is_built_over_the_same_weights_and_acts(tmp_path):
+    bases = Bases("smollm2-135m", layers=1, dtype=torch.float32, device="cpu")
+    adapters = write_adapters(bases, 2, tmp_path)
+    table = bases.first.model.embed_tokens.weight
+    for name in ("base", "lora", "xlora", "arrow", "loramoe", "literal", "radar"):
+        model = peers.build(name, bases, adapters)
+        assert any(p.data_ptr() == table.data_ptr() for p in model.parameters()), "the base is held once"
+    for path in adapters.values():
+        file = next(iter(Path(path).glob("*.safetensors")))
+        tensors = load_file(file)
+        save_file({k: v * 0 for k, v in tensors.items()}, file)
+    with pytest.raises(RadarGateError, match="answers as the bare base model does"):
+        peers.build("lora", bases, adapters)
+
+
+def test_goals_are_read_from_records_and_missing_ones_stay_open():
+    record = {
+        "suite": "bench-step", "experts": 8, "device": "cpu",
+        "metrics": {"times_lora": {"radar": {"value": 1.9, "low": 1.8, "high": 2.0}}, "over_radar": {}},
+    }  # fmt: skip
+    found = {f.text: f for f in targets.figures([record])}
+    step = found["training step / one PEFT LoRA, n = 8, compiled"]
+    assert (step.found, step.met) == (1.9, False)
+    assert found["training step / one PEFT LoRA, n = 40, compiled"].met is None
+    assert "MISSED" in targets.table(found.values()) and "n = 40" not in targets.table(found.values())
+
+
+def test_the_command_prints_and_stores_records(tmp_path, capsys):
+    out = tmp_path / "records.jsonl"
+    assert main(["bench", "ops", "--experts", "3", "--widths", "24", "--tokens", "5", "--top-k", "2", "--rounds", "2",
+                 "--json", "--out", str(out)]) == 0  # fmt: skip
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [r["case"] for r in lines[:-1]] == ["n=3 d=24 T=5 k=2 forward", "n=3 d=24 T=5 k=2 step"]
+    assert read_records(out) == lines[:-1] and lines[-1] == {"goals": []}
+    assert main(["bench", "decode", "--experts", "2", "--layers", "1", "--rounds", "1", "--systems", "radar"]) == 0
+    assert "times_lora radar" in capsys.readouterr().out
