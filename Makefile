@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+SPEED := benchmarks/results/speed
 
-.PHONY: install demo test lint format clean
+.PHONY: install demo test lint bench format clean
 
 install: $(STAMP)
 
@@ -25,6 +26,16 @@ lint: install
 	$(BIN)/ruff check src tests benchmarks examples
 	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/mypy
+
+# speed and memory on this machine, into benchmarks/results/speed (half an hour on 2 cores)
+bench: install
+	rm -rf $(SPEED) && mkdir -p $(SPEED)
+	$(BIN)/radargate bench ops --quick --out $(SPEED)/ops.jsonl
+	$(BIN)/radargate bench ops --tokens 1 16 512 4096 --widths 576 2048 4096 --rounds 3 --out $(SPEED)/ops.jsonl
+	$(BIN)/radargate bench step --out $(SPEED)/step.jsonl
+	$(BIN)/radargate bench decode --out $(SPEED)/decode.jsonl
+	$(BIN)/radargate bench footprint --out $(SPEED)/footprint.jsonl
+	$(BIN)/python benchmarks/results_table.py
 
 format: install
 	$(BIN)/ruff check --fix src tests benchmarks examples

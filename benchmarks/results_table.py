@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import readme_tables
+import speed_tables
 from tables import cell, delta, table
 from three_seeds import section as three_seeds
 
@@ -37,17 +38,21 @@ QUICKSTART = RESULTS / "quickstart" / "records.jsonl"
 
 
 def main() -> int:
-    """Write docs/results.md, the README's made parts and its picture."""
+    """Write docs/results.md, docs/speed.md, the README's made parts and the pictures."""
     (ROOT / "docs" / "results.md").write_text(page())
     readme = ROOT / "README.md"
     readme.write_text(with_blocks(readme.read_text()))
     (ROOT / "docs" / "quickstart.svg").write_text(quickstart_picture())
+    (ROOT / "docs" / "speed.md").write_text(speed_tables.page())
+    for name, picture in speed_tables.pictures().items():
+        (ROOT / "docs" / name).write_text(picture)
     return 0
 
 
 def with_blocks(text: str) -> str:
     """A page with every part between markers made anew."""
-    blocks = {"quickstart": quickstart_block, "commands": readme_tables.commands, "gates": readme_tables.gates}
+    blocks = {"quickstart": quickstart_block, "commands": readme_tables.commands, "gates": readme_tables.gates,
+              "speed": speed_tables.readme_block}  # fmt: skip
     for name, make in blocks.items():
         begin, end = BEGIN.format(name), END.format(name)
         text = f"{text[: text.index(begin)]}{begin}\n\n{make()}\n\n{text[text.index(end) :]}"

@@ -56,8 +56,9 @@ def intervals(
     return svg(figure, description)
 
 
-def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, description: str) -> str:
-    """Lines over steps."""
+def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, description: str,
+           logarithmic: bool = False) -> str:  # fmt: skip
+    """Lines over steps, or over anything else; ``logarithmic`` on both axes."""
     figure, axes = _figure(WIDTH, 2.8)
     for place, (name, points) in enumerate(lines.items()):
         axes.plot(
@@ -65,6 +66,9 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, d
         )
     axes.set_xlabel(x)
     axes.set_ylabel(y)
+    if logarithmic:
+        axes.set_xscale("log")
+        axes.set_yscale("log")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return svg(figure, description)

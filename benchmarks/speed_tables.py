@@ -1,0 +1,210 @@
+"""docs/speed.md, its pictures and the README's speed table, from the records of `radargate bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tables import table
+
+from radargate.bench.targets import Figure, figures
+from radargate.records import read_records
+from radargate.report import charts
+
+SPEED = Path(__file__).parent / "results" / "speed"
+SUITES = ("ops", "step", "decode", "footprint")
+SYSTEMS = {
+    "base": "base alone", "lora": "one PEFT LoRA", "stretch": "RadarGate stretch", "radar": "RadarGate radar",
+    "radar, PyTorch alone": "RadarGate radar, no compiler", "loramoe": "LoRAMoE (dense, its equations)",
+    "arrow": "PEFT Arrow", "xlora": "PEFT X-LoRA", "literal": "the paper's equations",
+}  # fmt: skip
+Record = dict[str, Any]
+
+
+def records() -> list[Record]:
+    """All records that are there, in the order of the suites."""
+    found: list[Record] = []
+    for name in SUITES:
+        path = SPEED / f"{name}.jsonl"
+        found += read_records(path) if path.exists() else []
+    return found
+
+
+def readme_block() -> str:
+    """A training step and decoding beside one LoRA."""
+    found = records()
+    parts = []
+    for suite, what in (("bench-step", "training step"), ("bench-decode", "answering, token by token")):
+        kept = [r for r in _of(found, suite) if r.get("prompts") != 16]
+        parts.append((what, {r["experts"]: r["metrics"]["times_lora"] for r in kept}))
+    numbers = sorted({n for _, by_n in parts for n in by_n})
+    header = ["time, one PEFT LoRA = 1", *(f"{what}, {n} adapters" for what, _ in parts for n in numbers)]
+    rows = []
+    for name, shown in SYSTEMS.items():
+        cells = [_times(by_n.get(n, {}).get(name)) for _, by_n in parts for n in numbers]
+        if any(cells):
+            rows.append([shown, *cells])
+    one = _of(found, "bench-step")[0]
+    missed = [f.text for f in figures(found) if f.met is False]
+    note = (
+        f"`make bench`: a model of SmolLM2-135M's shape, rank-8 adapters on all seven linears, top-2, float32; medians over "
+        f"{one['metrics']['rounds']} rounds in which all systems take turns; base and Arrow go forward only in the training column; "
+        f"{one['machine']['cpu']}, {one['threads']} threads. "
+        + (f"Goals missed: {'; '.join(missed)}. " if missed else "")
+        + "More: [docs/speed.md](docs/speed.md)."
+    )
+    return "\n\n".join([table(header, rows), note])
+
+
+def page() -> str:
+    """docs/speed.md."""
+    found = records()
+    machine = found[0]["machine"]
+    parts = [
+        "# Speed",
+        "Made by `benchmarks/results_table.py` from the records in `benchmarks/results/speed/`; `make bench` makes new ones on your machine.",
+        f"All figures: {machine['cpu']}, {found[0]['threads']} threads, float32. Every ratio is the median over rounds in which all systems "
+        "take turns; brackets are quartiles over rounds. Before anything is timed its result is checked against float64. "
+        "No GPU figure has been measured yet.",
+        "## Goals",
+        table(["figure", "found", "goal", ""], [_goal(f) for f in figures(found)]),
+    ]
+    for suite, title in (("bench-step", "## A training step"), ("bench-decode", "## Answering, token by token")):
+        parts.append(title)
+        for record in _of(found, suite):
+            parts += [_conditions(record), _systems(record)]
+    parts += ["## One site", _ops_text(found), "![time against the number of experts](speed-experts.svg)",
+              "![time against the number of tokens](speed-tokens.svg)", _ops_table(found)]  # fmt: skip
+    parts += ["## One site with its base product", _growth(found)]
+    parts += ["## Parameters and arithmetic beside the paper's formulas (Eq. 40-42)", _complexity(found)]
+    parts += ["## Loading", _loading(found)]
+    return "\n\n".join(parts) + "\n"
+
+
+def pictures() -> dict[str, str]:
+    """Name → SVG."""
+    steps = [r for r in _of(records(), "bench-ops") if r["pass"] == "step" and r["width"] == 2048 and r["top_k"] == 2]
+    tokens = max(r["tokens"] for r in steps if r["tokens"] <= 1024)
+    by_experts = sorted((r for r in steps if r["tokens"] == tokens), key=lambda r: r["experts"])
+    experts = 8
+    by_tokens = sorted((r for r in steps if r["experts"] == experts), key=lambda r: r["tokens"])
+    names = {"ours": "RadarGate", "eager": "RadarGate, no compiler", "literal": "paper's equations", "lora": "one LoRA"}
+
+    def lines(chosen: list[Record], x: str) -> dict[str, list[tuple[float, float]]]:
+        return {shown: [(r[x], r["metrics"]["seconds"][form] * 1e3) for r in chosen] for form, shown in names.items()}
+
+    return {
+        "speed-experts.svg": charts.curves(
+            lines(by_experts, "experts"), "experts", "ms, forward + backward",
+            f"Time of one update, width 2048, {tokens} tokens, top-2, against the number of experts", logarithmic=True,
+        ),
+        "speed-tokens.svg": charts.curves(
+            lines(by_tokens, "tokens"), "tokens", "ms, forward + backward",
+            f"Time of one update, width 2048, {experts} experts, top-2, against the number of tokens", logarithmic=True,
+        ),
+    }  # fmt: skip
+
+
+def _of(found: list[Record], suite: str) -> list[Record]:
+    """The newest record of every case of a suite."""
+    newest = {r["case"]: r for r in found if r["suite"] == suite}
+    return list(newest.values())
+
+
+def _times(value: dict[str, float] | None) -> str:
+    return f"{value['value']:.2f}" if value else ""
+
+
+def _goal(figure: Figure) -> list[str]:
+    if figure.found is None:
+        return [figure.text, "not measured", _bound(figure), "open"]
+    spread = "" if figure.low is None else f" [{figure.low:.2f}, {figure.high:.2f}]"
+    return [figure.text, f"{figure.found:.2f}{spread}", _bound(figure), "reached" if figure.met else "**missed**"]
+
+
+def _bound(figure: Figure) -> str:
+    return f"{'≥' if figure.at_least else '≤'} {figure.bound:g}×"
+
+
+def _conditions(record: Record) -> str:
+    layers = "all its layers" if record["layers"] is None else f"{record['layers']} layers"
+    return (
+        f"{record['experts']} adapters; shape of {record['shape']} ({layers}), {record['prompts']} × {record['length']} tokens, "
+        f"{record['metrics']['rounds']} rounds."
+    )
+
+
+def _systems(record: Record) -> str:
+    m = record["metrics"]
+    more = "launches" in m
+    header = ["system", "ms", "one LoRA = 1", *(["operations a token"] if more else ["peak MiB", "trained numbers"])]
+    rows = []
+    for name, shown in SYSTEMS.items():
+        if name not in m["seconds"]:
+            continue
+        ratio = m["times_lora"][name]
+        only = " (forward only)" if name in m.get("forward_only", ()) else ""
+        tail = [f"{m['launches'][name]:.0f}"] if more else [f"{m['peak_bytes'][name] / 2**20:.0f}", f"{m['trained'][name]:,}"]
+        rows.append([shown + only, f"{m['seconds'][name] * 1e3:.1f}", f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]", *tail])
+    return table(header, rows)
+
+
+def _ops_text(found: list[Record]) -> str:
+    marked = [r for r in _of(found, "bench-ops") if r["literal_on_tokens"] < r["tokens"]]
+    text = "The update alone, without the base's product: forward, and forward with backward to the input and the gate."
+    return text + (" * the literal form on as many tokens as fit half of the free memory, scaled up." if marked else "")
+
+
+def _ops_table(found: list[Record]) -> str:
+    rows = []
+    for r in _of(found, "bench-ops"):
+        m = r["metrics"]
+        mark = "*" if r["literal_on_tokens"] < r["tokens"] else ""
+        rows.append([
+            str(r["width"]), str(r["experts"]), str(r["tokens"]), str(r["top_k"]), r["pass"], f"{m['seconds']['ours'] * 1e3:.2f}",
+            _times(m["ours_over_lora"]), _times(m.get("eager_over_lora")), _times(m["literal_over_ours"]) + mark,
+            f"{m['peak_bytes']['literal'] / max(m['peak_bytes']['ours'], 1):.1f}{mark}",
+        ])  # fmt: skip
+    header = ["width", "experts", "tokens", "top-k", "pass", "ms", "ours / one LoRA", "PyTorch alone / one LoRA", "literal / ours",
+              "literal / ours, peak memory"]  # fmt: skip
+    return table(header, rows)
+
+
+def _growth(found: list[Record]) -> str:
+    rows = []
+    for r in _of(found, "bench-growth"):
+        m = r["metrics"]
+        numbers = [n for n in m["seconds"] if n != "base"]
+        rows.append([r["route"], f"{m['seconds']['base'] * 1e3:.0f}", *(f"{m['seconds'][n] * 1e3:.0f} ({_times(m['over_5'][n])})" for n in numbers)])
+    numbers = [n for n in _of(found, "bench-growth")[0]["metrics"]["seconds"] if n != "base"]
+    text = f"Forward and backward, width {r['width']}, {r['tokens']} tokens, top-2; ms, and in brackets the ratio to 5 experts."
+    return "\n\n".join([text, table(["route", "base product", *(f"{n} experts" for n in numbers)], rows)])
+
+
+def _complexity(found: list[Record]) -> str:
+    rows = []
+    for r in _of(found, "bench-complexity"):
+        m = r["metrics"]
+        flop = m["flop_per_token"]
+        rows.append([
+            r["gate"], str(r["experts"]), f"{m['parameters']:,}", f"{m['parameters_formula']:,}", f"{flop['ours'] / 1e6:.2f}",
+            f"{flop['literal'] / 1e6:.2f}", f"{m['flop_per_token_formula'] / 1e6:.2f}", f"{m['peak_bytes']['ours'] / 2**20:.2f}",
+            f"{m['peak_bytes']['literal'] / 2**20:.2f}",
+        ])  # fmt: skip
+    text = (
+        f"One site of width {r['width']}, top-{r['top_k']}, {r['tokens']} tokens. Mflop a token of matrix products as PyTorch counts them in our form "
+        "without the compiler and in the literal form, beside what the formulas say. The formulas count the chosen adapters only, but "
+        "choosing by rotation needs every adapter's code and their sum, so the count grows with their number."
+    )
+    header = ["gate", "experts", "numbers trained", "formula", "Mflop ours", "literal", "formula", "peak MiB ours", "literal"]
+    return "\n\n".join([text, table(header, rows)])
+
+
+def _loading(found: list[Record]) -> str:
+    rows = [
+        [str(r["experts"]), f"{r['metrics']['compose_seconds']:.2f}", f"{r['metrics']['load_seconds']:.2f}", f"{r['metrics']['expert_bytes'] / 2**20:.0f}"]
+        for r in _of(found, "bench-load")
+    ]  # fmt: skip
+    light = _of(found, "bench-import")[0]["metrics"]["import_seconds"]
+    text = f"Composing adapter files and loading a bundle onto a base that is in memory; `import radargate` takes {light * 1e3:.0f} ms."
+    return "\n\n".join([text, table(["adapters", "compose, s", "load, s", "experts, MiB"], rows)])
