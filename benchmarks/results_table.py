@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import compare_section
 import readme_tables
 import speed_tables
 from tables import cell, delta, table
@@ -130,7 +131,7 @@ def page() -> str:
         "# Results",
         "Made by `benchmarks/results_table.py` from the records in `benchmarks/results/`; edit neither by hand.",
     ]
-    return "\n\n".join([*top, *three_seeds(RESULTS / "three_seeds"), *parts]) + "\n"
+    return "\n\n".join([*top, *three_seeds(RESULTS / "three_seeds"), *compare_section.section(RESULTS / "compare"), *parts]) + "\n"
 
 
 def verdicts(by_case: dict[Any, Any], tasks: list[str]) -> str:
