@@ -149,8 +149,12 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         bank, gate, architecture = self.bank(name), self.gate(name), self.architectures[name]
         dtype = ops.compute_dtype(x, bank.A)
         x = x.to(dtype)
-        codes = architecture.codes(x, *bank.cast(dtype), bank.scale(x))
+        experts = (x, *bank.cast(dtype), bank.scale(x))
         top_k = None if self.dense or gate.site.top_k == gate.site.n else gate.site.top_k
+        if top_k is None or gate.weighs_codes(gate.options):
+            codes = architecture.codes(*experts)
+        else:
+            codes = architecture.early(*experts, top_k)
         masks, _ = self._call()
         real = real_tokens(masks, self.site, self.two_stacks, x.shape[:-1])
         here, everywhere = self._multipliers(name, x)

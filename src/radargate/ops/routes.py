@@ -1,0 +1,65 @@
+"""The merged route: Σ_j v_j = x M, and codes of the chosen experts only, so that cost does not grow with their number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from radargate.ops import fused
+from radargate.ops.codes import chosen_mask, codes, merged, owners
+
+# rounding in x M and in v is taken for at most so many ulp of what they add up: 1.3 ulp measured at d_in = 8192
+ROUNDING_ULP = 32
+
+
+def chosen_codes(x: Tensor, A: Tensor, scale: Tensor, ranks: Sequence[int], indices: Tensor | None) -> Tensor:
+    """Codes (x A_i) ⊙ σ of the chosen experts, zeros for all others: [..., R].
+
+    Compiled, its cost does not depend on n but for the zeros; in PyTorch, and where A learns, it masks the dense product.
+
+    Args:
+        x: [..., d_in].
+        A: [R, d_in].
+        scale: σ, [R].
+        ranks: r_i of each expert.
+        indices: [..., k] different experts; None, or as many as there are, for all.
+    """
+    if indices is None or indices.shape[-1] == len(ranks):
+        return codes(x, A, scale)
+    learns = torch.is_grad_enabled() and (A.requires_grad or scale.requires_grad)
+    if not learns and fused.applies(x, A, scale, indices=indices):
+        flat = indices.reshape(-1, indices.shape[-1])
+        return fused.chosen_codes(x.reshape(-1, x.shape[-1]), A, scale, ranks, flat).view(*x.shape[:-1], A.shape[0])
+    return codes(x, A, scale) * chosen_mask(owners(ranks, x.device), indices).to(x.dtype)
+
+
+def merge(A: Tensor, B: Tensor, scale: Tensor, ranks: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """M [d_in, d], and for `rounding` the squared size of every input coordinate's way through the experts: [d_in]."""
+    scaled = A * scale.unsqueeze(-1)
+    sizes = torch.zeros_like(A[0])
+    for a, b in zip(scaled.split(list(ranks)), B.split(list(ranks)), strict=True):
+        sizes += ((b @ b.T) @ a).mul_(a).sum(0)
+    return merged(A, B, scale), sizes.clamp_(min=0)
+
+
+def rounding(x: Tensor, sizes: Tensor) -> Tensor:
+    """The length [...] at which x M − v_i is rounding: ulp of √Σ_m x_m² sizes_m, whatever cancels in the sums."""
+    x = x.detach()
+    return (x.square() @ sizes).sqrt() * (ROUNDING_ULP * torch.finfo(x.dtype).eps)
+
+
+def merged_is_cheaper(rank_sum: int, d_in: int, d: int, chosen: int) -> bool:
+    """Whether the merged route costs less than the direct one, in multiply-adds a token of a training step.
+
+    Direct: R (2 d_in + 3 d), the codes with their gradient to x, and Σ_j v_j = h B forward, again and back. Merged:
+    2 d_in d for x M and back, c (2 d_in) for the ``chosen`` code coordinates at PLACE_COST of a dense product's, and
+    PASS_COST for each of the d numbers of Σ_j v_j that pass through memory and the R zeros of codes and gradients.
+    What both do (base, weights, P, Q, chosen experts' outputs) does not count.
+    """
+    direct = rank_sum * (2 * d_in + 3 * d)
+    return 2 * d_in * d + PLACE_COST * 2 * chosen * d_in + PASS_COST * (d + rank_sum) < direct
+
+
+PLACE_COST, PASS_COST = 4, 24
