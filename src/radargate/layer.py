@@ -48,7 +48,8 @@ class Bank(nn.Module):
         """σ: each expert's LoRA scale repeated r_i times, [R]."""
         if self._scale is None or self._scale.dtype != like.dtype or self._scale.device != like.device:
             flat = [s for s, r in zip(self.scales, self.ranks, strict=True) for _ in range(r)]
-            self._scale = torch.tensor(flat, dtype=like.dtype, device=like.device)
+            with torch.inference_mode(False):  # what is kept must serve a training step too
+                self._scale = torch.tensor(flat, dtype=like.dtype, device=like.device)
         return self._scale
 
     def cast(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -59,7 +60,8 @@ class Bank(nn.Module):
             return self.A.to(dtype), self.B.to(dtype)
         key = (dtype, self.A.data_ptr(), self.B.data_ptr(), self.A._version, self.B._version)
         if self._cast is None or self._cast[0] != key:
-            self._cast = (key, self.A.detach().to(dtype), self.B.detach().to(dtype))
+            with torch.inference_mode(False):
+                self._cast = (key, self.A.detach().to(dtype), self.B.detach().to(dtype))
         return self._cast[1:]
 
 

@@ -80,7 +80,8 @@ class MoLE(Architecture):
 
         def summed() -> tuple[Tensor, Tensor]:
             M, sizes = self._merge(A, B, scale)
-            return x @ M, ops.rounding(x, sizes)
+            total = x @ M
+            return total, ops.rounding(x, sizes, total)
 
         return Codes(ops.chosen_codes(x, A, scale, self.ranks, indices), B, self.ranks, summed)
 
@@ -92,7 +93,7 @@ class MoLE(Architecture):
 
     def _merge(self, A: Tensor, B: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """M and what `radargate.ops.rounding` needs; built once for frozen experts."""
-        key = tuple((t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype, t.device) for t in (A, B, scale))
+        key = tuple((t.data_ptr(), t._version, t.dtype, t.device) for t in (A, B, scale))
         if self._merged is None or self._merged[0] != key:
             # never an inference tensor, which a later training step could not save
             with torch.inference_mode(False), torch.no_grad():

@@ -21,6 +21,9 @@ from radargate.ops.selection import dense_weights
 from radargate.ops.slots import SlotCode, SlotTurn, cut_off, make_slot
 from radargate.ops.turning import angle, project, turn_pairs
 
+# a product with all experts' B costs as much as the chosen ones one by one where they are one in so many
+FEW = 5
+
 
 def codes(x: Tensor, A: Tensor, scale: Tensor) -> Tensor:
     """h = (x A) ⊙ σ: [..., R] for x [..., d_in], A [R, d_in] and scale [R]."""
@@ -226,11 +229,17 @@ def _mix(h: Tensor, B: Tensor, ranks: Sequence[int], weights: Tensor, indices: T
     if indices is not None:
         indices = indices.reshape(h.shape[0], indices.shape[-1])
     rotation = None if rotation is None else rotation.reshape(h.shape[0], *rotation.shape[-2:])
+    turn, by = rotation, up
+    if (rotation is None or up is None) and indices is not None and B.shape[0] > FEW * indices.shape[-1] * max(ranks):
+        # so few are chosen that expanding them one by one, turned by nothing, costs less than one product with all
+        turn, by = h.new_zeros(*weights.shape, 0), h.new_zeros(0, B.shape[-1] // 2)
     if (
-        rotation is not None and up is not None and up.dim() == 2
-        and fused.applies(h, B, weights, rotation, up, indices=indices)
-    ):  # fmt: skip
-        update = fused.mix(h, B, ranks, weights, indices, rotation, up, bound=angle_norm == "tanh")
+        turn is not None
+        and by is not None
+        and by.dim() == 2
+        and fused.applies(h, B, weights, turn, by, indices=indices)
+    ):
+        update = fused.mix(h, B, ranks, weights, indices, turn, by, bound=angle_norm == "tanh")
         return update.view(*shape, B.shape[-1])
     owner = owners(ranks, h.device)
     weighted = h * dense_weights(weights, indices, len(ranks))[:, owner]
