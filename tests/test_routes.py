@@ -15,6 +15,7 @@ from radargate.composition import radar_layers
 from radargate.config import RadarConfig
 from radargate.errors import OptionError
 from radargate.gates import GATES
+from radargate.gates.base import make_options
 from radargate.layer import RadarLayer
 from radargate.ops import fused, literal
 from test_fused import Operations, chosen
@@ -103,10 +104,16 @@ def test_a_full_or_an_own_rotation_and_codes_from_x_take_it_too(form, sharing, r
         agree(update_and_gradients(layer, x), update_and_gradients(direct, y))
 
 
-@pytest.mark.parametrize("gate", [name for name in GATES if name not in ("mole", "rotation")])
-def test_every_gate_that_weighs_x_alone_takes_it(form, gate):
+BLIND = [(name, {}) for name in GATES if not GATES.get(name).weighs_codes(make_options(GATES.get(name), {}))]
+
+
+@pytest.mark.parametrize(
+    ("gate", "options"), [*BLIND, ("rotation", {"select": "frozen_stretch"})], ids=lambda v: str(v)
+)
+def test_every_gate_that_weighs_x_alone_takes_it(form, gate, options):
+    assert len(BLIND) >= 8
     for n in (3, 40):
-        (layer, x), (direct, y) = site(n, 2, gate=gate), site(n, 2, "direct", gate=gate)
+        (layer, x), (direct, y) = site(n, 2, gate=gate, **options), site(n, 2, "direct", gate=gate, **options)
         agree(update_and_gradients(layer.eval(), x), update_and_gradients(direct.eval(), y))
 
 
