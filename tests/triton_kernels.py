@@ -338,6 +338,22 @@ def test_compiling_keeps_one_graph_values_and_gradients(backend):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("angle_norm", ops.ANGLE_NORMS)
+def test_chosen_codes_and_their_sum_serve_the_kernels_but_not_under_unit(angle_norm):
+    g, ranks, indices = torch.Generator().manual_seed(0), (2, 3, 1), chosen(9, 3, 2)
+    x, A, B, P = (torch.randn(*s, generator=g).to(DEVICE) for s in ((9, 5), (6, 5), (6, 8), (8, 3)))
+    scale = torch.ones(6, device=DEVICE)
+    M, sizes = ops.merge(A, B, scale, ranks)
+    few, total = ops.chosen_codes(x, A, scale, ranks, indices), x @ M
+    options = {"indices": indices, "angle_norm": angle_norm}
+    given = {**options, "total": total, "rounding": ops.rounding(x, sizes, total)}
+    want = ops.rotation_codes(ops.codes(x, A, scale), B, ranks, P, **options, backend="codes")
+    torch.testing.assert_close(ops.rotation_codes(few, B, ranks, P, **given), want, rtol=1e-4, atol=1e-4)
+    if angle_norm == "unit":
+        with pytest.raises(BackendError, match="want every expert's codes"):
+            ops.rotation_codes(few, B, ranks, P, **given, backend="triton")
+
+
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_layer_is_one_graph(zoo, load_tiny, backend):
     model = compose(load_tiny(), zoo["llama"]["adapters"], gate="radar", top_k=2).to(DEVICE)

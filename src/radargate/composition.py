@@ -73,6 +73,7 @@ def compose(
     options, given = kind.take(preset_options(preset, gate, gate_options))
     made = make_options(kind, options)
     check_works_under(gate, architecture)
+    arrangement.check(arrangement_options, gate, kind.weighs_codes(made))
     named = _named(adapters)
     with tempfile.TemporaryDirectory() as work:
         if isinstance(base, PeftModel):

@@ -59,12 +59,14 @@ class RadarConfig(PeftConfig):
         self.peft_type = RADAR
         if not self.experts:
             return  # PEFT builds empty configs while it reads files
-        make_options(ARCHITECTURES.get(self.architecture), self.architecture_options)
+        arrangement = ARCHITECTURES.get(self.architecture)
+        arrangement_options = make_options(arrangement, self.architecture_options)
         if self.preset is not None and self.preset not in PRESETS:
             raise OptionError(f"preset is {self.preset!r}, expected one of: {', '.join(PRESETS)}.")
         kind = gate_class(self.gate)
         made = make_options(kind, self.gate_options)
         check_works_under(self.gate, self.architecture)
+        arrangement.check(arrangement_options, self.gate, kind.weighs_codes(made))
         kind.check(made, list(self.adapter_facts()), self.architecture)
         if kind.needs_equal_ranks(made):
             check_equal_ranks(self.gate, {

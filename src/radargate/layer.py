@@ -48,7 +48,8 @@ class Bank(nn.Module):
         """σ: each expert's LoRA scale repeated r_i times, [R]."""
         if self._scale is None or self._scale.dtype != like.dtype or self._scale.device != like.device:
             flat = [s for s, r in zip(self.scales, self.ranks, strict=True) for _ in range(r)]
-            self._scale = torch.tensor(flat, dtype=like.dtype, device=like.device)
+            with torch.inference_mode(False):  # what is kept must serve a training step too
+                self._scale = torch.tensor(flat, dtype=like.dtype, device=like.device)
         return self._scale
 
     def cast(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -59,7 +60,8 @@ class Bank(nn.Module):
             return self.A.to(dtype), self.B.to(dtype)
         key = (dtype, self.A.data_ptr(), self.B.data_ptr(), self.A._version, self.B._version)
         if self._cast is None or self._cast[0] != key:
-            self._cast = (key, self.A.detach().to(dtype), self.B.detach().to(dtype))
+            with torch.inference_mode(False):
+                self._cast = (key, self.A.detach().to(dtype), self.B.detach().to(dtype))
         return self._cast[1:]
 
 
@@ -149,8 +151,12 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         bank, gate, architecture = self.bank(name), self.gate(name), self.architectures[name]
         dtype = ops.compute_dtype(x, bank.A)
         x = x.to(dtype)
-        codes = architecture.codes(x, *bank.cast(dtype), bank.scale(x))
+        experts = (x, *bank.cast(dtype), bank.scale(x))
         top_k = None if self.dense or gate.site.top_k == gate.site.n else gate.site.top_k
+        if top_k is None or gate.weighs_codes(gate.options):
+            codes = architecture.codes(*experts)
+        else:
+            codes = architecture.early(*experts, top_k)
         masks, _ = self._call()
         real = real_tokens(masks, self.site, self.two_stacks, x.shape[:-1])
         here, everywhere = self._multipliers(name, x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,13 +19,14 @@ class Codes:
         h: block codes [..., R], or dense codes [..., n, q].
         B: [R, d], or a basis [q, d].
         ranks: r_i of each block; None for dense codes.
-        total: Σ_j v_j [..., d] where the architecture has it cheaper than ``h B``.
+        summed: gives Σ_j v_j [..., d], where the architecture has it cheaper than ``h B``; and the ``rounding`` of
+            `radargate.ops.rotation_codes`, where h holds the chosen experts' codes only, else None.
     """
 
     h: Tensor
     B: Tensor
     ranks: tuple[int, ...] | None
-    total: Tensor | None = None
+    summed: Callable[[], tuple[Tensor, Tensor | None]] | None = None
 
 
 class Architecture:
@@ -49,6 +51,10 @@ class Architecture:
         self.ranks, self.options = ranks, options
 
     @classmethod
+    def check(cls, options: Any, gate: str, weighs_codes: bool) -> None:
+        """Raise `OptionError` where options do not fit a gate; called before anything is loaded."""
+
+    @classmethod
     def arrange(cls, bank: ExpertBank, options: Any) -> ExpertBank:
         """The bank as this architecture stores it.
 
@@ -65,6 +71,10 @@ class Architecture:
     def codes(self, x: Tensor, A: Tensor, B: Tensor, scale: Tensor) -> Codes:
         """Codes for x [..., d_in]; A [R, d_in], B [R, d], scale [R]."""
         raise NotImplementedError
+
+    def early(self, x: Tensor, A: Tensor, B: Tensor, scale: Tensor, top_k: int) -> Codes:
+        """The same for a gate that is about to choose ``top_k`` experts without a look at codes: they may wait for `settle`."""
+        return self.codes(x, A, B, scale)
 
     def settle(self, codes: Codes, weights: Tensor, indices: Tensor | None) -> Codes:
         """Codes once the weights [..., k] and chosen experts are known."""

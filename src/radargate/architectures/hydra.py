@@ -75,9 +75,12 @@ class Hydra(Architecture):
     def codes(self, x: Tensor, A: Tensor, B: Tensor, scale: Tensor) -> Codes:
         """The shared code x A in every block; the sum over experts costs one head, whatever their number."""
         shared, rank = F.linear(x, A), self.ranks[0]
-        summed = (B * scale.unsqueeze(-1)).view(-1, rank, B.shape[-1]).sum(0)
+
+        def summed() -> tuple[Tensor, None]:
+            return shared @ (B * scale.unsqueeze(-1)).view(-1, rank, B.shape[-1]).sum(0), None
+
         h = shared.repeat(*[1] * (x.dim() - 1), len(self.ranks)) * scale
-        return Codes(h, B, self.ranks, shared @ summed)
+        return Codes(h, B, self.ranks, summed)
 
 
 def _common(site: SiteBank) -> tuple[SiteBank, list[tuple[float, float]]]:

@@ -149,6 +149,11 @@ class Gate(nn.Module):
         return False
 
     @classmethod
+    def weighs_codes(cls, options: Any) -> bool:
+        """Whether it looks at codes before experts are chosen, or settles them its own way; if not, codes may come later."""
+        return True
+
+    @classmethod
     def arrange(cls, bank: ExpertBank, options: Any, seed: int) -> ExpertBank:
         """The bank as this gate wants it, after the architecture has arranged it."""
         return bank

@@ -134,6 +134,11 @@ class NexusGate(Gate):
         gate, value = (self.domain_vectors.to(self.softmax_in) @ self.softmax_in.T).chunk(2, -1)
         return (F.silu(gate) * value) @ self.softmax_out.T
 
+    @classmethod
+    def weighs_codes(cls, options: Any) -> bool:
+        """x alone decides."""
+        return False
+
     def weigh(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """Weights and indices."""
         logits = call.x @ self.embeddings().to(call.x).T

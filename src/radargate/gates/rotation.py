@@ -74,9 +74,11 @@ def site_codes(gate: Any, call: Call, indices: Tensor | None) -> Tensor:
     down = None if down is None else down.to(call.x) * down.shape[-2] ** -0.5
     if options.rotation_input == "input":
         return ops.input_codes(call.x, down, options.angle_norm)
+    summed = call.codes.summed if options.reference == "all" else None
+    total, rounding = (None, None) if summed is None else summed()
     return ops.rotation_codes(
         call.h, call.B, call.ranks, down, indices=indices, reference=options.reference, angle_norm=options.angle_norm,
-        total=call.codes.total,
+        total=total, rounding=rounding,
     )  # fmt: skip
 
 
@@ -117,6 +119,11 @@ class RotationGate(Gate):
         if options.select == "frozen_stretch":
             theta = self.normal(site.n, site.d_in, std=0.02).detach()
             self.register_buffer("frozen_theta", theta, persistent=True)
+
+    @classmethod
+    def weighs_codes(cls, options: Any) -> bool:
+        """Norms are those of the experts' outputs."""
+        return bool(options.select != "frozen_stretch")
 
     def weigh(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """Equal weights [..., k] and indices."""

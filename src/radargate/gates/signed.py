@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,11 @@ class SignedGate(Gate):
         super().__init__(site, options)
         self.softmax_theta = self.normal(site.n, site.d_in, std=options.init_std)
         self.softmax_bias = nn.Parameter(torch.full((site.n,), 1.0 / site.n))
+
+    @classmethod
+    def weighs_codes(cls, options: Any) -> bool:
+        """x alone decides."""
+        return False
 
     def weigh(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """Weights [..., k] and indices."""

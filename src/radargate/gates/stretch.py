@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -59,6 +60,11 @@ class StretchGate(Gate):
         super().__init__(site, options)
         shape = (site.n, site.d_in) if options.gate_input == "input" else (site.n * site.d_out, site.n)
         self.softmax_theta = self.normal(*shape, std=options.init_std)
+
+    @classmethod
+    def weighs_codes(cls, options: Any) -> bool:
+        """Only where outputs are its input."""
+        return bool(options.gate_input != "input")
 
     def logits(self, call: Call) -> Tensor:
         """Logits [..., n] before temperature and softmax."""

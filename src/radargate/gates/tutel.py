@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,11 @@ class TutelGate(Gate):
             self.softmax_bias = self.uniform(options.projection, bound=bound, salt=1)
             self.softmax_similarity = self.normal(site.n, options.projection, std=0.01, salt=2)
             self.softmax_scale = nn.Parameter(torch.tensor(math.log(2.0)))
+
+    @classmethod
+    def weighs_codes(cls, options: Any) -> bool:
+        """x alone decides."""
+        return False
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits [..., n] without noise."""

@@ -18,24 +18,29 @@ from radargate.ops.codes import (
     rotation_codes,
     rotation_table,
 )
+from radargate.ops.routes import chosen_codes, merge, merged_is_cheaper, rounding
 from radargate.ops.selection import check_selection, dense_weights, select
 
 __all__ = [
     "angles",
     "check_choice",
     "choose_backend",
+    "chosen_codes",
     "codes",
     "compute_dtype",
     "dense_weights",
     "expert_logits",
     "expert_norms",
     "input_codes",
+    "merge",
     "merged",
+    "merged_is_cheaper",
     "mix",
     "radar",
     "rotated_logits",
     "rotation_codes",
     "rotation_table",
+    "rounding",
     "select",
 ]
 

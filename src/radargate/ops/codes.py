@@ -18,8 +18,11 @@ from radargate.ops import dense, fused, gpu
 from radargate.ops.literal import EPS, unit_rms
 from radargate.ops.recompute import recompute, tracing
 from radargate.ops.selection import dense_weights
-from radargate.ops.slots import SlotCode, SlotTurn, make_slot
+from radargate.ops.slots import SlotCode, SlotTurn, cut_off, make_slot
 from radargate.ops.turning import angle, project, turn_pairs
+
+# a product with all experts' B costs as much as the chosen ones one by one where they are one in so many
+FEW = 5
 
 
 def codes(x: Tensor, A: Tensor, scale: Tensor) -> Tensor:
@@ -36,7 +39,7 @@ def owners(ranks: Sequence[int], device: torch.device | None = None) -> Tensor:
 
 def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int] | None, down: Tensor | None, *, indices: Tensor | None = None,
                    reference: str = "all", angle_norm: str = "none", total: Tensor | None = None,
-                   table: Tensor | None = None, backend: str = "auto") -> Tensor:  # fmt: skip
+                   rounding: Tensor | None = None, table: Tensor | None = None, backend: str = "auto") -> Tensor:  # fmt: skip
     """Rotation codes a_i = (v_i ⊙ Σ_{j≠i} v_j) P of the chosen experts.
 
     Args:
@@ -48,6 +51,8 @@ def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int] | None, down: Tens
         reference: ``"all"`` or ``"selected"``.
         angle_norm: as in `radargate.ops.radar`; ``"tanh"`` acts later, in `mix`.
         total: Σ_j v_j [..., d] if known (merged route: ``x @ merged(A, B, scale)``); only for ``reference="all"``.
+        rounding: where h holds the chosen experts' codes only (`chosen_codes`): the length [...] at which total − v is
+            rounding. Under unit scaling such a reference counts as none, as the others' own codes are not there.
         table: from `rotation_table`; the codes then come from it and G, without expanding any expert.
         backend: ``"auto"``; ``"codes"`` keeps away from Triton, ``"triton"`` insists on it.
 
@@ -71,6 +76,10 @@ def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int] | None, down: Tens
     others = max((slots if reference == "selected" else len(ranks)) - 1, 1)
     known = None if total is None else total.reshape(-1, total.shape[-1])
     lacking = "the kernels know no table" if table is not None else None
+    if known is None or angle_norm != "unit":
+        rounding = None  # nothing is cut off
+    elif rounding is not None:
+        rounding, lacking = rounding.reshape(-1), "the kernels want every expert's codes"
     if reference == "selected" and indices is not None:
         lacking = "the kernels relate to all others, not to the selected ones"
     if gpu.serves(backend, h, B, down, known, indices=indices, lacking=lacking):
@@ -78,10 +87,13 @@ def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int] | None, down: Tens
         unit, divided = angle_norm == "unit", others if angle_norm == "mean" else 1
         code = gpu.rotation_codes(h, B, ranks, down, indices, known, unit=unit, others=divided)
         return code.view(*shape, *code.shape[1:])
-    h, B, down, known = alike(h, B, down, known)
-    if table is None and down is not None and down.dim() == 2 and fused.applies(h, B, down, known, indices=indices):
+    h, B, down, known, rounding = alike(h, B, down, known, rounding)
+    if (
+        table is None and down is not None and down.dim() == 2
+        and fused.applies(h, B, down, known, rounding, indices=indices)
+    ):  # fmt: skip
         code = fused.rotation_codes(
-            h, B, ranks, down, indices, known, unit=angle_norm == "unit", selected=reference == "selected",
+            h, B, ranks, down, indices, known, rounding, unit=angle_norm == "unit", selected=reference == "selected",
             others=others if angle_norm == "mean" else 1,
         )  # fmt: skip
         return code.view(*shape, *code.shape[1:])
@@ -94,14 +106,14 @@ def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int] | None, down: Tens
         known = (h if reference == "all" or indices is None else _chosen_codes(h, owner, indices)) @ B
 
     def rest_mask(slot: int) -> Tensor:
-        everyone = None if reference == "all" or indices is None else _chosen_mask(owner, indices)
+        everyone = None if reference == "all" or indices is None else chosen_mask(owner, indices)
         own = _slot_mask(owner, indices, slot)
         return (~own if everyone is None else everyone & ~own).to(h.dtype)
 
     def direct(slot: int) -> Tensor:
         if written_out:
             rest = rest_mask(slot).expand(h.shape) if angle_norm == "unit" else None
-            written = SlotCode.apply(h, B, known, down, rest, make_slot(ranks, owner, indices, slot, h.dtype))
+            written = SlotCode.apply(h, B, known, down, rest, rounding, make_slot(ranks, owner, indices, slot, h.dtype))
             return written / others if angle_norm == "mean" else written
 
         def code(h: Tensor, B: Tensor, known: Tensor | None, down: Tensor | None) -> Tensor:
@@ -110,7 +122,9 @@ def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int] | None, down: Tens
             # there the reference comes from the others' own codes, or is cut off at that rounding
             other = (h * rest_mask(slot)) @ B if known is None else known - v
             if angle_norm == "unit":
-                if known is not None:
+                if rounding is not None:
+                    other = cut_off(other, rounding)
+                elif known is not None:
                     other = _cut_rounding(other, known, v)
                 source = unit_rms(v) * unit_rms(other)
             else:
@@ -215,11 +229,17 @@ def _mix(h: Tensor, B: Tensor, ranks: Sequence[int], weights: Tensor, indices: T
     if indices is not None:
         indices = indices.reshape(h.shape[0], indices.shape[-1])
     rotation = None if rotation is None else rotation.reshape(h.shape[0], *rotation.shape[-2:])
+    turn, by = rotation, up
+    if (rotation is None or up is None) and indices is not None and B.shape[0] > FEW * indices.shape[-1] * max(ranks):
+        # so few are chosen that expanding them one by one, turned by nothing, costs less than one product with all
+        turn, by = h.new_zeros(*weights.shape, 0), h.new_zeros(0, B.shape[-1] // 2)
     if (
-        rotation is not None and up is not None and up.dim() == 2
-        and fused.applies(h, B, weights, rotation, up, indices=indices)
-    ):  # fmt: skip
-        update = fused.mix(h, B, ranks, weights, indices, rotation, up, bound=angle_norm == "tanh")
+        turn is not None
+        and by is not None
+        and by.dim() == 2
+        and fused.applies(h, B, weights, turn, by, indices=indices)
+    ):
+        update = fused.mix(h, B, ranks, weights, indices, turn, by, bound=angle_norm == "tanh")
         return update.view(*shape, B.shape[-1])
     owner = owners(ranks, h.device)
     weighted = h * dense_weights(weights, indices, len(ranks))[:, owner]
@@ -325,15 +345,16 @@ def _slot_mask(owner: Tensor, indices: Tensor | None, slot: int) -> Tensor:
     return owner == (slot if indices is None else indices[:, slot : slot + 1])
 
 
-def _chosen_mask(owner: Tensor, indices: Tensor) -> Tensor:
-    mask = owner == indices[:, :1]
+def chosen_mask(owner: Tensor, indices: Tensor) -> Tensor:
+    """Which code coordinates belong to chosen experts: [..., R]."""
+    mask = owner == indices[..., :1]
     for slot in range(1, indices.shape[-1]):
-        mask = mask | (owner == indices[:, slot : slot + 1])
+        mask = mask | (owner == indices[..., slot : slot + 1])
     return mask
 
 
 def _chosen_codes(h: Tensor, owner: Tensor, indices: Tensor) -> Tensor:
-    return h * _chosen_mask(owner, indices).to(h.dtype)
+    return h * chosen_mask(owner, indices).to(h.dtype)
 
 
 def _expand(h: Tensor, B: Tensor, ranks: Sequence[int], owner: Tensor, indices: Tensor | None, slot: int) -> Tensor:

@@ -55,16 +55,18 @@ class SlotCode(torch.autograd.Function):
     """(v ⊙ ref) P of one slot; ``unit`` scales v and ref to unit RMS.
 
     The reference is ``total - v``. Under ``unit``, tokens whose reference is small beside v get it from the sum over
-    the codes in ``rest`` instead: there the difference is mostly rounding, which unit scaling would blow up.
+    the codes in ``rest`` instead: there the difference is mostly rounding, which unit scaling would blow up. With
+    ``rounding`` [tokens] those codes are not there, and a reference no longer than that counts as none.
     """
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, B: Tensor, total: Tensor, down: Tensor, rest: Tensor | None, slot: Slot) -> Tensor:
+    def forward(ctx: Any, h: Tensor, B: Tensor, total: Tensor, down: Tensor, rest: Tensor | None,
+                rounding: Tensor | None, slot: Slot) -> Tensor:  # fmt: skip
         """[tokens, r_a]; ``rest`` [tokens, R] of 0 and 1 asks for unit scaling."""
-        ctx.save_for_backward(h, B, total, down, rest)
+        ctx.save_for_backward(h, B, total, down, rest, rounding)
         ctx.slot = slot
         v = slot.expand(h, B)
-        other, _ = _reference(h, B, total, v, rest)
+        other, _ = _reference(h, B, total, v, rest, rounding)
         code = (v * other) @ down
         return code if rest is None else code * (_inverse_rms(v) * _inverse_rms(other))
 
@@ -72,10 +74,10 @@ class SlotCode(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradients to h, B, total and P."""
-        h, B, total, down, rest = ctx.saved_tensors
+        h, B, total, down, rest, rounding = ctx.saved_tensors
         slot, d = ctx.slot, B.shape[-1]
         v = slot.expand(h, B)
-        other, small = _reference(h, B, total, v, rest)
+        other, small = _reference(h, B, total, v, rest, rounding)
         product = v * other
         scaled = grad
         if rest is not None:
@@ -99,7 +101,7 @@ class SlotCode(torch.autograd.Function):
             dh[small] += (extra @ B.T) * rest[small]
             if dB is not None:
                 dB += (h[small] * rest[small]).T @ extra
-        return dh, dB, do, d_down, None, None
+        return dh, dB, do, d_down, None, None, None
 
 
 class SlotTurn(torch.autograd.Function):
@@ -135,11 +137,19 @@ class SlotTurn(torch.autograd.Function):
         return dh, dB, d_alpha @ up.T, d_up, None, None
 
 
-def _reference(h: Tensor, B: Tensor, total: Tensor, v: Tensor, rest: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def cut_off(other: Tensor, rounding: Tensor) -> Tensor:
+    """References [tokens, d], zero where they are no longer than their rounding [tokens]."""
+    return other * (other.square().sum(-1, keepdim=True) > rounding.square().unsqueeze(-1))
+
+
+def _reference(h: Tensor, B: Tensor, total: Tensor, v: Tensor, rest: Tensor | None,
+               rounding: Tensor | None) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """The sum over the others, and which tokens got it from their own codes (None: none did)."""
     other = total - v
     if rest is None:
         return other, None
+    if rounding is not None:
+        return cut_off(other, rounding), None
     norm = torch.linalg.vector_norm
     small = norm(other, dim=-1) < 0.5 * norm(v, dim=-1)
     if not bool(small.any()):

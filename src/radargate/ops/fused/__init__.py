@@ -1,4 +1,4 @@
-"""`rotation_codes` and `mix` on CPU in compiled C++: all slots in one pass over the tokens, nothing of width d kept.
+"""`rotation_codes`, `mix` and `chosen_codes` on CPU in compiled C++: all slots in one pass over the tokens, nothing of width d kept.
 
 `radargate.ops.codes` defines the results and does the same work in PyTorch where this cannot: no compiler, another
 device, tracing, one P or Q per expert.
@@ -34,8 +34,21 @@ def applies(h: Tensor, B: Tensor, *others: Tensor | None, indices: Tensor | None
     return available()[0]
 
 
+def chosen_codes(x: Tensor, A: Tensor, scale: Tensor, ranks: Sequence[int], indices: Tensor) -> Tensor:
+    """Codes (x A_i) ⊙ σ of the chosen experts, zeros for the others: [tokens, R]; gradients to x only.
+
+    Args:
+        x: [tokens, d_in].
+        A: [R, d_in].
+        scale: σ, [R].
+        ranks: r_i of each expert.
+        indices: [tokens, k].
+    """
+    return _apply(_ChosenCodes, x, A, scale, indices, tuple(ranks))
+
+
 def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int], down: Tensor, indices: Tensor | None, total: Tensor | None,
-                   *, unit: bool, selected: bool, others: int) -> Tensor:  # fmt: skip
+                   rounding: Tensor | None = None, *, unit: bool, selected: bool, others: int) -> Tensor:  # fmt: skip
     """Rotation codes [tokens, k, r_a] of all slots.
 
     Args:
@@ -45,12 +58,13 @@ def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int], down: Tensor, ind
         down: P, [d, r_a].
         indices: [tokens, k], or None for all n.
         total: Σ_j v_j [tokens, d] if known.
+        rounding: [tokens], where h holds the chosen experts' codes only: the length at which total − v is rounding.
         unit: scale v and its reference to unit RMS.
         selected: the reference is the sum over the other chosen experts.
         others: the codes are divided by it.
     """
     options = {"unit": unit, "selected": selected and indices is not None, "others": float(others)}
-    return _apply(_RotationCodes, h, B, down, total, indices, tuple(ranks), options)
+    return _apply(_RotationCodes, h, B, down, total, rounding, indices, tuple(ranks), options)
 
 
 def mix(h: Tensor, B: Tensor, ranks: Sequence[int], weights: Tensor, indices: Tensor | None, rotation: Tensor, up: Tensor,
@@ -81,23 +95,49 @@ def _apply(function: Any, *args: Any) -> Tensor:
     return function.compute(*args)[0]
 
 
+class _ChosenCodes(torch.autograd.Function):
+    """Gradient to x."""
+
+    @staticmethod
+    def compute(x: Tensor, A: Tensor, scale: Tensor, indices: Tensor, ranks: tuple[int, ...]) -> tuple[Tensor]:
+        h = x.new_zeros(x.shape[0], A.shape[0])
+        calls.run("radargate_shrink", x, A, ranks, indices.shape[1], 0, indices, {"weights": scale, "code": h})
+        return (h,)
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, A: Tensor, scale: Tensor, indices: Tensor, ranks: tuple[int, ...]) -> Tensor:
+        ctx.save_for_backward(A, scale, indices)
+        ctx.ranks = ranks
+        return _ChosenCodes.compute(x, A, scale, indices, ranks)[0]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        A, scale, indices = ctx.saved_tensors
+        d_x = grad.new_empty(grad.shape[0], A.shape[1])
+        arrays = {"weights": scale, "grad": grad.contiguous(), "d_h": d_x}
+        calls.run("radargate_shrink", d_x, A, ctx.ranks, indices.shape[1], 0, indices, arrays)
+        return d_x, None, None, None, None
+
+
 class _RotationCodes(torch.autograd.Function):
     """Gradients to h, B, P and the total."""
 
     @staticmethod
-    def compute(h: Tensor, B: Tensor, down: Tensor, total: Tensor | None, indices: Tensor | None,
-                ranks: tuple[int, ...], options: dict[str, Any], keep: bool = False) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    def compute(h: Tensor, B: Tensor, down: Tensor, total: Tensor | None, rounding: Tensor | None,
+                indices: Tensor | None, ranks: tuple[int, ...], options: dict[str, Any],
+                keep: bool = False) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         slots = len(ranks) if indices is None else indices.shape[1]
         code = h.new_empty(h.shape[0], slots, down.shape[1])
         scales = h.new_empty(h.shape[0], slots, 3) if keep and options["unit"] else None
-        arrays = {"down": down, "total": total, "code": code, "scales": scales}
+        arrays = {"down": down, "total": total, "rounding": rounding, "code": code, "scales": scales}
         calls.run("radargate_rotation_codes", h, B, ranks, slots, down.shape[1], indices, arrays, **options)
         return code, scales
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, B: Tensor, down: Tensor, total: Tensor | None, indices: Tensor | None,
-                ranks: tuple[int, ...], options: dict[str, Any]) -> Tensor:  # fmt: skip
-        code, scales = _RotationCodes.compute(h, B, down, total, indices, ranks, options, keep=True)
+    def forward(ctx: Any, h: Tensor, B: Tensor, down: Tensor, total: Tensor | None, rounding: Tensor | None,
+                indices: Tensor | None, ranks: tuple[int, ...], options: dict[str, Any]) -> Tensor:  # fmt: skip
+        code, scales = _RotationCodes.compute(h, B, down, total, rounding, indices, ranks, options, keep=True)
         ctx.save_for_backward(h, B, down, total, indices, code if options["unit"] else None, scales)
         ctx.ranks, ctx.options = ranks, options
         return code
@@ -118,7 +158,7 @@ class _RotationCodes(torch.autograd.Function):
         calls.run(
             "radargate_rotation_codes", h, B, ctx.ranks, grad.shape[1], grad.shape[2], indices, arrays, **ctx.options
         )
-        return d_h, d_B, d_down, d_total, None, None, None
+        return d_h, d_B, d_down, d_total, None, None, None, None
 
 
 class _Mix(torch.autograd.Function):

@@ -99,11 +99,19 @@ template <typename T> class CodesWork {
     sums<T, ROWS>(v_squares, v_square);
     sums<T, ROWS>(other_squares, other_square);
     for (int r = 0; r < ROWS; ++r) {
-      if (call_.unit && std::sqrt(other_square[r]) < T(0.5) * std::sqrt(v_square[r]))
+      if (call_.unit && call_.rounding != nullptr)
+        write_code(at[r], found_ + r * call_.rank, v_square[r], beyond_rounding(at[r], other_square[r]), false);
+      else if (call_.unit && std::sqrt(other_square[r]) < T(0.5) * std::sqrt(v_square[r]))
         alone_forward(expert, start, depth, at[r]);
       else
         write_code(at[r], found_ + r * call_.rank, v_square[r], other_square[r], false);
     }
+  }
+
+  // Where the others' codes are not there, a reference no larger than its rounding counts as none.
+  T beyond_rounding(const Place& place, T other_square) const {
+    const T least = static_cast<const T*>(call_.rounding)[first_ + place.row];
+    return other_square > least * least ? other_square : T(0);
   }
 
   void write_code(const Place& place, const T* found, T v_square, T other_square, bool alone) {

@@ -1,6 +1,7 @@
 // Entry points of the fused operations: C functions, so that no build depends on the version of Python or PyTorch.
 #include "codes.h"
 #include "mix.h"
+#include "shrink.h"
 
 namespace {
 
@@ -26,6 +27,10 @@ int64_t radargate_rotation_codes(const radargate::Call* call) {
 
 int64_t radargate_mix(const radargate::Call* call) {
   return guarded(*call, [&] { call->wide ? radargate::mix<double>(*call) : radargate::mix<float>(*call); });
+}
+
+int64_t radargate_shrink(const radargate::Call* call) {
+  return guarded(*call, [&] { call->wide ? radargate::shrink<double>(*call) : radargate::shrink<float>(*call); });
 }
 
 }  // extern "C"
