@@ -29,7 +29,7 @@ class Pairs:
         step = max(1, NUMBERS_AT_ONCE // (self.means.shape[1] * self.means.shape[2]))
         for start in range(0, x.shape[0], step):
             part = slice(start, start + step)
-            codes = replace(gated.codes, h=h[part], total=None)
+            codes = replace(gated.codes, h=h[part], summed=None)
             before = outputs(codes.h, codes.B, codes.ranks)
             after = before
             if gated.turn is not None:
