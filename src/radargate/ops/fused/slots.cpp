@@ -1,6 +1,7 @@
 // Entry points of the fused operations: C functions, so that no build depends on the version of Python or PyTorch.
 #include "codes.h"
 #include "mix.h"
+#include "site.h"
 
 namespace {
 
@@ -26,6 +27,15 @@ int64_t radargate_rotation_codes(const radargate::Call* call) {
 
 int64_t radargate_mix(const radargate::Call* call) {
   return guarded(*call, [&] { call->wide ? radargate::mix<double>(*call) : radargate::mix<float>(*call); });
+}
+
+int64_t radargate_site(const radargate::Site* site) {
+  try {
+    site->wide ? radargate::SiteWork<double>(*site).run() : radargate::SiteWork<float>(*site).run();
+  } catch (const std::bad_alloc&) {
+    return radargate::NO_MEMORY;
+  }
+  return radargate::DONE;
 }
 
 }  // extern "C"
