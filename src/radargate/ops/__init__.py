@@ -18,9 +18,11 @@ from radargate.ops.codes import (
     rotation_codes,
     rotation_table,
 )
+from radargate.ops.fused.sites import Recipe, site, site_applies
 from radargate.ops.selection import check_selection, dense_weights, select
 
 __all__ = [
+    "Recipe",
     "angles",
     "check_choice",
     "choose_backend",
@@ -37,6 +39,8 @@ __all__ = [
     "rotation_codes",
     "rotation_table",
     "select",
+    "site",
+    "site_applies",
 ]
 
 BACKENDS = ("auto", "codes", "literal", "triton")
