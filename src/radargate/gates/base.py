@@ -240,6 +240,10 @@ class OneExpert(Gate):
         on = 1.0 if call.multipliers is None else (call.multipliers > 0).to(call.x)
         return torch.ones(*call.x.shape[:-1], 1, dtype=call.x.dtype, device=call.x.device) * on, None
 
+    def recipe(self) -> ops.Recipe | None:
+        """Weight 1, and nothing else."""
+        return ops.Recipe() if self.goes_as(OneExpert) else None
+
 
 def make_options(kind: type, values: dict[str, Any]) -> Any:
     """Build the options of a gate, rule or architecture from keyword arguments.

@@ -46,8 +46,8 @@ def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int], down: Tensor, ind
     if selected and indices is not None:
         rest = out.any(1, keepdim=True) & ~out
         other = (h.unsqueeze(1) * rest) @ B
-    else:
-        other = h.unsqueeze(1).masked_fill(out, 0) @ B  # from the others' own codes: a difference would be rounding at times
+    else:  # from the others' own codes: Σ_j v_j - v would be mostly rounding where they are small
+        other = h.unsqueeze(1).masked_fill(out, 0) @ B
     code = (v * other) @ down
     if unit:
         size = torch.linalg.vector_norm(torch.stack((v, other)), dim=-1)
@@ -71,18 +71,19 @@ def mix(h: Tensor, B: Tensor, ranks: Sequence[int], weights: Tensor, indices: Te
         bound: keep angles within ±π by tanh.
     """
     v = expand(h, B, ranks, indices)
-    if rotation is None or up is None:
+    pairs = 0 if rotation is None or up is None else up.shape[-1]
+    if not pairs:
         return (weights.unsqueeze(-2) @ v).squeeze(-2)
-    pairs = up.shape[-1]
+    assert rotation is not None and up is not None
     alpha = rotation @ up
     if bound:
         alpha = math.pi * torch.tanh(alpha / math.pi)
-    turned = torch.polar(weights.unsqueeze(-1).expand_as(alpha), alpha)  # pairs as complex numbers; weights are lengths
-    rest = v[..., 2 * pairs :]
-    mixed = torch.view_as_real((torch.view_as_complex(v[..., : 2 * pairs].unflatten(-1, (pairs, 2))) * turned).sum(1))
-    if not rest.shape[-1]:
-        return mixed.flatten(1)
-    return torch.cat([mixed.flatten(1), (weights.unsqueeze(-2) @ rest).squeeze(-2)], -1)
+    turn = torch.polar(weights.unsqueeze(-1).expand_as(alpha), alpha)  # pairs as complex numbers; weights are lengths
+    turning = v[..., : 2 * pairs].contiguous().unflatten(-1, (pairs, 2))
+    mixed = torch.view_as_real((torch.view_as_complex(turning) * turn).sum(1)).flatten(1)
+    if 2 * pairs == v.shape[-1]:
+        return mixed
+    return torch.cat([mixed, (weights.unsqueeze(-2) @ v[..., 2 * pairs :]).squeeze(-2)], -1)
 
 
 def expand(h: Tensor, B: Tensor, ranks: Sequence[int], indices: Tensor | None) -> Tensor:

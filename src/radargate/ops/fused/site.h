@@ -7,7 +7,8 @@
 
 namespace radargate {
 
-// The same fields in the same order stand in sites.py. Arrays are contiguous; down and up are null where nothing turns.
+// The same fields in the same order stand in sites.py. Arrays are contiguous; theta is null where all weigh
+// alike, down and up where nothing turns.
 struct Site {
   int64_t tokens, experts, slots, inputs, width, codes, rank, wide, threads;
   int64_t unit, selected, bound, renormalize;
@@ -27,10 +28,12 @@ template <typename T> class SiteWork {
         columns_(padded(site.inputs, TILE<T>)), x_(padded(site.tokens, BLOCK) * columns_) {}
 
   void run() {
-    const PaddedColumns<T> theta(site_.theta, site_.experts, site_.inputs);
     T* update = static_cast<T*>(site_.update);
     read_inputs();
-    rows_times(theta, 0, site_.experts, logits_.data(), site_.experts);
+    if (site_.theta != nullptr) {
+      const PaddedColumns<T> theta(site_.theta, site_.experts, site_.inputs);
+      rows_times(theta, 0, site_.experts, logits_.data(), site_.experts);
+    }
     for (int64_t token = 0; token < site_.tokens; ++token) choose(token);
     Call call{};
     call.tokens = site_.tokens, call.experts = site_.experts, call.slots = site_.slots, call.width = site_.width;

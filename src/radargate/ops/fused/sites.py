@@ -26,7 +26,7 @@ class Recipe(NamedTuple):
     """All that a gate does at a site, where it is stretch, alone or with one rotation for all experts.
 
     Attributes:
-        theta: θ_s, [n, d_in].
+        theta: θ_s, [n, d_in]; None weighs all alike.
         temperature: τ.
         renormalize: as in `radargate.ops.select`.
         down: P, [d, r_a]; None where nothing turns.
@@ -36,7 +36,7 @@ class Recipe(NamedTuple):
         reference: as in `radargate.ops.radar`.
     """
 
-    theta: Tensor
+    theta: Tensor | None = None
     temperature: float = 1.0
     renormalize: str = "auto"
     down: Tensor | None = None
@@ -90,30 +90,36 @@ def site(x: Tensor, A: Tensor, B: Tensor, scale: Tensor, ranks: tuple[int, ...],
         BackendError: there is no library, or no memory.
     """
     theta, temperature, renormalize, down, up, down_scale, angle_norm, reference = recipe
-    given = (A, B, scale, theta) if down is None or up is None else (A, B, scale, theta, down, up)
-    grad, dtype = torch.is_grad_enabled(), x.dtype
-    if dtype not in (torch.float32, torch.float64) or (grad and (x.requires_grad or onto.requires_grad)):
+    turn = (None, None) if down is None or up is None else (down, up)
+    n, inputs, (codes, width), grad, dtype = len(ranks), x.shape[-1], B.shape, torch.is_grad_enabled(), x.dtype
+    if dtype not in (torch.float32, torch.float64) or A.shape[1] != inputs or onto.shape[-1] != width:
         return None
-    for t in given:
-        if t.dtype != dtype or not t.is_contiguous() or t.device.type != "cpu" or (grad and t.requires_grad):
+    if grad and (x.requires_grad or onto.requires_grad):
+        return None
+    for t in (A, B, scale, theta, *turn):
+        if t is None:
+            continue
+        plain = type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" and t.is_contiguous()
+        if t.dtype != dtype or not plain or (grad and t.requires_grad):
             return None
     library, reason = build.library()
     if library is None:
         raise BackendError(f"The compiled operations are not there: {reason}. Use radargate.ops instead.")
     x, onto = x.contiguous(), onto.contiguous()
     update = torch.empty_like(onto)
-    n, inputs, (codes, width) = len(ranks), x.shape[-1], B.shape
     slots = n if top_k is None or top_k > n else top_k
     selected = reference == "selected"
     others = max((slots if selected else n) - 1, 1) if angle_norm == "mean" else 1
-    turns = len(given) > 4
     call = Site(
-        x.numel() // inputs, n, slots, inputs, width, codes, up.shape[0] if turns else 0, dtype == torch.float64,
+        x.numel() // inputs, n, slots, inputs, width, codes, 0 if turn[1] is None else turn[1].shape[0], dtype == torch.float64,
         torch.get_num_threads(), angle_norm == "unit", selected, angle_norm == "tanh",
         renormalize == "always" or (renormalize == "auto" and slots > 1), others / down_scale, temperature,
-        ctypes.addressof(calls.starts(ranks)), x.data_ptr(), A.data_ptr(), B.data_ptr(), scale.data_ptr(), theta.data_ptr(),
-        down.data_ptr() if turns else None, up.data_ptr() if turns else None, onto.data_ptr(), update.data_ptr(),
+        ctypes.addressof(calls.starts(ranks)), *map(_address, (x, A, B, scale, theta, *turn, onto, update)),
     )  # fmt: skip
     if library.radargate_site(ctypes.byref(call)):
         raise BackendError(f"Not enough memory for a site of {n} experts. Use fewer tokens.")
     return update
+
+
+def _address(t: Tensor | None) -> int | None:
+    return None if t is None else t.data_ptr()
