@@ -131,7 +131,12 @@ def page() -> str:
         "# Results",
         "Made by `benchmarks/results_table.py` from the records in `benchmarks/results/`; edit neither by hand.",
     ]
-    return "\n\n".join([*top, *three_seeds(RESULTS / "three_seeds"), *compare_section.section(RESULTS / "compare"), *parts]) + "\n"
+    return (
+        "\n\n".join(
+            [*top, *three_seeds(RESULTS / "three_seeds"), *compare_section.section(RESULTS / "compare"), *parts]
+        )
+        + "\n"
+    )
 
 
 def verdicts(by_case: dict[Any, Any], tasks: list[str]) -> str:

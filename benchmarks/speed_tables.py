@@ -144,8 +144,19 @@ def _systems(record: Record) -> str:
             continue
         ratio = m["times_lora"][name]
         only = " (forward only)" if name in m.get("forward_only", ()) else ""
-        tail = [f"{m['launches'][name]:.0f}"] if more else [f"{m['peak_bytes'][name] / 2**20:.0f}", f"{m['trained'][name]:,}"]
-        rows.append([shown + only, f"{m['seconds'][name] * 1e3:.1f}", f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]", *tail])
+        tail = (
+            [f"{m['launches'][name]:.0f}"]
+            if more
+            else [f"{m['peak_bytes'][name] / 2**20:.0f}", f"{m['trained'][name]:,}"]
+        )
+        rows.append(
+            [
+                shown + only,
+                f"{m['seconds'][name] * 1e3:.1f}",
+                f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]",
+                *tail,
+            ]
+        )
     return table(header, rows)
 
 
@@ -175,7 +186,13 @@ def _growth(found: list[Record]) -> str:
     for r in _of(found, "bench-growth"):
         m = r["metrics"]
         numbers = [n for n in m["seconds"] if n != "base"]
-        rows.append([r["route"], f"{m['seconds']['base'] * 1e3:.0f}", *(f"{m['seconds'][n] * 1e3:.0f} ({_times(m['over_5'][n])})" for n in numbers)])
+        rows.append(
+            [
+                r["route"],
+                f"{m['seconds']['base'] * 1e3:.0f}",
+                *(f"{m['seconds'][n] * 1e3:.0f} ({_times(m['over_5'][n])})" for n in numbers),
+            ]
+        )
     numbers = [n for n in _of(found, "bench-growth")[0]["metrics"]["seconds"] if n != "base"]
     text = f"Forward and backward, width {r['width']}, {r['tokens']} tokens, top-2; ms, and in brackets the ratio to 5 experts."
     return "\n\n".join([text, table(["route", "base product", *(f"{n} experts" for n in numbers)], rows)])
@@ -196,7 +213,17 @@ def _complexity(found: list[Record]) -> str:
         "without the compiler and in the literal form, beside what the formulas say. The formulas count the chosen adapters only, but "
         "choosing by rotation needs every adapter's code and their sum, so the count grows with their number."
     )
-    header = ["gate", "experts", "numbers trained", "formula", "Mflop ours", "literal", "formula", "peak MiB ours", "literal"]
+    header = [
+        "gate",
+        "experts",
+        "numbers trained",
+        "formula",
+        "Mflop ours",
+        "literal",
+        "formula",
+        "peak MiB ours",
+        "literal",
+    ]
     return "\n\n".join([text, table(header, rows)])
 
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from radargate import ops
 from radargate.architectures import ARCHITECTURES
+from radargate.architectures.mole import MoLE
 from radargate.config import RadarConfig, gate_class
 from radargate.errors import OptionError, RadarGateError
-from radargate.experts.bank import widest_dtype
+from radargate.experts.bank import Bank
 from radargate.gates.base import Call, Gate, GateOutput, GateSite, OneExpert, make_options
 from radargate.per_call import PerCall
 from radargate.registry import unknown_name
@@ -28,41 +29,6 @@ Masks = tuple[Tensor | None, Tensor | None]
 # real tokens of this call, [batch, length] each: of the model's input, and of the decoder where there are two stacks;
 # None outside of a call of the composed model
 token_masks: PerCall[Masks] = PerCall("radargate_masks")
-
-
-class Bank(nn.Module):
-    """Frozen A [R, d_in] and B [R, d_out] of one site, raw; scales and owners are derived from the site table."""
-
-    def __init__(self, entry: dict[str, Any], d_in: int, d_out: int, rows: int) -> None:
-        super().__init__()
-        self.ranks = tuple(entry["ranks"])
-        dtype = widest_dtype(entry["dtypes"])
-        # parameters, not buffers: DDP would send buffers around on each forward
-        self.A = nn.Parameter(torch.zeros(rows, d_in, dtype=dtype), requires_grad=False)
-        self.B = nn.Parameter(torch.zeros(sum(self.ranks), d_out, dtype=dtype), requires_grad=False)
-        self.scales = tuple(entry["scales"])
-        self._scale: Tensor | None = None
-        self._cast: tuple[Any, Tensor, Tensor] | None = None
-
-    def scale(self, like: Tensor) -> Tensor:
-        """σ: each expert's LoRA scale repeated r_i times, [R]."""
-        if self._scale is None or self._scale.dtype != like.dtype or self._scale.device != like.device:
-            flat = [s for s, r in zip(self.scales, self.ranks, strict=True) for _ in range(r)]
-            with torch.inference_mode(False):  # what is kept must serve a training step too
-                self._scale = torch.tensor(flat, dtype=like.dtype, device=like.device)
-        return self._scale
-
-    def cast(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """A and B in the dtype of the computation; a frozen bank is converted once."""
-        if self.A.dtype == dtype:
-            return self.A, self.B
-        if self.A.requires_grad or torch.compiler.is_compiling():
-            return self.A.to(dtype), self.B.to(dtype)
-        key = (dtype, self.A.data_ptr(), self.B.data_ptr(), self.A._version, self.B._version)
-        if self._cast is None or self._cast[0] != key:
-            with torch.inference_mode(False):
-                self._cast = (key, self.A.detach().to(dtype), self.B.detach().to(dtype))
-        return self._cast[1:]
 
 
 class RadarLayer(nn.Module, BaseTunerLayer):
@@ -133,7 +99,10 @@ class RadarLayer(nn.Module, BaseTunerLayer):
 
     def update(self, x: Tensor, name: str, onto: Tensor | None = None) -> Tensor:
         """Σ_i g_i ṽ_i for x [..., d_in], in float32 or wider also under autocast; with ``onto``, added to it."""
-        with torch.autocast(x.device.type, enabled=False):
+        added = None if onto is None else self._at_once(x, name, onto)
+        if added is not None:
+            return added
+        with _without_autocast(x.device.type):
             gated = self.gated(x, name)
             codes, turn = gated.codes, gated.turn
             turned = (None, None, "none") if turn is None else (turn.codes, turn.up, turn.angle_norm)
@@ -146,21 +115,40 @@ class RadarLayer(nn.Module, BaseTunerLayer):
             update = update + gated.extra
             return update if onto is None else onto + update.to(onto.dtype)
 
+    def _at_once(self, x: Tensor, name: str, onto: Tensor) -> Tensor | None:
+        """``onto`` plus the update in one compiled call, for few tokens and a gate that one call can follow; else None."""
+        if self._call()[1] is not None or not ops.site_applies(x, onto):
+            return None
+        gate = self.gate(name)
+        architecture = self.architectures[name]
+        direct = type(architecture) is MoLE and architecture.options.route != "merged"
+        recipe = gate.recipe() if direct else None
+        if recipe is None:
+            return None
+        bank = self.bank(name)
+        return ops.site(x, *bank.cast(x.dtype), bank.scale(x), bank.ranks, recipe, self._top_k(gate), onto)
+
+    def _top_k(self, gate: Gate) -> int | None:
+        return None if self.dense or gate.site.top_k == gate.site.n else gate.site.top_k
+
     def gated(self, x: Tensor, name: str) -> GateOutput:
         """The first two steps, codes and gate."""
+        return cast(GateOutput, self.gate(name)(self.call(x, name)))
+
+    def call(self, x: Tensor, name: str) -> Call:
+        """What the gate looks at."""
         bank, gate, architecture = self.bank(name), self.gate(name), self.architectures[name]
         dtype = ops.compute_dtype(x, bank.A)
         x = x.to(dtype)
-        experts = (x, *bank.cast(dtype), bank.scale(x))
-        top_k = None if self.dense or gate.site.top_k == gate.site.n else gate.site.top_k
+        experts, top_k = (x, *bank.cast(dtype), bank.scale(x)), self._top_k(gate)
         if top_k is None or gate.weighs_codes(gate.options):
             codes = architecture.codes(*experts)
         else:
             codes = architecture.early(*experts, top_k)
-        masks, _ = self._call()
+        masks, asked = self._call()
         real = real_tokens(masks, self.site, self.two_stacks, x.shape[:-1])
-        here, everywhere = self._multipliers(name, x)
-        return gate(Call(x, codes, top_k, here, real, architecture.settle, everywhere))
+        here, everywhere = self._multipliers(name, x, asked)
+        return Call(x, codes, top_k, here, real, architecture.settle, everywhere)
 
     def _call(self) -> tuple[Masks, Mapping[str, float] | None]:
         """Masks and expert factors of the call in progress.
@@ -181,9 +169,10 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         config, entry = self.entries[name]
         return asked is not None and all(asked.get(config.experts[i], 1.0) == 0 for i in entry["experts"])
 
-    def _multipliers(self, name: str, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def _multipliers(
+        self, name: str, x: Tensor, asked: Mapping[str, float] | None
+    ) -> tuple[Tensor | None, Tensor | None]:
         """What `using` asked for: factors of the experts here, and of all in the composition."""
-        _, asked = self._call()
         if asked is None:
             return None, None
         config, entry = self.entries[name]
@@ -206,6 +195,12 @@ class RadarLayer(nn.Module, BaseTunerLayer):
 
     def unmerge(self) -> None:
         """Nothing is ever merged."""
+
+
+def _without_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Autocast off; entering that where it is off already would cost as much as a product with few tokens."""
+    on = torch.compiler.is_compiling() or torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else contextlib.nullcontext()
 
 
 def reads_encoder(site: str, two_stacks: bool) -> bool:

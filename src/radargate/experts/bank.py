@@ -187,3 +187,38 @@ def write_expert(bank: ExpertBank, name: str, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / CONFIG_FILE).write_text(json.dumps(bank.configs[name], indent=2))
+
+
+class Bank(nn.Module):
+    """Frozen A [R, d_in] and B [R, d_out] of one site, raw; scales and owners are derived from the site table."""
+
+    def __init__(self, entry: dict[str, Any], d_in: int, d_out: int, rows: int) -> None:
+        super().__init__()
+        self.ranks = tuple(entry["ranks"])
+        dtype = widest_dtype(entry["dtypes"])
+        # parameters, not buffers: DDP would send buffers around on each forward
+        self.A = nn.Parameter(torch.zeros(rows, d_in, dtype=dtype), requires_grad=False)
+        self.B = nn.Parameter(torch.zeros(sum(self.ranks), d_out, dtype=dtype), requires_grad=False)
+        self.scales = tuple(entry["scales"])
+        self._scale: Tensor | None = None
+        self._cast: tuple[Any, Tensor, Tensor] | None = None
+
+    def scale(self, like: Tensor) -> Tensor:
+        """σ: each expert's LoRA scale repeated r_i times, [R]."""
+        if self._scale is None or self._scale.dtype != like.dtype or self._scale.device != like.device:
+            flat = [s for s, r in zip(self.scales, self.ranks, strict=True) for _ in range(r)]
+            with torch.inference_mode(False):  # what is kept must serve a training step too
+                self._scale = torch.tensor(flat, dtype=like.dtype, device=like.device)
+        return self._scale
+
+    def cast(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """A and B in the dtype of the computation; a frozen bank is converted once."""
+        if self.A.dtype == dtype:
+            return self.A, self.B
+        if self.A.requires_grad or torch.compiler.is_compiling():
+            return self.A.to(dtype), self.B.to(dtype)
+        key = (dtype, self.A.data_ptr(), self.B.data_ptr(), self.A._version, self.B._version)
+        if self._cast is None or self._cast[0] != key:
+            with torch.inference_mode(False):
+                self._cast = (key, self.A.detach().to(dtype), self.B.detach().to(dtype))
+        return self._cast[1:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from radargate import ops
 from radargate.architectures.base import Codes
 from radargate.errors import OptionError
 from radargate.experts.bank import ExpertBank
@@ -177,8 +179,19 @@ class Gate(nn.Module):
     def forward(self, call: Call) -> GateOutput:
         """Weigh, let the architecture settle, turn."""
         weights, indices = self.weigh(call)
-        call = dataclasses.replace(call, codes=self.settle(call, weights, indices))
-        return GateOutput(weights, indices, call.codes, self.turn(call, weights, indices), self.extra(call))
+        codes = self.settle(call, weights, indices)
+        if codes is not call.codes:
+            call = dataclasses.replace(call, codes=codes)
+        return GateOutput(weights, indices, codes, self.turn(call, weights, indices), self.extra(call))
+
+    def recipe(self) -> ops.Recipe | None:
+        """All that `forward` does, where a `Recipe` says all of it, so that one compiled call can do it; else None."""
+        return None
+
+    def goes_as(self, kind: type[Gate]) -> bool:
+        """Whether every step of `forward` is that of ``kind``, and nobody listens in on it."""
+        watched = self._forward_hooks or self._forward_pre_hooks or "forward" in self.__dict__
+        return not watched and _same_steps(type(self), kind)
 
     def prepare(self, A: Tensor, B: Tensor, scales: Sequence[float]) -> None:
         """Called once when experts are filled in: A and B [R, …] raw, one scale an expert."""
@@ -218,6 +231,12 @@ class Gate(nn.Module):
         return nn.Parameter(draw(torch.Generator().manual_seed((self.site.seed + 7919 * salt) % (1 << 63))))
 
 
+@functools.cache
+def _same_steps(one: type[Gate], other: type[Gate]) -> bool:
+    steps = ("forward", "weigh", "logits", "settle", "turn", "extra", "__call__")
+    return all(getattr(one, step, None) is getattr(other, step, None) for step in steps)
+
+
 class OneExpert(Gate):
     """What stands at a site with a single expert: nothing to weigh against, nothing to turn by; weight 1."""
 
@@ -225,6 +244,10 @@ class OneExpert(Gate):
         """Weight 1, or 0 where the expert is switched off."""
         on = 1.0 if call.multipliers is None else (call.multipliers > 0).to(call.x)
         return torch.ones(*call.x.shape[:-1], 1, dtype=call.x.dtype, device=call.x.device) * on, None
+
+    def recipe(self) -> ops.Recipe | None:
+        """Weight 1, and nothing else."""
+        return ops.Recipe() if self.goes_as(OneExpert) else None
 
 
 def make_options(kind: type, values: dict[str, Any]) -> Any:

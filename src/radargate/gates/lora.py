@@ -39,7 +39,7 @@ class LoRAGate(StretchGate):
     def __init__(self, site: GateSite, options: Options) -> None:
         super().__init__(site, options)
         rank = options.rank or max(1, round(rotation_size(site, options.rotation_rank) / (site.d_in + site.d_out)))
-        # stored at unit size like P, for the same reason (see `radargate.gates.rotation.site_codes`)
+        # stored at unit size like P, for the same reason (see `radargate.gates.rotation.size_of_down`)
         self.rotation_lora_A = self.normal(rank, site.d_in, std=1.0, salt=1)
         self.rotation_lora_B = nn.Parameter(torch.zeros(site.d_out, rank))
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from radargate import ops
 from radargate.errors import OptionError
 from radargate.gates.base import Call, GateSite, Turn
-from radargate.gates.rotation import RotationOptions, add_rotation, site_codes, turn
+from radargate.gates.rotation import RotationOptions, add_rotation, site_codes, size_of_down, turn
 from radargate.gates.stretch import StretchGate, StretchOptions
 
 
@@ -57,3 +57,14 @@ class RadarGate(StretchGate):
     def turn(self, call: Call, weights: Tensor, indices: Tensor | None) -> Turn | None:
         """Angles from the chosen experts' relation to all the others."""
         return turn(self, call, indices) if self.options.rotate_output else None
+
+    def recipe(self) -> ops.Recipe | None:
+        """Logits from the input, and one low-rank rotation from the experts' relations."""
+        options, down = self.options, self.rotation_down
+        usual = options.gate_input == "input" and options.rotation_input == "experts" and options.rotate_output
+        if not usual or options.rotation_sharing != "site" or down is None or not self.goes_as(RadarGate):
+            return None
+        return ops.Recipe(
+            self.softmax_theta, options.temperature, options.renormalize, down, self.rotation_up, size_of_down(down),
+            options.angle_norm, options.reference,
+        )  # fmt: skip

@@ -66,19 +66,28 @@ def rotation_size(site: GateSite, rank: int) -> int:
     return rank * (site.d_out + site.d_out // 2)
 
 
+def size_of_down(down: Tensor) -> float:
+    """What P is multiplied by.
+
+    It is stored at unit size: Adam's steps have one size whatever the width, and would else outgrow entries of
+    1/sqrt(width) within a few steps (seen: 10 rad on average after 120 steps at 2e-2).
+    """
+    return float(down.shape[-2] ** -0.5)
+
+
 def site_codes(gate: Any, call: Call, indices: Tensor | None) -> Tensor:
     """Rotation codes [..., k or 1, r_a] of the chosen experts, as the gate's options say."""
     options, down = gate.options, gate.rotation_down
-    # P is stored at unit size: Adam's steps have one size whatever the width, and would else outgrow entries of
-    # 1/sqrt(width) within a few steps (seen: 10 rad on average after 120 steps at 2e-2)
-    down = None if down is None else down.to(call.x) * down.shape[-2] ** -0.5
+    scale = 1.0 if down is None else size_of_down(down)
+    down = None if down is None else down.to(call.x)
     if options.rotation_input == "input":
-        return ops.input_codes(call.x, down, options.angle_norm)
+        code = ops.input_codes(call.x, down, options.angle_norm)
+        return code if scale == 1 else code * scale
     summed = call.codes.summed if options.reference == "all" else None
     total, rounding = (None, None) if summed is None else summed()
     return ops.rotation_codes(
         call.h, call.B, call.ranks, down, indices=indices, reference=options.reference, angle_norm=options.angle_norm,
-        total=total, rounding=rounding,
+        total=total, rounding=rounding, scale=scale,
     )  # fmt: skip
 
 

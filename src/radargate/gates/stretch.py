@@ -79,3 +79,10 @@ class StretchGate(Gate):
         return ops.select(
             self.logits(call), call.top_k, options.temperature, options.renormalize, multipliers=call.multipliers
         )
+
+    def recipe(self) -> ops.Recipe | None:
+        """Logits from the input, and nothing else."""
+        options = self.options
+        if options.gate_input != "input" or not self.goes_as(StretchGate):
+            return None
+        return ops.Recipe(self.softmax_theta, options.temperature, options.renormalize)

@@ -18,10 +18,12 @@ from radargate.ops.codes import (
     rotation_codes,
     rotation_table,
 )
+from radargate.ops.fused.sites import Recipe, site, site_applies
 from radargate.ops.routes import chosen_codes, merge, merged_is_cheaper, rounding
 from radargate.ops.selection import check_selection, dense_weights, select
 
 __all__ = [
+    "Recipe",
     "angles",
     "check_choice",
     "choose_backend",
@@ -42,6 +44,8 @@ __all__ = [
     "rotation_table",
     "rounding",
     "select",
+    "site",
+    "site_applies",
 ]
 
 BACKENDS = ("auto", "codes", "literal", "triton")

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from radargate.ops import dense, fused, gpu
+from radargate.ops import dense, few, fused, gpu
 from radargate.ops.literal import EPS, unit_rms
 from radargate.ops.recompute import recompute, tracing
 from radargate.ops.selection import dense_weights
@@ -39,7 +39,8 @@ def owners(ranks: Sequence[int], device: torch.device | None = None) -> Tensor:
 
 def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int] | None, down: Tensor | None, *, indices: Tensor | None = None,
                    reference: str = "all", angle_norm: str = "none", total: Tensor | None = None,
-                   rounding: Tensor | None = None, table: Tensor | None = None, backend: str = "auto") -> Tensor:  # fmt: skip
+                   rounding: Tensor | None = None, table: Tensor | None = None, scale: float = 1.0,
+                   backend: str = "auto") -> Tensor:  # fmt: skip
     """Rotation codes a_i = (v_i ⊙ Σ_{j≠i} v_j) P of the chosen experts.
 
     Args:
@@ -54,6 +55,7 @@ def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int] | None, down: Tens
         rounding: where h holds the chosen experts' codes only (`chosen_codes`): the length [...] at which total − v is
             rounding. Under unit scaling such a reference counts as none, as the others' own codes are not there.
         table: from `rotation_table`; the codes then come from it and G, without expanding any expert.
+        scale: the codes are multiplied by it; cheaper than P, which is larger.
         backend: ``"auto"``; ``"codes"`` keeps away from Triton, ``"triton"`` insists on it.
 
     Returns:
@@ -66,7 +68,8 @@ def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int] | None, down: Tens
     """
     if ranks is None:
         gpu.serves(backend, h, B, down, lacking=gpu.DENSE_CODES)
-        return dense.rotation_codes(h, B, down, indices=indices, reference=reference, angle_norm=angle_norm)
+        code = dense.rotation_codes(h, B, down, indices=indices, reference=reference, angle_norm=angle_norm)
+        return code if scale == 1 else code * scale
     shape, h = h.shape[:-1], h.reshape(-1, h.shape[-1])
     if indices is not None:
         indices = indices.reshape(-1, indices.shape[-1])
@@ -74,6 +77,7 @@ def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int] | None, down: Tens
         total = None
     slots = len(ranks) if indices is None else indices.shape[-1]
     others = max((slots if reference == "selected" else len(ranks)) - 1, 1)
+    divided = others if angle_norm == "mean" else 1
     known = None if total is None else total.reshape(-1, total.shape[-1])
     lacking = "the kernels know no table" if table is not None else None
     if known is None or angle_norm != "unit":
@@ -84,24 +88,28 @@ def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int] | None, down: Tens
         lacking = "the kernels relate to all others, not to the selected ones"
     if gpu.serves(backend, h, B, down, known, indices=indices, lacking=lacking):
         assert down is not None
-        unit, divided = angle_norm == "unit", others if angle_norm == "mean" else 1
-        code = gpu.rotation_codes(h, B, ranks, down, indices, known, unit=unit, others=divided)
+        unit = angle_norm == "unit"
+        divisor = 1 if unit else divided / scale
+        code = gpu.rotation_codes(h, B, ranks, down, indices, known, unit=unit, others=divisor)
+        code = code * scale if unit and scale != 1 else code
         return code.view(*shape, *code.shape[1:])
     h, B, down, known, rounding = alike(h, B, down, known, rounding)
-    if (
-        table is None and down is not None and down.dim() == 2
-        and fused.applies(h, B, down, known, rounding, indices=indices)
-    ):  # fmt: skip
-        code = fused.rotation_codes(
-            h, B, ranks, down, indices, known, rounding, unit=angle_norm == "unit", selected=reference == "selected",
-            others=others if angle_norm == "mean" else 1,
-        )  # fmt: skip
-        return code.view(*shape, *code.shape[1:])
+    if table is None and down is not None and down.dim() == 2:
+        unit, selected = angle_norm == "unit", reference == "selected"
+        code = None
+        if fused.applies(h, B, down, known, rounding, indices=indices):
+            code = fused.rotation_codes(
+                h, B, ranks, down, indices, known, rounding, unit=unit, selected=selected, others=divided / scale
+            )
+        elif rounding is None and few.applies(h.shape[0] * slots, h, B, down, known):
+            code = few.rotation_codes(h, B, ranks, down, indices, unit=unit, selected=selected, factor=scale / divided)
+        if code is not None:
+            return code.view(*shape, *code.shape[1:])
     owner = owners(ranks, h.device)
     gram = B @ B.T if table is not None and angle_norm == "unit" else None
     # under unit scaling, a sum over few experts minus one of them loses digits that the few alone keep
-    few = reference == "selected" and indices is not None and angle_norm == "unit"
-    written_out = down is not None and down.dim() == 2 and not tracing() and not few
+    by_few = reference == "selected" and indices is not None and angle_norm == "unit"
+    written_out = down is not None and down.dim() == 2 and not tracing() and not by_few
     if known is None and table is None and (angle_norm != "unit" or written_out):
         known = (h if reference == "all" or indices is None else _chosen_codes(h, owner, indices)) @ B
 
@@ -146,6 +154,7 @@ def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int] | None, down: Tens
         return code / others if angle_norm == "mean" else code
 
     result = torch.stack([(direct if table is None else from_table)(slot) for slot in range(slots)], dim=1)
+    result = result if scale == 1 else result * scale
     return result.view(*shape, *result.shape[1:])
 
 
@@ -240,6 +249,10 @@ def _mix(h: Tensor, B: Tensor, ranks: Sequence[int], weights: Tensor, indices: T
         and fused.applies(h, B, weights, turn, by, indices=indices)
     ):
         update = fused.mix(h, B, ranks, weights, indices, turn, by, bound=angle_norm == "tanh")
+        return update.view(*shape, B.shape[-1])
+    one_turn = rotation is None or up is None or (up.dim() == 2 and rotation.shape[1] == weights.shape[1])
+    if one_turn and few.applies(weights.numel(), h, B, weights, rotation, up):
+        update = few.mix(h, B, ranks, weights, indices, rotation, up, bound=angle_norm == "tanh")
         return update.view(*shape, B.shape[-1])
     owner = owners(ranks, h.device)
     weighted = h * dense_weights(weights, indices, len(ranks))[:, owner]

@@ -36,7 +36,11 @@ def select(logits: Tensor, top_k: int | None = None, temperature: float = 1.0, r
     if indices is None:
         if top_k is None or top_k >= n:
             return scaled.softmax(-1), None
-        indices = scaled.detach().sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
+        found = scaled.detach()  # both have the first of equals first; one pass is cheaper than sorting
+        if top_k == 1:
+            indices = found.argmax(-1, keepdim=True)
+        else:
+            indices = found.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
     k = indices.shape[-1]
     if renormalize == "always" or (renormalize == "auto" and k > 1):
         return scaled.gather(-1, indices).softmax(-1), indices

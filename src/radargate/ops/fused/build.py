@@ -22,11 +22,11 @@ from pathlib import Path
 
 from radargate.cache import cache_folder
 
-SOURCES = ("slots.cpp", "codes.h", "mix.h", "shrink.h", "call.h", "vectors.h", "elementary.h")
+SOURCES = ("slots.cpp", "site.h", "codes.h", "mix.h", "shrink.h", "call.h", "vectors.h", "elementary.h")
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC", "-shared")
 # the first that the compiler accepts: older ones know no -march=native on some machines, Apple's no OpenMP
 EXTRAS = (("-march=native", "-fopenmp"), ("-march=native",), ("-fopenmp",), ())
-ENTRY_POINTS = ("radargate_rotation_codes", "radargate_mix", "radargate_shrink")
+ENTRY_POINTS = ("radargate_rotation_codes", "radargate_mix", "radargate_shrink", "radargate_site")
 BUILD_SECONDS = 300
 logger = logging.getLogger(__name__)
 

@@ -104,21 +104,25 @@ template <typename Body> inline void for_spans(const Call& call, int64_t chunk, 
   if (failed) throw std::bad_alloc();
 }
 
-// B with its last, partial tile of columns padded.
-template <typename T> struct PaddedB : Matrix<T> {
-  PaddedB(const Call& call) {
-    const T* B = static_cast<const T*>(call.B);
-    const int64_t whole = call.width / TILE<T>, rest = call.width % TILE<T>;
+// A matrix as it is given, with its last, partial tile of columns padded.
+template <typename T> struct PaddedColumns : Matrix<T> {
+  PaddedColumns(const void* given, int64_t rows, int64_t width) {
+    const T* from = static_cast<const T*>(given);
+    const int64_t whole = width / TILE<T>, rest = width % TILE<T>;
     if (rest) {
-      copy_.assign(call.codes * TILE<T>, T(0));
-      for (int64_t p = 0; p < call.codes; ++p)
-        std::memcpy(&copy_[p * TILE<T>], B + p * call.width + whole * TILE<T>, rest * sizeof(T));
+      copy_.assign(rows * TILE<T>, T(0));
+      for (int64_t p = 0; p < rows; ++p)
+        std::memcpy(&copy_[p * TILE<T>], from + p * width + whole * TILE<T>, rest * sizeof(T));
     }
-    static_cast<Matrix<T>&>(*this) = {B, call.width, copy_.data(), whole, whole + (rest ? 1 : 0)};
+    static_cast<Matrix<T>&>(*this) = {from, width, copy_.data(), whole, whole + (rest ? 1 : 0)};
   }
 
  private:
   std::vector<T> copy_;
+};
+
+template <typename T> struct PaddedB : PaddedColumns<T> {
+  PaddedB(const Call& call) : PaddedColumns<T>(call.B, call.codes, call.width) {}
 };
 
 // A small matrix, held whole with its rows padded.
@@ -135,6 +139,39 @@ template <typename T> struct PaddedRows : Matrix<T> {
   std::vector<T> copy_;
   int64_t rows_;
 };
+
+// into [RANK, width] = the transpose of given [width, RANK], RANK a power of two: separating even from odd places halves
+// the columns that share a vector, and log₂ RANK times leaves one.
+template <typename T, int RANK> inline int64_t transpose_vectors(const T* given, int64_t width, PaddedRows<T>& into) {
+  constexpr int n = Lanes<T>::count;
+  int64_t i = 0;
+  for (; i + n <= width; i += n) {
+    Vector<T> now[RANK], next[RANK];
+#pragma GCC unroll 16
+    for (int v = 0; v < RANK; ++v) now[v] = load(given + i * RANK + v * n);
+#pragma GCC unroll 4
+    for (int done = 1; done < RANK; done *= 2) {
+#pragma GCC unroll 8
+      for (int v = 0; v < RANK / 2; ++v) {
+        next[v] = evens<T>(now[2 * v], now[2 * v + 1]);
+        next[v + RANK / 2] = odds<T>(now[2 * v], now[2 * v + 1]);
+      }
+      std::copy(next, next + RANK, now);
+    }
+#pragma GCC unroll 16
+    for (int v = 0; v < RANK; ++v) store<T>(into.row(v) + i, now[v]);
+  }
+  return i;
+}
+
+template <typename T> inline void transpose(const T* given, int64_t width, int64_t rank, PaddedRows<T>& into) {
+  int64_t i = 0;
+  if (rank == 4) i = transpose_vectors<T, 4>(given, width, into);
+  if (rank == 8) i = transpose_vectors<T, 8>(given, width, into);
+  if (rank == 16) i = transpose_vectors<T, 16>(given, width, into);
+  for (; i < width; ++i)
+    for (int64_t c = 0; c < rank; ++c) into.row(c)[i] = given[i * rank + c];
+}
 
 // A gradient [rows, columns] that is a sum over tokens: one buffer a span, so that their sum does not depend on who
 // filled them. Nothing is held for a gradient that nobody asked for (to == null).

@@ -120,8 +120,8 @@ template <typename T> class CodesWork {
       for (int64_t c = 0; c < call_.rank; ++c) code[c] = found[c] / T(call_.others);
       return;
     }
-    const T by_v = inverse_rms(v_square), by_other = inverse_rms(other_square);
-    for (int64_t c = 0; c < call_.rank; ++c) code[c] = found[c] * (by_v * by_other);
+    const T by_v = inverse_rms(v_square), by_other = inverse_rms(other_square), size = by_v * by_other / T(call_.others);
+    for (int64_t c = 0; c < call_.rank; ++c) code[c] = found[c] * size;
     if (T* scales = static_cast<T*>(call_.scales)) {
       scales += number(place) * 3;
       scales[0] = by_v, scales[1] = by_other, scales[2] = T(alone);
@@ -176,7 +176,7 @@ template <typename T> class CodesWork {
     const T* code = static_cast<const T*>(call_.code) + number(place) * call_.rank;
     T reach = 0;
     for (int64_t c = 0; c < call_.rank; ++c) {
-      scaled[c * step] = grad[c] * (scales[0] * scales[1]);
+      scaled[c * step] = grad[c] * (scales[0] * scales[1] / T(call_.others));
       reach += grad[c] * code[c];
     }
     reach /= T(call_.width);
@@ -299,8 +299,7 @@ template <typename T> void rotation_codes(const Call& call) {
   const T* given = static_cast<const T*>(call.down);
   PaddedB<T> B(call);
   PaddedRows<T> down(call.rank, call.width);
-  for (int64_t i = 0; i < call.width; ++i)
-    for (int64_t c = 0; c < call.rank; ++c) down.row(c)[i] = given[i * call.rank + c];
+  transpose(given, call.width, call.rank, down);
   const int64_t columns = down.columns, chunk = chunk_rows(columns);
   SpanSums<T> d_down(call.d_down, span_count(call, chunk), call.rank, columns);
   SpanSums<T> d_B(call.d_B, span_count(call, chunk), call.codes, columns);

@@ -2,6 +2,7 @@
 #include "codes.h"
 #include "mix.h"
 #include "shrink.h"
+#include "site.h"
 
 namespace {
 
@@ -31,6 +32,15 @@ int64_t radargate_mix(const radargate::Call* call) {
 
 int64_t radargate_shrink(const radargate::Call* call) {
   return guarded(*call, [&] { call->wide ? radargate::shrink<double>(*call) : radargate::shrink<float>(*call); });
+}
+
+int64_t radargate_site(const radargate::Site* site) {
+  try {
+    site->wide ? radargate::SiteWork<double>(*site).run() : radargate::SiteWork<float>(*site).run();
+  } catch (const std::bad_alloc&) {
+    return radargate::NO_MEMORY;
+  }
+  return radargate::DONE;
 }
 
 }  // extern "C"
