@@ -35,7 +35,7 @@ def applies(h: Tensor, B: Tensor, *others: Tensor | None, indices: Tensor | None
 
 
 def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int], down: Tensor, indices: Tensor | None, total: Tensor | None,
-                   *, unit: bool, selected: bool, others: int) -> Tensor:  # fmt: skip
+                   *, unit: bool, selected: bool, others: float) -> Tensor:  # fmt: skip
     """Rotation codes [tokens, k, r_a] of all slots.
 
     Args:
