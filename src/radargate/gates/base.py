@@ -191,7 +191,8 @@ class Gate(nn.Module):
     def goes_as(self, kind: type[Gate]) -> bool:
         """Whether every step of `forward` is that of ``kind``, and nobody listens in on it."""
         watched = self._forward_hooks or self._forward_pre_hooks or "forward" in self.__dict__
-        return not watched and _same_steps(type(self), kind)
+        pair: Any = type(self), kind
+        return not watched and _same_steps(*pair)
 
     def prepare(self, A: Tensor, B: Tensor, scales: Sequence[float]) -> None:
         """Called once when experts are filled in: A and B [R, …] raw, one scale an expert."""
@@ -232,7 +233,7 @@ class Gate(nn.Module):
 
 
 @functools.cache
-def _same_steps(one: type[Gate], other: type[Gate]) -> bool:
+def _same_steps(one: Any, other: Any) -> bool:
     steps = ("forward", "weigh", "logits", "settle", "turn", "extra", "__call__")
     return all(getattr(one, step, None) is getattr(other, step, None) for step in steps)
 

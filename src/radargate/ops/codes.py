@@ -96,15 +96,15 @@ def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int] | None, down: Tens
     h, B, down, known, rounding = alike(h, B, down, known, rounding)
     if table is None and down is not None and down.dim() == 2:
         unit, selected = angle_norm == "unit", reference == "selected"
-        code = None
+        found: Tensor | None = None
         if fused.applies(h, B, down, known, rounding, indices=indices):
-            code = fused.rotation_codes(
+            found = fused.rotation_codes(
                 h, B, ranks, down, indices, known, rounding, unit=unit, selected=selected, others=divided / scale
             )
         elif rounding is None and few.applies(h.shape[0] * slots, h, B, down, known):
-            code = few.rotation_codes(h, B, ranks, down, indices, unit=unit, selected=selected, factor=scale / divided)
-        if code is not None:
-            return code.view(*shape, *code.shape[1:])
+            found = few.rotation_codes(h, B, ranks, down, indices, unit=unit, selected=selected, factor=scale / divided)
+        if found is not None:
+            return found.view(*shape, *found.shape[1:])
     owner = owners(ranks, h.device)
     gram = B @ B.T if table is not None and angle_norm == "unit" else None
     # under unit scaling, a sum over few experts minus one of them loses digits that the few alone keep

@@ -48,7 +48,7 @@ def chosen_codes(x: Tensor, A: Tensor, scale: Tensor, ranks: Sequence[int], indi
 
 
 def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int], down: Tensor, indices: Tensor | None, total: Tensor | None,
-                   rounding: Tensor | None = None, *, unit: bool, selected: bool, others: int) -> Tensor:  # fmt: skip
+                   rounding: Tensor | None = None, *, unit: bool, selected: bool, others: float) -> Tensor:  # fmt: skip
     """Rotation codes [tokens, k, r_a] of all slots.
 
     Args:
