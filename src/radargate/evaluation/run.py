@@ -105,8 +105,8 @@ def plan_work(scoring: Scoring, *, data: str | None, tasks: list[str] | None = N
     manager = None
     if suites:
         names = [name for suite in suites.values() for name in suite]
+        check_hub(remedy)  # first: it is quicker than reading lm-eval's index
         manager = task_manager(names)
-        check_hub(remedy)
         load_tasks(manager, names, remedy)
     return Work(rows, suites, num_fewshot, lm_eval_new_tokens, manager)
 
