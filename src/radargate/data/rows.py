@@ -10,7 +10,8 @@ from typing import Any
 
 from radargate.errors import DataError
 
-FIELDS = ("prompt", "target", "choices", "answer_index", "task", "id", "rationale")
+FIELDS = ("prompt", "target", "choices", "answer_index", "task", "id", "rationale", "metric")
+ANSWER_METRICS = ("exact_match", "math", "translation")
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Row:
         answer_index: index of the right choice, None where there are no choices.
         task: the task's name.
         id: unique within a source.
+        metric: how a free answer is judged, one of `ANSWER_METRICS`; where it is empty the task's name decides.
     """
 
     prompt: str
@@ -32,6 +34,7 @@ class Row:
     answer_index: int | None = None
     task: str = ""
     id: str = ""
+    metric: str = ""
 
     @property
     def candidates(self) -> tuple[str, ...]:
@@ -76,6 +79,11 @@ def parse_row(raw: Any, where: str, task: str = "", position: int = 0) -> Row:
             raise DataError(f"{where}: field 'choices' is {_shown(choices)}, expected a list of at least 2 texts.")
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(choices):
             raise DataError(f"{where}: field 'answer_index' is {_shown(index)}, expected 0 to {len(choices) - 1}.")
+    metric = raw.get("metric")
+    if metric is not None and metric not in ANSWER_METRICS:
+        raise DataError(f"{where}: field 'metric' is {_shown(metric)}, expected one of {', '.join(ANSWER_METRICS)}.")
+    if metric is not None and choices:
+        raise DataError(f"{where}: field 'metric' is for free answers; leave it out where there are 'choices'.")
     row = Row(
         prompt=raw["prompt"],
         target=raw["target"],
@@ -83,6 +91,7 @@ def parse_row(raw: Any, where: str, task: str = "", position: int = 0) -> Row:
         answer_index=index if choices else None,
         task=str(raw.get("task") or task),
         id=str(raw.get("id") if raw.get("id") is not None else f"{task}/{position}"),
+        metric=metric or "",
     )
     if row.choices:
         try:
@@ -98,7 +107,8 @@ def rows_hash(rows: Iterable[Row]) -> str:
     """Short sha256 over the contents of rows, for provenance."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(repr((row.prompt, row.target, row.choices, row.answer_index, row.task)).encode())
+        own = (row.metric,) if row.metric else ()  # rows without one keep the hash they always had
+        digest.update(repr((row.prompt, row.target, row.choices, row.answer_index, row.task, *own)).encode())
     return digest.hexdigest()[:16]
 
 

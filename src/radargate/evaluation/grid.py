@@ -155,9 +155,19 @@ def _own_expert(systems: Mapping[str, System], tasks: Sequence[str]) -> System |
 def _check_same_rows(tasks: Sequence[str], cells: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:
     for task in tasks:
         for cell in cells[1:]:
+            labels = cells[0][task]["cell"]["label"], cell[task]["cell"]["label"]
             if cell[task]["rows"]["id"] != cells[0][task]["rows"]["id"]:
-                labels = cells[0][task]["cell"]["label"], cell[task]["cell"]["label"]
                 raise RadarGateError(
                     f"task {task} was scored on different rows for {labels[0]} and {labels[1]}, which cannot be compared; "
                     "keep runs with other rows or limits in other folders."
                 )
+            if _judged_by(cell[task]) != _judged_by(cells[0][task]):
+                raise RadarGateError(
+                    f"task {task} was judged by {_judged_by(cells[0][task])} for {labels[0]} and by {_judged_by(cell[task])} for "
+                    f"{labels[1]}, which cannot be compared; run both again in one folder."
+                )
+
+
+def _judged_by(record: Mapping[str, Any]) -> str:
+    """What gave the accuracies of a record; those from before records said so were compared after strip and lower-case."""
+    return "math" if "math" in (record.get("metric") or {}) else "exact match"

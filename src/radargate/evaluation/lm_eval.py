@@ -1,4 +1,4 @@
-"""The same rows, and any task by name, through EleutherAI's lm-eval."""
+"""The same multiple-choice rows through EleutherAI's lm-eval, to compare decisions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from radargate.data.prompts import answer_delimiter
 from radargate.data.rows import Row
 from radargate.errors import DataError
+from radargate.evaluation.harness import language_model
 
 
 def rows_task(rows: Sequence[Row], folder: Path, tokenizer: Any) -> Any:
@@ -56,43 +57,8 @@ def decisions(model: Any, tokenizer: Any, rows: Sequence[Row], batch_size: int =
     with tempfile.TemporaryDirectory() as work:
         task = rows_task(rows, Path(work), tokenizer)
         results = lm_eval.simple_evaluate(
-            model=_language_model(model, tokenizer, batch_size), tasks=[task], log_samples=True, bootstrap_iters=0,
+            model=language_model(model, tokenizer, batch_size), tasks=[task], log_samples=True, bootstrap_iters=0,
             apply_chat_template=bool(getattr(tokenizer, "chat_template", None)),
         )  # fmt: skip
     samples = sorted(results["samples"]["radargate_rows"], key=lambda sample: sample["doc_id"])
     return [(bool(sample["acc"]), bool(sample["acc_norm"])) for sample in samples]
-
-
-def evaluate_tasks(model: Any, tokenizer: Any, tasks: Sequence[str], *, limit: int | None = None,
-                   batch_size: int = 8, num_fewshot: int | None = None) -> dict[str, Any]:  # fmt: skip
-    """Run lm-eval tasks by name on a model that is loaded already.
-
-    Returns:
-        task → its metrics as lm-eval reports them.
-
-    Raises:
-        DataError: lm-eval is not installed, or knows no such task.
-    """
-    try:
-        import lm_eval
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise DataError("--tasks needs lm-eval: pip install 'radargate[eval]'.") from error
-    manager = TaskManager()
-    unknown = [task for task in tasks if task not in manager.all_tasks]
-    if unknown:
-        from radargate.registry import unknown_name
-
-        near = unknown_name("lm-eval task", unknown[0], list(manager.all_tasks)).split(" Known:")[0]
-        raise DataError(f"{near} List them with: lm-eval ls tasks.")
-    results = lm_eval.simple_evaluate(
-        model=_language_model(model, tokenizer, batch_size), tasks=list(tasks), limit=limit, num_fewshot=num_fewshot,
-        task_manager=manager, apply_chat_template=bool(getattr(tokenizer, "chat_template", None)),
-    )  # fmt: skip
-    return dict(results["results"])
-
-
-def _language_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
-    from lm_eval.models.huggingface import HFLM
-
-    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)

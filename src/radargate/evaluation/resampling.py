@@ -22,12 +22,15 @@ def bootstrap_intervals(groups: Sequence[np.ndarray], seed: int = 0) -> tuple[np
     generator = np.random.default_rng(seed)
     means = np.zeros((RESAMPLES, groups[0].shape[1]))
     for values in groups:
-        size = len(values)
-        picks = generator.integers(0, size, size=(RESAMPLES, size)) + size * np.arange(RESAMPLES)[:, None]
-        drawn = np.bincount(picks.ravel(), minlength=RESAMPLES * size).reshape(RESAMPLES, size)
-        means += drawn @ values / (size * len(groups))
+        means += resample_counts(generator, len(values)) @ values / (len(values) * len(groups))
     low, high = np.percentile(means, [2.5, 97.5], axis=0)
     return low, high
+
+
+def resample_counts(generator: np.random.Generator, size: int) -> np.ndarray:
+    """How often each of ``size`` rows is drawn in each resample [resamples, rows]."""
+    picks = generator.integers(0, size, size=(RESAMPLES, size)) + size * np.arange(RESAMPLES)[:, None]
+    return np.bincount(picks.ravel(), minlength=RESAMPLES * size).reshape(RESAMPLES, size)
 
 
 def sign_flip_p(groups: Sequence[np.ndarray], seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,8 +15,10 @@ from radargate.base_models import base_name, load_base, load_tokenizer
 from radargate.composition import compose, load, radar_config
 from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import load_rows
-from radargate.evaluation.lm_eval import evaluate_tasks
-from radargate.evaluation.metrics import RowScore, summarise, summarise_tasks
+from radargate.evaluation.answers import check_metrics
+from radargate.evaluation.harness import check_hub, evaluate_tasks, load_tasks, task_manager
+from radargate.evaluation.metrics import RowScore, metric_counts, summarise, summarise_tasks
+from radargate.evaluation.presets import find_preset, local_rows
 from radargate.evaluation.scoring import Scorer
 from radargate.records import append_records, make_record
 from radargate.storage import check_writable
@@ -39,21 +41,81 @@ def is_bundle(target: str) -> bool:
     return (Path(target) / "adapter_config.json").is_file()
 
 
-def open_system(target: str, adapter: tuple[str, str] | None = None, *, dtype: str | None = None,
-                device: str | None = None, base: str | None = None) -> tuple[Any, Any]:  # fmt: skip
-    """Load what is to be scored or used, with its tokenizer: a bundle, a base, or a base with one adapter."""
+def open_system(target: str, *, dtype: str | None = None, device: str | None = None, base: str | None = None
+                ) -> tuple[Any, Any]:  # fmt: skip
+    """Load what is to be scored or used, with its tokenizer: a bundle or a base."""
     if is_bundle(target):
         model = load(base, target, dtype=dtype, device=device)
         return model, load_tokenizer(base_name(cast(PreTrainedModel, model.get_base_model())))
-    if adapter is None:
-        return load_base(target, dtype=dtype, device=device), load_tokenizer(target)
-    return compose(target, dict([adapter]), gate="uniform", top_k=1, dtype=dtype, device=device), load_tokenizer(target)
+    return load_base(target, dtype=dtype, device=device), load_tokenizer(target)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What each system is scored on, in suites: the benchmarks of a preset, or one without a name.
+
+    Attributes:
+        rows: suite → task → rows.
+        lm_eval: suite → names of lm-eval tasks.
+        num_fewshot: worked examples in lm-eval's prompts; None leaves each task its own.
+        lm_eval_new_tokens: of lm-eval's generated answers; None leaves each task its own.
+        manager: lm-eval's index of tasks, where there are any.
+    """
+
+    rows: Mapping[str, dict[str, list[Row]]] = field(default_factory=dict)
+    lm_eval: Mapping[str, list[str]] = field(default_factory=dict)
+    num_fewshot: int | None = None
+    lm_eval_new_tokens: int | None = None
+    manager: Any = None
+
+
+def plan_work(scoring: Scoring, *, data: str | None, tasks: list[str] | None = None,
+              lm_eval_tasks: list[str] | None = None, preset: str | None = None, num_fewshot: int | None = None,
+              lm_eval_new_tokens: int | None = None) -> Work:  # fmt: skip
+    """Read everything that is to be scored, and check that it can be, before a model is loaded.
+
+    Args:
+        scoring: split and limits.
+        data: source of rows; with a preset, the folder of its benchmarks' folders.
+        tasks: only these of the source's tasks.
+        lm_eval_tasks: lm-eval tasks by name.
+        preset: name of a set of benchmarks, from ``data`` if it is given, else from lm-eval.
+        num_fewshot: worked examples in lm-eval's prompts.
+        lm_eval_new_tokens: of lm-eval's generated answers.
+
+    Raises:
+        RadarGateError: something is not there, or a package is missing.
+    """
+    rows: dict[str, dict[str, list[Row]]] = {}
+    suites: dict[str, list[str]] = {}
+    remedy = ""
+    if preset is not None:
+        found = find_preset(preset)
+        if data:
+            rows = local_rows(found, data, scoring.split, scoring.limit)
+        else:
+            suites = {benchmark.name: list(benchmark.lm_eval) for benchmark in found.benchmarks}
+            num_fewshot = found.num_fewshot if num_fewshot is None else num_fewshot
+            remedy = f"Give --preset {preset} --data DIR to run it from local rows. "
+    elif data:
+        rows = {"": load_rows(data, scoring.split, tasks, scoring.limit)}
+    if lm_eval_tasks:
+        suites = {**suites, "": lm_eval_tasks}
+    check_metrics(row for by_task in rows.values() for group in by_task.values() for row in group)
+    manager = None
+    if suites:
+        names = [name for suite in suites.values() for name in suite]
+        check_hub(remedy)  # first: it is quicker than reading lm-eval's index
+        manager = task_manager(names)
+        load_tasks(manager, names, remedy)
+    return Work(rows, suites, num_fewshot, lm_eval_new_tokens, manager)
 
 
 def evaluate(target: str, adapters: Mapping[str, str], out: str | Path, *, data: str | None, tasks: list[str] | None,
              lm_eval_tasks: list[str] | None, scoring: Scoring, dtype: str | None = None, device: str | None = None,
-             base: str | None = None, say: Callable[[str], None] = lambda line: None) -> list[dict[str, Any]]:  # fmt: skip
-    """Score one system, or each of several adapters alone, and append records to ``out``.
+             base: str | None = None, say: Callable[[str], None] = lambda line: None, **more: Any
+             ) -> list[dict[str, Any]]:  # fmt: skip
+    """Score one system, or each of several adapters alone over one base, and append records to ``out``.
 
     Args:
         target: bundle or base.
@@ -61,37 +123,61 @@ def evaluate(target: str, adapters: Mapping[str, str], out: str | Path, *, data:
         out: JSON-lines file of records.
         data: source of rows.
         tasks: only these of its tasks.
-        lm_eval_tasks: lm-eval tasks by name, instead of rows.
+        lm_eval_tasks: lm-eval tasks by name, instead of rows or beside them.
         scoring: split, limits, batch.
         dtype: of the base.
         device: where to run.
         base: another name for a bundle's base.
         say: called with each line of progress.
+        **more: what else `plan_work` takes.
 
     Returns:
-        The records: one a system and task, and one a system for the mean over tasks.
+        The records: one a system and task, and one a system (and benchmark) for the mean over tasks.
     """
-    by_task = load_rows(data, scoring.split, tasks, scoring.limit) if data else {}
+    work = plan_work(scoring, data=data, tasks=tasks, lm_eval_tasks=lm_eval_tasks, **more)
     check_writable(out, "the records")
-    systems: list[tuple[str, tuple[str, str] | None]] = (
-        [(name, (name, path)) for name, path in adapters.items()] if adapters else [(Path(target).name, None)]
-    )
     records: list[dict[str, Any]] = []
-    for name, adapter in systems:
-        model, tokenizer = open_system(target, adapter, dtype=dtype, device=device, base=base)
-        facts = {"target": Path(target).name, "adapter": adapter[0] if adapter else None, "dtype": str(dtype),
+    for name, model, tokenizer in _systems(target, adapters, dtype, device, base):
+        facts = {"target": Path(target).name, "adapter": name if adapters else None, "dtype": str(dtype),
                  "experts": _expert_hashes(model)}  # fmt: skip
-        if lm_eval_tasks:
-            results = evaluate_tasks(
-                model, tokenizer, lm_eval_tasks, limit=scoring.limit, batch_size=scoring.batch_size
-            )
-            records += [make_record("lm-eval", f"{name}/{task}", values, **facts) for task, values in results.items()]
-        if by_task:
-            records += score_system(
-                name, model, tokenizer, by_task, scoring, {**facts, "data": Path(str(data)).name}, say
-            )
-    append_records(out, records)
+        for part in _parts(name, model, tokenizer, work, scoring, facts, data, say):
+            append_records(out, part)  # at once: a later benchmark that fails loses nothing
+            records += part
     return records
+
+
+def _systems(target: str, adapters: Mapping[str, str], dtype: str | None, device: str | None, base: str | None
+             ) -> Iterator[tuple[str, Any, Any]]:  # fmt: skip
+    """Name, model and tokenizer of every system; adapters share one base that is loaded once."""
+    model, tokenizer = open_system(target, dtype=dtype, device=device, base=base)
+    if not adapters:
+        yield Path(target).name, model, tokenizer
+    for name, path in adapters.items():
+        composed = compose(model, {name: path}, gate="uniform", top_k=1)
+        yield name, composed, tokenizer
+        composed.unload()
+
+
+def _parts(name: str, model: Any, tokenizer: Any, work: Work, scoring: Scoring, facts: dict[str, Any],
+           data: str | None, say: Callable[[str], None]) -> Iterator[list[dict[str, Any]]]:  # fmt: skip
+    """The records of one system, suite by suite."""
+    for suite, names in work.lm_eval.items():
+        results = evaluate_tasks(
+            model, tokenizer, names, limit=scoring.limit, batch_size=scoring.batch_size, manager=work.manager,
+            num_fewshot=work.num_fewshot, max_new_tokens=work.lm_eval_new_tokens,
+        )  # fmt: skip
+        yield [
+            make_record("lm-eval", f"{name}/{task}", values, **facts, **_benchmark(suite), system=name, task=task,
+                        limit=scoring.limit, num_fewshot=work.num_fewshot, max_new_tokens=work.lm_eval_new_tokens)
+            for task, values in results.items()
+        ]  # fmt: skip
+    for suite, by_task in work.rows.items():
+        known = {**facts, **_benchmark(suite), "data": Path(str(data)).name}
+        yield score_system(name, model, tokenizer, by_task, scoring, known, say)
+
+
+def _benchmark(suite: str) -> dict[str, str]:
+    return {"benchmark": suite} if suite else {}
 
 
 def score_system(name: str, model: Any, tokenizer: Any, by_task: dict[str, list[Row]], scoring: Scoring,
@@ -112,26 +198,27 @@ def score_system(name: str, model: Any, tokenizer: Any, by_task: dict[str, list[
             make_record(
                 "eval", f"{name}/{task}", {**metrics, "seconds": round(time.monotonic() - begun, 2)}, **facts,
                 system=name, task=task, split=scoring.split, limit=scoring.limit, data_hash=rows_hash(rows),
-                max_new_tokens=scoring.max_new_tokens, rows=_columns(scores[task]), examples=_examples(rows, scores[task]),
+                max_new_tokens=scoring.max_new_tokens, metric=metric_counts(scores[task]), rows=_columns(scores[task]),
+                examples=_examples(rows, scores[task]),
             )
         )  # fmt: skip
     metrics = summarise_tasks(scores, scoring.seed)
-    say(f"{name}  mean of {len(scores)} tasks: {line(metrics)}")
-    records.append(make_record("eval", f"{name}/mean", metrics, **facts, system=name, task="mean", split=scoring.split,
+    suite = f"{facts['benchmark']}/" if "benchmark" in facts else ""
+    say(f"{name}  {suite}mean of {len(scores)} tasks: {line(metrics)}")
+    records.append(make_record("eval", f"{name}/{suite}mean", metrics, **facts, system=name, task="mean", split=scoring.split,
                                limit=scoring.limit))  # fmt: skip
     return records
 
 
 def line(metrics: dict[str, Any]) -> str:
-    """Accuracy and NLL with their intervals, for a terminal."""
-    acc, nll = metrics["acc"], metrics["nll"]
-    return (
-        f"accuracy {acc['value']:.3f} [{acc['low']:.3f}, {acc['high']:.3f}]  "
-        f"NLL {nll['value']:.3f} [{nll['low']:.3f}, {nll['high']:.3f}]"
-    )
+    """Accuracy (of translations chrF and BLEU) and NLL with their intervals, for a terminal."""
+    scores = [("chrF", "chrf", 1), ("BLEU", "bleu", 1)] if "chrf" in metrics else [("accuracy", "acc", 3)]
+    shown = [(word, metrics[key], digits) for word, key, digits in [*scores, ("NLL", "nll", 3)]]
+    return "  ".join(f"{word} {m['value']:.{d}f} [{m['low']:.{d}f}, {m['high']:.{d}f}]" for word, m, d in shown)
 
 
 def _columns(scores: list[RowScore]) -> dict[str, list[Any]]:
+    names = list(dict.fromkeys(name for s in scores for name in s.values))
     return {
         "id": [s.id for s in scores],
         "correct": [int(s.correct) for s in scores],
@@ -139,6 +226,7 @@ def _columns(scores: list[RowScore]) -> dict[str, list[Any]]:
         "prediction": [s.prediction for s in scores],
         "nll_sum": [round(s.nll_sum, 6) for s in scores],
         "tokens": [s.tokens for s in scores],
+        **{name: [None if name not in s.values else round(s.values[name], 4) for s in scores] for name in names},
     }
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from radargate.data.batches import positions
 from radargate.data.prompts import EncodedPair, encode_row
 from radargate.data.rows import Row
+from radargate.evaluation.answers import check_metrics, judge, metric_of
 from radargate.evaluation.metrics import RowScore
 from radargate.model import RadarModel
 
@@ -52,9 +53,13 @@ class Scorer:
     def score(self, rows: Sequence[Row], progress: Callable[[int], None] = lambda done: None) -> list[RowScore]:
         """Score every row, in the given order.
 
-        Choices are ranked by summed log-likelihood; free answers are generated greedily and compared after strip
-        and lower-case. The gold answer's NLL counts its own tokens, without the end token.
+        Choices are ranked by summed log-likelihood; free answers are generated greedily and judged by their
+        row's metric (`radargate.evaluation.answers`). The gold answer's NLL counts its own tokens, without the end token.
+
+        Raises:
+            DataError: a row's metric needs a package that is not installed.
         """
+        check_metrics(rows)
         encoded = [
             [encode_row(row.prompt, text, self.tokenizer, self.seq2seq) for text in (row.candidates or (row.target,))]
             for row in rows
@@ -189,8 +194,9 @@ def _row_score(row: Row, candidates: list[_Candidate], answers: dict[str, str]) 
     own = candidates[gold].loglikelihoods[candidates[gold].pair.lead :]
     if not row.choices:
         text = answers[_key(row)]
-        right = text.strip().lower() == row.target.strip().lower()
-        return RowScore(row.id, right, None, text, None, -sum(own), len(own))
+        verdict = judge(row, text)
+        return RowScore(row.id, verdict.correct, None, text, None, -sum(own), len(own), metric=metric_of(row),
+                        values=verdict.values, stats=verdict.stats, timed_out=verdict.timed_out)  # fmt: skip
     lengths = [max(len(text), 1) for text in row.candidates]
     best = max(range(len(sums)), key=lambda i: sums[i])
     best_norm = max(range(len(sums)), key=lambda i: sums[i] / lengths[i])

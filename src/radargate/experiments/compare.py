@@ -17,6 +17,7 @@ from radargate.data.batches import AnswerCollator, encode_rows
 from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import load_rows
 from radargate.errors import AdapterError, OptionError, RadarGateError
+from radargate.evaluation.answers import check_metrics
 from radargate.evaluation.run import line
 from radargate.experiments.cells import Cell, plan
 from radargate.experiments.forecast import Forecast
@@ -76,6 +77,7 @@ def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, 
             f"{out} already holds a comparison. Use --resume to go on with it, or choose another --out."
         )
     train, test = load_rows(data, "train", tasks), load_rows(data, "test", tasks, options.scoring.limit)
+    check_metrics(row for rows in test.values() for row in rows)
     own = {architecture: own[architecture] for architecture in sorted(used)}
     grid = _open(base, own, data, tasks, train, test, options, training, out, dtype, device)
     finished = _finished(file)
