@@ -78,7 +78,7 @@ def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, 
     train, test = load_rows(data, "train", tasks), load_rows(data, "test", tasks, options.scoring.limit)
     own = {architecture: own[architecture] for architecture in sorted(used)}
     grid = _open(base, own, data, tasks, train, test, options, training, out, dtype, device)
-    finished = _finished(file)
+    finished = finished_cells(file)
     todo = [cell for cell in cells if cell.id(grid.conditions) not in finished]
     for reason in dict.fromkeys(left_out):
         say(f"left out: {reason}")
@@ -167,7 +167,7 @@ def _check_adapters(adapters: Mapping[str, str], architecture: str) -> None:
         )
 
 
-def _finished(file: Path) -> set[str]:
+def finished_cells(file: Path) -> set[str]:
     """Ids of whole cells; what a crash left of others is dropped from the file."""
     if not file.exists():
         return set()
