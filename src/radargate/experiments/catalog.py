@@ -42,26 +42,26 @@ MODULES = Experiment(
     "modules", "What happens to a gate on the same tasks when its bank grows by experts of other tasks?",
     "Figures 1b, 4 and 7 to 9", axis="experts", layout="axis",
     design={**_FIVE_TASKS, "gates": ("stretch", "radar", "nexus", "tutel"), "experts": (5, 10, 20, 40)},
-    presets={"cpu": {"seeds": 2, "steps": 60, "expert_steps": 25, "limit": 30, "max_length": 192},
+    presets={"cpu": {"steps": 60, "expert_steps": 25, "limit": 30, "max_length": 192},
              "paper": {"experts": (5, 10, 15, 20, 25, 30, 35, 40)}},
 )  # fmt: skip
 MODEL_SIZE = Experiment(
     "model-size", "Does the order of the gates depend on the base model's size or kind?", "Figures 4 and 10 to 12",
     axis="bases", layout="axis", design={"gates": ("stretch", "radar", "nexus", "tutel"), "tasks": 5},
-    presets={"cpu": {"bases": ("smollm2-135m", "google/flan-t5-small"), "seeds": 2, "steps": 80, "architectures": ("mole",)},
+    presets={"cpu": {"bases": ("smollm2-135m", "google/flan-t5-small"), "steps": 80, "architectures": ("mole",)},
              "gpu": {"bases": ("bigscience/mt0-base", "google/flan-t5-large", "meta-llama/Llama-3.2-1B")},
              "paper": {"bases": PAPER_BASES, "tasks": None}},
 )  # fmt: skip
 SAMPLES = Experiment(
     "samples", "How many training rows a task does a gate need?", "Figures 14 to 16", axis="rows", layout="axis",
     design={"gates": ("stretch", "radar", "nexus", "tutel"), "rows": (50, 100, 200, None), "union": False},
-    presets={"cpu": {"gates": ("stretch", "radar"), "tasks": 5, "seeds": 3}},
+    presets={"cpu": {"gates": ("stretch", "radar"), "tasks": 5}},
 )  # fmt: skip
 CONVERGENCE = Experiment(
     "convergence", "How fast does the training loss fall with few and with many experts?", "Figures 6a and 13",
     axis="experts", layout="curves",
     design={**_FIVE_TASKS, "gates": ("stretch", "radar", "nexus", "tutel"), "experts": (5, 15, 40), "limit": 20},
-    presets={"cpu": {"seeds": 2, "steps": 80, "expert_steps": 25, "max_length": 192}},
+    presets={"cpu": {"steps": 80, "expert_steps": 25, "max_length": 192}},
 )  # fmt: skip
 GENERALIZATION = Experiment(
     "generalization", "What is left of a composition on tasks that it never saw?", "Tables 1 and 4 to 7, Figure 1a",
@@ -69,7 +69,7 @@ GENERALIZATION = Experiment(
     design={"gates": LEARNABLE, "rules": ("uniform", "lorahub", "arrow"),
             "test_sources": ("glue", "mmlu", "math", "translation", "reasoning")},
     presets={"cpu": {"gates": ("stretch", "radar", "nexus", "tutel"), "rules": ("uniform", "arrow"), "test_tasks": 3,
-                     "limit": 10, "seeds": 2, "max_new_tokens": 12},
+                     "limit": 10, "max_new_tokens": 12},
              "gpu": {"limit": 50}},
 )  # fmt: skip
 ANGLES = Experiment(
