@@ -80,7 +80,7 @@ def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, 
     check_metrics(row for rows in test.values() for row in rows)
     own = {architecture: own[architecture] for architecture in sorted(used)}
     grid = _open(base, own, data, tasks, train, test, options, training, out, dtype, device)
-    finished = _finished(file)
+    finished = finished_cells(file)
     todo = [cell for cell in cells if cell.id(grid.conditions) not in finished]
     for reason in dict.fromkeys(left_out):
         say(f"left out: {reason}")
@@ -169,7 +169,7 @@ def _check_adapters(adapters: Mapping[str, str], architecture: str) -> None:
         )
 
 
-def _finished(file: Path) -> set[str]:
+def finished_cells(file: Path) -> set[str]:
     """Ids of whole cells; what a crash left of others is dropped from the file."""
     if not file.exists():
         return set()

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,17 @@ class Grid:
     conditions: dict[str, Any]
     work: Path
     device: str | None
+    probe: Callable[[PeftModel, Cell, Grid], dict[str, Any]] | None = None  # looks at every trained gate
 
 
-def run_cell(cell: Cell, grid: Grid) -> list[dict[str, Any]]:
-    """Train and score one cell; its records, the cell's own last: where it is, the cell is whole."""
+def run_cell(cell: Cell, grid: Grid, cell_id: str | None = None) -> list[dict[str, Any]]:
+    """Train and score one cell; its records, the cell's own last: where it is, the cell is whole.
+
+    Args:
+        cell: what to run.
+        grid: what it shares with others.
+        cell_id: what it is known by; by default `Cell.id` under the grid's conditions.
+    """
     shutil.rmtree(grid.work, ignore_errors=True)
     reset_peak()
     facts: dict[str, Any] = {"trained_parameters": 0, "seconds": 0.0, "final_loss": None, "curve": []}
@@ -86,7 +94,7 @@ def run_cell(cell: Cell, grid: Grid) -> list[dict[str, Any]]:
         model.eval()
         usage = expert_usage(model, grid.tokenizer, {task: rows[:USAGE_ROWS] for task, rows in grid.test.items()})
         angle = mean_angle(model, grid.encoded[:8], grid.collator)
-    cell_id = cell.id(grid.conditions)
+    cell_id = cell_id or cell.id(grid.conditions)
     shown = {"id": cell_id, "system": cell.system, "kind": cell.kind, "architecture": cell.architecture,
              "seed": cell.seed, "label": cell.label}  # fmt: skip
     begun = time.monotonic()
@@ -100,6 +108,8 @@ def run_cell(cell: Cell, grid: Grid) -> list[dict[str, Any]]:
         "experts_in_use": usage.experts_in_use, "search": facts.get("search"),
         "top_k": grid.options.training.top_k if cell.kind == "gate" else None,
     }  # fmt: skip
+    if grid.probe is not None and cell.kind == "gate":
+        metrics["probe"] = grid.probe(model, cell, grid)
     options = {**asdict(grid.options.training), "gate": cell.system, "architecture": cell.architecture, "seed": cell.seed,
                "gate_options": dict(cell.options)}  # fmt: skip
     records.append(
@@ -143,7 +153,7 @@ def _union(cell: Cell, grid: Grid) -> tuple[PeftModel, dict[str, Any]]:
         target_modules=_targets(first.config.get("target_modules")), steps=training.steps, batch_size=training.batch_size,
         seed=cell.seed or 0, max_length=training.max_length,
     )  # fmt: skip
-    folder = train_experts(grid.model, grid.data, grid.work / "union", options, tasks=grid.tasks, union="union",
+    folder = train_experts(grid.model, grid.train, grid.work / "union", options, union="union",
                            device=grid.device)["union"]  # fmt: skip
     record = read_records(grid.work / "union" / RECORDS)[-1]["metrics"]
     curve = [

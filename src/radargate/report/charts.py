@@ -88,3 +88,20 @@ def heat_map(values: Mapping[str, Mapping[str, float]], label: str, description:
     axes.set_yticks(range(len(rows)), rows)
     axes.set_xlabel(label)
     return svg(figure, description)
+
+
+def moves(points: Sequence[tuple[str, Sequence[float], Sequence[float]]], description: str) -> str:
+    """Named points in a plane, each with an arrow from its first place (hollow) to its second (filled)."""
+    figure, axes = _figure(WIDTH, WIDTH * 0.8)
+    for place, (name, before, after) in enumerate(points):
+        colour = COLOURS[place % 7]
+        (x, y), (to_x, to_y) = ((*point, 0.0)[:2] for point in (before, after))
+        axes.annotate("", (to_x, to_y), (x, y), arrowprops={"arrowstyle": "->", "color": colour})
+        axes.plot(x, y, "o", color=colour, fillstyle="none")
+        axes.plot(to_x, to_y, "o", color=colour)
+        axes.annotate(name, (to_x, to_y), xytext=(6, 4), textcoords="offset points")
+    axes.set_xlabel("first principal axis")
+    axes.set_ylabel("second principal axis")
+    axes.margins(0.2)
+    axes.spines[["top", "right"]].set_visible(False)
+    return svg(figure, description)

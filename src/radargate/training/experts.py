@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from radargate.base_models import base_name, load_base, load_tokenizer
 from radargate.data.batches import AnswerCollator, EncodedRow, encode_rows
-from radargate.data.rows import rows_hash
+from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import load_rows
 from radargate.errors import RadarGateError
 from radargate.records import append_records, make_record
@@ -41,14 +41,14 @@ class ExpertOptions:
     save_dtype: str = "float32"
 
 
-def train_experts(base: str | PreTrainedModel, data: str, out: str | Path, options: ExpertOptions, *, tasks: list[str] | None = None,
+def train_experts(base: str | PreTrainedModel, data: str | Mapping[str, list[Row]], out: str | Path, options: ExpertOptions, *, tasks: list[str] | None = None,
                   union: str | None = None, frozen_A: Path | None = None, resume: bool = False, dtype: str | None = None, device: str | None = None,
                   say: Callable[[str], None] = lambda line: None) -> dict[str, Path]:  # fmt: skip
     """Train one LoRA adapter for each task of ``data`` and save each as a PEFT folder ``out/TASK``.
 
     Args:
         base: base model, or its name.
-        data: where the rows are (split ``train``).
+        data: where the rows are (split ``train``), or task → rows.
         out: folder for the adapters, and ``records.jsonl``.
         options: rank, targets, steps and so on.
         tasks: train only these.
@@ -65,7 +65,7 @@ def train_experts(base: str | PreTrainedModel, data: str, out: str | Path, optio
     Raises:
         RadarGateError: an adapter folder exists and ``resume`` is off; or the data do not fit.
     """
-    by_task, out = load_rows(data, "train", tasks), Path(out)
+    by_task, out = dict(data) if isinstance(data, Mapping) else load_rows(data, "train", tasks), Path(out)
     if union:
         by_task = {union: [row for rows in by_task.values() for row in rows]}
     existing = [task for task in by_task if (out / task / "adapter_config.json").exists()]
@@ -90,7 +90,7 @@ def train_experts(base: str | PreTrainedModel, data: str, out: str | Path, optio
         peft_model = cast(PeftModel, get_peft_model(model, lora_config(options, seq2seq)))
         if frozen_A is not None:
             share_A(peft_model, frozen_A)
-        facts = {"base": base_name(model), "data": Path(data).name, "data_hash": rows_hash(rows), "rows": len(encoded.rows),
+        facts = {"base": base_name(model), "data": None if isinstance(data, Mapping) else Path(data).name, "data_hash": rows_hash(rows), "rows": len(encoded.rows),
                  "dropped": encoded.dropped, "options": asdict(options)}  # fmt: skip
         peft_model.peft_config["default"].base_model_name_or_path = base_name(model)
         with writing(f"the adapter {task}", out, again=AGAIN if resume else f"{AGAIN} with --resume"):

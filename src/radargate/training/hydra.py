@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from radargate.base_models import base_name, load_base, load_tokenizer
 from radargate.composition import compose, expert_bank, radar_layers
 from radargate.data.batches import AnswerCollator, encode_rows
-from radargate.data.rows import rows_hash
+from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import load_rows
 from radargate.errors import RadarGateError
 from radargate.experts.bank import write_expert
@@ -26,7 +26,7 @@ from radargate.training.loop import AnswerTrainer, duration, training_arguments
 JOINT_BUNDLE = "joint"
 
 
-def train_hydra_experts(base: str | PreTrainedModel, data: str, out: str | Path, options: ExpertOptions, *,
+def train_hydra_experts(base: str | PreTrainedModel, data: str | Mapping[str, list[Row]], out: str | Path, options: ExpertOptions, *,
                         tasks: list[str] | None = None, resume: bool = False, dtype: str | None = None,
                         device: str | None = None, say: Callable[[str], None] = lambda line: None) -> dict[str, Path]:  # fmt: skip
     """Train adapters that share A: A from one LoRA on all tasks, then frozen, and a head B_i on each task.

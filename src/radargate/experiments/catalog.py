@@ -1,0 +1,85 @@
+"""The paper's experiments, one declarative description each."""
+
+from __future__ import annotations
+
+from radargate.experiments.design import Experiment
+from radargate.registry import Registry
+
+_HERE = "radargate.experiments.catalog"
+EXPERIMENTS = Registry(
+    "experiment",
+    {
+        "ablation": f"{_HERE}:ABLATION",
+        "fitting": f"{_HERE}:FITTING",
+        "modules": f"{_HERE}:MODULES",
+        "model-size": f"{_HERE}:MODEL_SIZE",
+        "samples": f"{_HERE}:SAMPLES",
+        "convergence": f"{_HERE}:CONVERGENCE",
+        "generalization": f"{_HERE}:GENERALIZATION",
+        "angles": f"{_HERE}:ANGLES",
+        "hull": f"{_HERE}:HULL",
+    },
+)
+LEARNABLE = ("stretch", "rotation", "radar", "nexus", "tutel")
+# their own bases in the paper (Sec. 5.3, App. F); three of them are encoder–decoders
+PAPER_BASES = ("ai4bharat/IndicBART", "bigscience/mt0-base", "google/flan-t5-large", "meta-llama/Llama-3.2-1B",
+               "meta-llama/Llama-3.2-3B")  # fmt: skip
+_FIVE_TASKS = {"source": "natural_instructions", "tasks": 5, "union": False}
+
+ABLATION = Experiment(
+    "ablation", "Do stretch and rotation together do what neither does alone, nor the same parameters spent otherwise?",
+    "Figure 3", axis=None, layout="tasks",
+    design={"gates": ("stretch", "rotation", "radar", "signed", "mlp", "vector", "lora")},
+    presets={"cpu": {"rules": ("uniform",)}, "gpu": {"rules": ("uniform",)}},
+)  # fmt: skip
+FITTING = Experiment(
+    "fitting", "Which gate fits the tasks it was trained on best, under each architecture and top-k?", "Tables 2 and 3",
+    axis="top_k", layout="tasks", design={"gates": LEARNABLE},
+    presets={"cpu": {"gates": ("stretch", "radar", "nexus", "tutel")}, "gpu": {"top_k": (1, 2, 4)},
+             "paper": {"top_k": (1, 2, 3, 4, 5, 6)}},
+)  # fmt: skip
+MODULES = Experiment(
+    "modules", "What happens to a gate on the same tasks when its bank grows by experts of other tasks?",
+    "Figures 1b, 4 and 7 to 9", axis="experts", layout="axis",
+    design={**_FIVE_TASKS, "gates": ("stretch", "radar", "nexus", "tutel"), "experts": (5, 10, 20, 40)},
+    presets={"cpu": {"steps": 60, "expert_steps": 25, "limit": 30, "max_length": 192},
+             "paper": {"experts": (5, 10, 15, 20, 25, 30, 35, 40)}},
+)  # fmt: skip
+MODEL_SIZE = Experiment(
+    "model-size", "Does the order of the gates depend on the base model's size or kind?", "Figures 4 and 10 to 12",
+    axis="bases", layout="axis", design={"gates": ("stretch", "radar", "nexus", "tutel"), "tasks": 5},
+    presets={"cpu": {"bases": ("smollm2-135m", "google/flan-t5-small"), "steps": 80, "architectures": ("mole",)},
+             "gpu": {"bases": ("bigscience/mt0-base", "google/flan-t5-large", "meta-llama/Llama-3.2-1B")},
+             "paper": {"bases": PAPER_BASES, "tasks": None}},
+)  # fmt: skip
+SAMPLES = Experiment(
+    "samples", "How many training rows a task does a gate need?", "Figures 14 to 16", axis="rows", layout="axis",
+    design={"gates": ("stretch", "radar", "nexus", "tutel"), "rows": (50, 100, 200, None), "union": False},
+    presets={"cpu": {"gates": ("stretch", "radar"), "tasks": 5}},
+)  # fmt: skip
+CONVERGENCE = Experiment(
+    "convergence", "How fast does the training loss fall with few and with many experts?", "Figures 6a and 13",
+    axis="experts", layout="curves",
+    design={**_FIVE_TASKS, "gates": ("stretch", "radar", "nexus", "tutel"), "experts": (5, 15, 40), "limit": 20},
+    presets={"cpu": {"steps": 80, "expert_steps": 25, "max_length": 192}},
+)  # fmt: skip
+GENERALIZATION = Experiment(
+    "generalization", "What is left of a composition on tasks that it never saw?", "Tables 1 and 4 to 7, Figure 1a",
+    axis=None, layout="sources",
+    design={"gates": LEARNABLE, "rules": ("uniform", "lorahub", "arrow"),
+            "test_sources": ("glue", "mmlu", "math", "translation", "reasoning")},
+    presets={"cpu": {"gates": ("stretch", "radar", "nexus", "tutel"), "rules": ("uniform", "arrow"), "test_tasks": 3,
+                     "limit": 10, "max_new_tokens": 12},
+             "gpu": {"limit": 50}},
+)  # fmt: skip
+ANGLES = Experiment(
+    "angles", "How does training turn the outputs of related and of unrelated experts towards or away from each other?",
+    "Figures 5 and 6b", axis=None, layout="angles", probe="radargate.experiments.angles:measure_angles",
+    design={"gates": ("rotation", "radar"), "union": False},
+)  # fmt: skip
+HULL = Experiment(
+    "hull", "Does the update a task needs lie inside the convex hull of the other experts' outputs, and who reaches it?",
+    "Section 3", axis="leave_one_out", layout="hull", probe="radargate.experiments.hull:measure_hull",
+    design={"gates": ("stretch", "radar"), "leave_one_out": True, "union": False},
+    presets={"cpu": {"tasks": 5}},
+)  # fmt: skip

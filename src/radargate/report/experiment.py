@@ -1,0 +1,175 @@
+"""The report of an experiment: words, tables, figures, CSV files, all from its records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from radargate.evaluation.grid import METRICS
+from radargate.evaluation.ranking import standings
+from radargate.experiments.design import AXES
+from radargate.records import write_atomic
+from radargate.report import charts, experiment_words
+from radargate.report.compare_tables import WORDS, curve_rows, smoothed
+from radargate.report.experiment_findings import Findings, read_findings
+from radargate.report.experiment_probes import angle_parts, hull_parts
+from radargate.report.experiment_tables import axis_table, curve_table, source_table, task_table, test_table
+from radargate.report.table import Table
+from radargate.storage import writing
+
+Figure = tuple[str, Callable[[], str]]  # what it shows, and what draws it
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a layout makes of the findings."""
+
+    words: Sequence[str]
+    tables: Sequence[Table]
+    figures: Sequence[Figure]
+
+
+def write_report(records: Sequence[Mapping[str, Any]], out: str | Path) -> tuple[Path, list[str]]:
+    """Write ``report.md``, ``figure-N.svg`` and ``csv/`` into ``out``; returns the report's path and its words."""
+    found, out = read_findings(records), Path(out)
+    parts = LAYOUTS[found.request["layout"]](found)
+    words = [experiment_words.progress(found), *parts.words]
+    request = found.request
+    lines = [
+        f"# {request['case']}",
+        "",
+        f"{request['question']} ({request['paper']} of the paper)",
+        "",
+        *_paragraphs(words),
+    ]
+    with writing("the report", out):
+        (out / "csv").mkdir(parents=True, exist_ok=True)
+        for number, (caption, draw) in enumerate(parts.figures, 1):
+            try:
+                picture = draw()
+            except ModuleNotFoundError as error:
+                lines += [f"No figure ({caption}): {error.name} is missing; pip install 'radargate[report]'.", ""]
+                continue
+            write_atomic(out / f"figure-{number}.svg", picture)
+            lines += [f"![{caption}](figure-{number}.svg)", "", f"*{caption}.*", ""]
+        for table in parts.tables:
+            if table.rows:
+                write_atomic(out / "csv" / f"{table.name}.csv", table.csv())
+                lines += [f"**{table.caption}** ([CSV](csv/{table.name}.csv))", "", table.markdown(), ""]
+        lines += [_how(found)]
+        report = out / "report.md"
+        write_atomic(report, "\n".join(lines) + "\n")
+    return report, words
+
+
+def _task_parts(found: Findings) -> Parts:
+    tables = [*(task_table(found, metric) for metric in METRICS), test_table(found, "rotation")]
+    figures = _axis_figures(found) if len(found.grids) > 1 else [_interval_figure(found, metric) for metric in METRICS]
+    return Parts([*experiment_words.leaders(found), *experiment_words.rotation(found)], tables, figures)
+
+
+def _axis_parts(found: Findings) -> Parts:
+    words = [*experiment_words.leaders(found), *experiment_words.rotation(found), *experiment_words.change(found)]
+    tables = [
+        *(axis_table(found, metric) for metric in METRICS),
+        test_table(found, "rotation"),
+        test_table(found, "change"),
+    ]
+    return Parts(words, tables, _axis_figures(found))
+
+
+def _curve_parts(found: Findings) -> Parts:
+    rest = _axis_parts(found)
+
+    def draw(value: Any) -> Callable[[], str]:
+        lines = {s.label: smoothed(c) for s in found.grids[value].systems.values() if (c := curve_rows(s))}
+        return lambda: charts.curves(lines, "step", "training loss (smoothed)", f"Training loss, {found.said(value)}")
+
+    figures = [(f"Training loss, {found.said(value)}", draw(value)) for value in found.grids]
+    return Parts(rest.words, [curve_table(found), *rest.tables], [*figures, *rest.figures])
+
+
+def _source_parts(found: Findings) -> Parts:
+    tables = [*(source_table(found, metric) for metric in METRICS), test_table(found, "rotation")]
+    grid = next(iter(found.grids.values()))
+    sources = list(dict.fromkeys(task.split("/")[0] for task in grid.tasks))
+
+    def draw() -> str:
+        by_source = {source: {s.label: s.value for s in standings(grid, "acc", [t for t in grid.tasks if t.split("/")[0] == source])}
+                     for source in sources}  # fmt: skip
+        values = {label: {source: by_source[source][label] for source in sources} for label in found.systems()}
+        return charts.heat_map(values, "test source", "Accuracy of every system on every test source")
+
+    figures: list[Figure] = [("Accuracy of every system on every test source", draw), _interval_figure(found, "nll")]
+    return Parts([*experiment_words.leaders(found), *experiment_words.rotation(found)], tables, figures)
+
+
+def _probed(make: Callable[[Findings], tuple[list[str], list[Table], list[Figure]]]) -> Callable[[Findings], Parts]:
+    """A layout of a probe's findings, followed by the scores."""
+
+    def parts(found: Findings) -> Parts:
+        words, tables, figures = make(found)
+        scores = [task_table(found, metric) for metric in METRICS]
+        return Parts(
+            [*words, *experiment_words.rotation(found)], [*tables, *scores, test_table(found, "rotation")], figures
+        )
+
+    return parts
+
+
+LAYOUTS: dict[str, Callable[[Findings], Parts]] = {
+    "tasks": _task_parts, "axis": _axis_parts, "curves": _curve_parts, "sources": _source_parts,
+    "angles": _probed(angle_parts), "hull": _probed(hull_parts),
+}  # fmt: skip
+
+
+def _interval_figure(found: Findings, metric: str) -> Figure:
+    grid = next(iter(found.grids.values()))
+    rows = [(s.label, {"value": s.value, "low": s.low, "high": s.high}) for s in standings(grid, metric)]
+    caption = f"Mean {WORDS[metric]} over tasks with 95 % intervals over rows, seeds averaged"
+    return caption, lambda: charts.intervals(rows, f"mean {WORDS[metric]}", caption)
+
+
+def _axis_figures(found: Findings) -> list[Figure]:
+    """Mean over tasks along the axis, a line a system; names instead of a line where the axis has no numbers."""
+    assert found.axis is not None
+    at = {place["at"][found.axis]: place["at"] for place in found.request["plan"]}
+    figures: list[Figure] = []
+    for metric in METRICS:
+        ranked = {value: standings(grid, metric) for value, grid in found.grids.items()}
+        caption = f"Mean {WORDS[metric]} over tasks, by {AXES[found.axis]}"
+        if found.axis in ("bases", "leave_one_out") or len(ranked) < 2:
+            rows = [
+                (f"{s.label}, {found.short(v)}", {"value": s.value, "low": s.low, "high": s.high})
+                for v in ranked
+                for s in ranked[v]
+            ]
+            figures.append((caption, partial(charts.intervals, rows, f"mean {WORDS[metric]}", caption)))
+            continue
+        place = {value: at[value]["train_rows"] if found.axis == "rows" else value for value in ranked}
+        lines = {
+            label: [(place[v], s.value) for v in ranked for s in ranked[v] if s.label == label]
+            for label in found.systems()
+        }
+        title = "training rows" if found.axis == "rows" else AXES[found.axis]
+        figures.append((caption, partial(charts.curves, lines, title, f"mean {WORDS[metric]}", caption)))
+    return figures
+
+
+def _paragraphs(words: Sequence[str]) -> list[str]:
+    return [line for word in words for line in (word, "")]
+
+
+def _how(found: Findings) -> str:
+    """What the numbers rest on."""
+    request, design = found.request, found.request["design"]
+    left_out = f" Left out: {'; '.join(request['left_out'])}." if request["left_out"] else ""
+    rows = "all test rows" if design["limit"] is None else f"up to {design['limit']} test rows a task"
+    return (
+        f"Made from `records.jsonl` (commit {request['commit'] or 'unknown'}): {rows}, {design['steps']} steps of {design['batch_size']} rows "
+        f"for each gate, {design['expert_steps']} for each expert, seeds 0 to {design['seeds'] - 1}. Intervals resample rows within tasks, seeds "
+        f"averaged; p-values flip the signs of row differences and are corrected by Holm's method.{left_out}"
+    )

@@ -1,0 +1,93 @@
+"""What an experiment's numbers say, in plain words; every sentence is made from the numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from radargate.evaluation.grid import METRICS
+from radargate.evaluation.ranking import HIGHER_IS_BETTER, SIGNIFICANT, compare_pairs, standings
+from radargate.report.compare_tables import WORDS
+from radargate.report.experiment_findings import Findings, Test
+
+
+def progress(found: Findings) -> str:
+    """How much is in, at which size."""
+    request, design = found.request, found.request["design"]
+    size = f"preset {request['preset']}{', shrunk by --smoke' if request['smoke'] else ''}"
+    words = f"{found.finished} of {found.planned} cells are in ({size}, {design['seeds']} seed{'s' if design['seeds'] > 1 else ''})."
+    if request["smoke"]:
+        words += " A smoke run shows that everything works; its numbers say nothing about the systems."
+    elif design["seeds"] == 1:
+        words += " With one seed, nothing here says what another seed would give."
+    return words
+
+
+def leaders(found: Findings) -> list[str]:
+    """Who leads at every value of the axis, and whether that is more than chance."""
+    lines = []
+    for metric in METRICS:
+        parts = []
+        for value, grid in found.grids.items():
+            ranked = standings(grid, metric)
+            best = ranked[0]
+            tests = compare_pairs(grid, metric, [(best.label, s.label) for s in ranked[1:]])
+            behind = sum(test.better == best.label for test in tests)
+            close = [test.second for test in tests if test.better is None]
+            words = f"{best.label} with {best.value:.3f} (95 % interval {best.low:.3f} to {best.high:.3f})"
+            words = f"at {found.said(value)} {words}" if found.axis else words
+            if tests:
+                words += f", significantly better than {behind} of {len(tests)} others"
+                words += f"; not told apart from {_listed(close)}" if close else ""
+            parts.append(words)
+        better = "" if HIGHER_IS_BETTER[metric] else " (lower is better)"
+        lines.append(f"By {WORDS[metric]}{better} the best is {'; '.join(parts)}.")
+    return lines
+
+
+def rotation(found: Findings) -> list[str]:
+    """Whether radar beats stretch and the controls, how often, and by how much."""
+    lines = []
+    for metric in METRICS:
+        by_control: dict[str, list[Test]] = {}
+        for test in found.rotation[metric]:
+            by_control.setdefault(test.result.second.partition(" (")[0], []).append(test)
+        parts = [f"{control}: {_verdict(tests)}" for control, tests in by_control.items()]
+        if parts:
+            lines.append(f"Radar by {WORDS[metric]} against {'; '.join(parts)}.")
+    return lines or ["Radar and something to hold it against are not both in."]
+
+
+def change(found: Findings) -> list[str]:
+    """What the way along the axis did to every system."""
+    lines = []
+    for metric in METRICS:
+        parts = []
+        for test in found.change[metric]:
+            r = test.result
+            gain = None if r.holm >= SIGNIFICANT else (r.difference > 0) == HIGHER_IS_BETTER[metric]
+            word = "no significant change" if gain is None else "better" if gain else "worse"
+            parts.append(f"{r.first.rpartition(', ')[0]} {r.difference:+.3f} ({word}, Holm p {_p(r.holm)})")
+        if parts:
+            ends = [found.said(value) for value in list(found.grids)[:: len(found.grids) - 1]]
+            lines.append(f"From {ends[0]} to {ends[1]}, {WORDS[metric]} changes: {'; '.join(parts)}.")
+    return lines
+
+
+def _verdict(tests: list[Test]) -> str:
+    mean = float(np.mean([t.result.difference for t in tests]))
+    if len(tests) == 1:
+        r = tests[0].result
+        word = "cannot be told apart" if r.better is None else "better" if r.better == r.first else "worse"
+        return f"{r.difference:+.3f} (95 % interval {r.low:+.3f} to {r.high:+.3f}, Holm p {_p(r.holm)}: {word})"
+    better = sum(t.result.better == t.result.first for t in tests)
+    worse = sum(t.result.better == t.result.second for t in tests)
+    return f"significantly better in {better} of {len(tests)} places, worse in {worse}, mean difference {mean:+.3f}"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _listed(names: list[str], most: int = 4) -> str:
+    shown = names if len(names) <= most + 1 else [*names[:most], f"{len(names) - most} more"]
+    return ", ".join(shown[:-1]) + " and " + shown[-1] if len(shown) > 1 else shown[0]

@@ -1,0 +1,211 @@
+"""``radargate experiment`` end to end on a tiny model: every experiment, stopped and resumed, refused where it cannot work."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from radargate.cli import main
+from radargate.evaluation.metrics import row_values
+from radargate.experiments.catalog import EXPERIMENTS
+from radargate.experiments.design import PRESETS
+from radargate.experiments.simplex import simplex_weights
+from radargate.records import read_records
+from radargate.report.experiment import write_report
+
+TASKS = ("aqua", "creak", "esnli")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """A folder of sources: three learned tasks in two of them, and others with test rows only."""
+    root = tmp_path_factory.mktemp("sources")
+    names = {"flan_cot": TASKS, "natural_instructions": TASKS, "glue": ("rte", "qqp"), "math": ("gsm8k",)}
+    for source, tasks in names.items():
+        (root / source).mkdir()
+        for place, task in enumerate(tasks):
+            for split, count in (
+                (("train", 12), ("test", 6)) if source in ("flan_cot", "natural_instructions") else (("test", 6),)
+            ):
+                rows = [{"prompt": f"{task} {i}?" + "." * place, "target": ("yes", "no")[(i + place) % 2], "choices": ["yes", "no"],
+                         "answer_index": (i + place) % 2} for i in range(count)]  # fmt: skip
+                (root / source / f"{task}.{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def command(name, zoo, sources, out, *words, base="llama"):
+    return ["experiment", name, "--smoke", "--base", str(zoo[base]["base"]), "--data", str(sources), "--out", str(out),
+            "--device", "cpu", "--steps", "2", "--limit", "3", *words]  # fmt: skip
+
+
+def cells(out):
+    return {r["case"]: r for r in read_records(out / "records.jsonl") if r["suite"] == "cell"}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS.names())
+def test_every_experiment_runs_and_its_report_comes_from_its_records(zoo, sources, tmp_path, capsys, name):
+    out = tmp_path / name
+    base = "t5" if name == "model-size" else "llama"
+    words = [] if name == "ablation" else ["--gates", "rotation,radar" if name == "angles" else "stretch,radar"]
+    assert main(command(name, zoo, sources, out, *words, base=base)) == 0
+    shown = capsys.readouterr()
+    assert "predicted" in shown.err and "cells are in (preset cpu, shrunk by --smoke" in shown.out
+    page = (out / "report.md").read_text()
+    assert (out / "figure-1.svg").exists() and "](figure-1.svg)" in page and "No figure" not in page
+    plan = next(r for r in read_records(out / "records.jsonl") if r["suite"] == "experiment")
+    assert {place["id"] for place in plan["plan"]} == set(cells(out))
+    if name != "hull":
+        assert not any(place["at"]["leave_one_out"] for place in plan["plan"])
+    (out / "report.md").unlink()
+    write_report(read_records(out / "records.jsonl"), out)
+    assert (out / "report.md").read_text() == page
+
+
+def test_a_stopped_experiment_goes_on_and_recomputes_nothing(zoo, sources, tmp_path, monkeypatch, capsys):
+    out, ran = tmp_path / "stopped", []
+    from radargate.experiments import run_experiment as module
+
+    run = module.run_cell
+
+    def counted(cell, grid, cell_id):
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+        ran.append(cell_id)
+        return run(cell, grid, cell_id)
+
+    words = command("modules", zoo, sources, out, "--gates", "stretch")
+    monkeypatch.setattr(module, "run_cell", counted)
+    assert main(words) == 130
+    before = cells(out)
+    experts = {file: file.stat().st_mtime_ns for file in (out / "experts").rglob("*.safetensors")}
+    assert len(before) == 2 and len(experts) >= 2
+    monkeypatch.setattr(module, "run_cell", run)
+    assert main(words) == 1 and "--resume" in capsys.readouterr().err
+    assert main([*words, "--resume"]) == 0
+    after = cells(out)
+    assert len(after) == 3 and all(after[case] == record for case, record in before.items())  # base once, stretch twice
+    assert all(file.stat().st_mtime_ns == stamp for file, stamp in experts.items())
+    monkeypatch.setattr(module, "load_base", None)  # nothing is left to load a model for
+    assert main([*words, "--resume"]) == 0 and cells(out) == after
+    assert (
+        main(command("samples", zoo, sources, out)) == 1 and "holds the experiment modules" in capsys.readouterr().err
+    )
+
+
+def test_tables_show_the_records_numbers(zoo, sources, tmp_path):
+    out = tmp_path / "numbers"
+    assert main(command("fitting", zoo, sources, out, "--gates", "stretch", "--seeds", "2", "--json")) == 0
+    records = read_records(out / "records.jsonl")
+    plan = [p for p in next(r for r in records if r["suite"] == "experiment")["plan"] if p["label"] == "stretch (mole)"]
+    with open(out / "csv" / "tasks_nll.csv") as file:
+        row = next(row for row in csv.DictReader(file) if row["system"] == "stretch (mole)")
+    evals = [
+        r
+        for r in records
+        if r["suite"] == "eval" and r["task"] == "aqua" and r["cell"]["id"] in {p["id"] for p in plan}
+    ]
+    assert len(evals) == 2
+    assert float(row["aqua"]) == pytest.approx(np.mean([row_values(r, "nll") for r in evals]), abs=1e-12)
+    assert row["seeds"] == "2" and f"{float(row['mean']):.3f}" in (out / "report.md").read_text()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", ["ablation", "samples", "generalization", "hull"])
+def test_a_dry_run_prints_cells_and_hours_and_loads_no_model(sources, tmp_path, monkeypatch, capsys, name, preset):
+    from radargate.experiments import run_experiment as module
+
+    monkeypatch.setattr(module, "load_base", None)
+    words = ["--data", str(sources), "--out", str(tmp_path / "dry"), "--dry-run", "--device", "cpu", "--smoke"]
+    assert main(["experiment", name, "--preset", preset, *words]) == 0
+    shown = capsys.readouterr().err
+    assert "hours" in shown and "radar (mole)" in shown and "experts to train" in shown
+    assert not (tmp_path / "dry").exists()
+
+
+@pytest.mark.parametrize("words,message", [
+    (["ablatoin"], "Did you mean 'ablation'"), (["ablation", "--preset", "cpus"], "Did you mean 'cpu'"),
+    (["ablation", "--smoke", "--top-k", "5"], "top_k is 5, expected 1 to 2"),
+    (["ablation", "--smoke", "--gates", "radr"], "Did you mean 'radar'"),
+    (["ablation", "--smoke", "--top-k", "1", "--top-k", "2"], "ablation has one value of top_k"),
+    (["modules"], "has 3 tasks with training rows, expected at least 40"),
+    (["ablation", "--smoke", "--experts", "nowhere"], "no adapter for"),
+    (["model-size", "--experts", "nowhere"], "add --base NAME"),
+])  # fmt: skip
+def test_what_cannot_work_is_said_before_a_model_is_loaded(sources, tmp_path, capsys, words, message):
+    base = [] if words[0] == "model-size" else ["--base", "no/such-model"]
+    assert (
+        main(["experiment", *words, *base, "--data", str(sources), "--out", str(tmp_path / "x"), "--device", "cpu"])
+        == 1
+    )
+    assert message in capsys.readouterr().err
+
+
+def test_data_without_the_sources_is_refused(sources, tmp_path, capsys):
+    words = ["--smoke", "--base", "no/such-model", "--out", str(tmp_path / "x"), "--device", "cpu"]
+    assert main(["experiment", "generalization", *words, "--data", str(sources / "flan_cot")]) == 1
+    assert "tests on other sources than it trains on" in capsys.readouterr().err
+    assert main(["experiment", "ablation", *words, "--data", str(tmp_path)]) == 1
+    assert "found neither a folder flan_cot" in capsys.readouterr().err
+
+
+def test_experts_of_one_experiment_serve_another(zoo, sources, tmp_path):
+    assert main(command("ablation", zoo, sources, tmp_path / "one", "--gates", "stretch")) == 0
+    (experts,) = (tmp_path / "one" / "experts").iterdir()
+    assert (
+        main(command("samples", zoo, sources, tmp_path / "two", "--gates", "stretch", "--experts", str(experts))) == 0
+    )
+    assert not (tmp_path / "two" / "experts").exists()
+
+
+def test_the_nearest_point_of_a_hull_is_found_and_certified():
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.randn(40, 5, 9, generator=generator, dtype=torch.float64)
+    inside = torch.rand(40, 5, generator=generator, dtype=torch.float64)
+    inside = inside / inside.sum(-1, keepdim=True)
+    gram = corners @ corners.transpose(-1, -2)
+    for point in ((inside[..., None] * corners).sum(1), torch.randn(40, 9, generator=generator, dtype=torch.float64)):
+        inner = (corners @ point[..., None])[..., 0]
+        w, gap = simplex_weights(gram, inner)
+        assert (w >= 0).all() and torch.allclose(w.sum(-1), torch.ones(40, dtype=torch.float64))
+        slope = (gram @ w[..., None])[..., 0] - inner
+        assert ((slope * w).sum(-1) - slope.amin(-1) <= gap + 1e-9).all() and float(gap.max()) < 1e-6
+    assert float(((w[..., None] * corners).sum(1) - point).norm(dim=-1).min()) > 0.1
+
+
+def test_the_hull_holds_what_its_names_say_on_an_encoder_decoder_too(zoo, sources, tmp_path):
+    out = tmp_path / "hull"
+    assert main(command("hull", zoo, sources, out, "--gates", "radar", base="t5")) == 0
+    sites = [
+        site for cell in cells(out).values() if "probe" in cell["metrics"] for site in cell["metrics"]["probe"]["sites"]
+    ]
+    assert {site["site"].split(".")[0] for site in sites} == {"encoder", "decoder"}
+    for site in sites:
+        assert 0 <= site["span"] <= site["hull"] + 1e-6 and site["hull"] <= site["one"] + 1e-6 and site["angle"] > 0
+        assert site["gate"] > site["span"] - 1e-6 or site["turned_hull"] < site["hull"]
+
+
+def test_angles_are_those_of_the_outputs_and_start_at_no_turn(zoo, sources, tmp_path, load_tiny):
+    from radargate import compose
+    from radargate.composition import radar_layers
+    from radargate.experiments.site_outputs import outputs
+
+    model = compose(load_tiny(), zoo["llama"]["adapters"], gate="radar", top_k=1)
+    layer = next(layer for layer in radar_layers(model) if len(layer.entries["default"][1]["experts"]) == 3)
+    x = torch.randn(5, layer.base_layer.in_features)
+    found = outputs(layer, x)
+    bank = layer.bank("default")
+    parts = zip(
+        ((x @ bank.A.T) * bank.scale(x)).split(list(bank.ranks), -1), bank.B.split(list(bank.ranks)), strict=True
+    )
+    torch.testing.assert_close(found.plain, torch.stack([h @ B for h, B in parts], 1))
+    assert found.angle == 0 and torch.equal(found.plain, found.turned)
+    with torch.no_grad():
+        layer.gate("default").rotation_up.normal_()
+        found = outputs(layer, x)
+        gated = layer.gated(x, "default")  # top-1: the chosen expert, turned and weighed, is the whole update
+        chosen = found.turned.gather(1, gated.indices[..., None].expand(-1, 1, found.turned.shape[-1]))[:, 0]
+        torch.testing.assert_close(layer.update(x, "default"), gated.weights * chosen)
