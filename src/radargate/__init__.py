@@ -24,6 +24,7 @@ _PUBLIC = {
     "merge_adapters": "radargate.rules.merging",
     "write_expert": "radargate.experts.bank",
     "expert_bank": "radargate.composition",
+    "trace": "radargate.tracing.trace",
     "RadarGateError": "radargate.errors",
 }
 _MODULES = ("ops",)
