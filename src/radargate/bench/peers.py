@@ -68,7 +68,7 @@ def _loramoe(bases: Bases, adapters: dict[str, str]) -> nn.Module:
 def _literal(bases: Bases, adapters: dict[str, str]) -> nn.Module:
     model = _gate(bases, adapters, "radar")
     for layer in radar_layers(model):
-        layer.update = types.MethodType(_literal_update, layer)  # type: ignore[method-assign]
+        layer.update = types.MethodType(literal_update, layer)  # type: ignore[method-assign]
     return model
 
 
@@ -97,7 +97,7 @@ def _loramoe_update(self: Any, x: Tensor, name: str, onto: Tensor) -> Tensor:
     return onto
 
 
-def _literal_update(self: Any, x: Tensor, name: str, onto: Tensor) -> Tensor:
+def literal_update(self: Any, x: Tensor, name: str, onto: Tensor) -> Tensor:
     """The paper's equations, every expert in output space."""
     bank, gate = self.bank(name), self.gate(name)
     dtype = compute_dtype(x, bank.A)
