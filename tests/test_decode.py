@@ -299,3 +299,14 @@ def test_only_gates_that_take_the_same_steps_have_a_recipe():
             return super().logits(call) / 2
 
     assert Half(site, make_options(Half, {})).recipe() is None
+
+
+@torch.no_grad()
+def test_a_wider_bank_is_never_narrowed_to_the_inputs_dtype(zoo, load_tiny, monkeypatch):
+    model = radargate.compose(load_tiny(dtype=torch.bfloat16), zoo["llama"]["adapters"], top_k=2).eval()
+    ids = torch.tensor([[5]])
+    first = model(input_ids=ids, use_cache=False).logits
+    held = [layer.bank("default") for layer in radar_layers(model)]
+    assert all(bank._cast is None or bank._cast[1].dtype == torch.float32 for bank in held)
+    monkeypatch.setenv("RADARGATE_FUSED", "0")
+    torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, first, atol=2e-2, rtol=2e-2)

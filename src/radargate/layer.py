@@ -119,13 +119,13 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         """``onto`` plus the update in one compiled call, for few tokens and a gate that one call can follow; else None."""
         if self._call()[1] is not None or not ops.site_applies(x, onto):
             return None
-        gate = self.gate(name)
-        architecture = self.architectures[name]
+        gate, bank, architecture = self.gate(name), self.bank(name), self.architectures[name]
+        if x.dtype != ops.compute_dtype(x, bank.A):
+            return None  # before the bank is converted to a dtype that nobody computes in
         direct = type(architecture) is MoLE and architecture.options.route != "merged"
         recipe = gate.recipe() if direct else None
         if recipe is None:
             return None
-        bank = self.bank(name)
         return ops.site(x, *bank.cast(x.dtype), bank.scale(x), bank.ranks, recipe, self._top_k(gate), onto)
 
     def _top_k(self, gate: Gate) -> int | None:
