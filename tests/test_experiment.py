@@ -67,7 +67,7 @@ def test_every_experiment_runs_and_its_report_comes_from_its_records(zoo, source
 
 def test_a_stopped_experiment_goes_on_and_recomputes_nothing(zoo, sources, tmp_path, monkeypatch, capsys):
     out, ran = tmp_path / "stopped", []
-    from radargate.experiments import run_experiment as module
+    from radargate.experiments import workshop as module
 
     run = module.run_cell
 
@@ -116,7 +116,7 @@ def test_tables_show_the_records_numbers(zoo, sources, tmp_path):
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", ["ablation", "samples", "generalization", "hull"])
 def test_a_dry_run_prints_cells_and_hours_and_loads_no_model(sources, tmp_path, monkeypatch, capsys, name, preset):
-    from radargate.experiments import run_experiment as module
+    from radargate.experiments import workshop as module
 
     monkeypatch.setattr(module, "load_base", None)
     words = ["--data", str(sources), "--out", str(tmp_path / "dry"), "--dry-run", "--device", "cpu", "--smoke"]

@@ -37,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--top-k", type=flags.positive_int, action="append", help="experts kept a token (may be repeated)"
     )
     parser.add_argument("--gates", metavar="NAMES", help="comma-separated, instead of the experiment's own")
+    parser.add_argument("--slots", type=flags.positive_int, metavar="N",
+                        help="run N cells side by side, in processes of their own (with --ray: on N workers)")  # fmt: skip
+    parser.add_argument("--ray", metavar="ADDRESS", help="run cells on a Ray cluster; local starts one here")
     parser.add_argument("--json", action="store_true", help="print the paths of records and report as JSON")
     flags.machine_flags(parser)
 
@@ -55,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     say = flags.say_to()
     file = run_experiment(
         args.name, args.preset, args.data, args.out, smoke=args.smoke, resume=args.resume, dry_run=args.dry_run,
-        experts=args.experts, changes=changes, dtype=args.dtype, device=flags.pick_device(args.device), say=say,
+        experts=args.experts, changes=changes, slots=args.slots, ray=args.ray, dtype=args.dtype, device=flags.pick_device(args.device), say=say,
     )  # fmt: skip
     if args.dry_run:
         return 0

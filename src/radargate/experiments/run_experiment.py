@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from radargate.base_models import fingerprint, load_base, load_config, load_tokenizer, resolve_base
-from radargate.data.batches import AnswerCollator, encode_rows
+from radargate.base_models import load_config, resolve_base
 from radargate.errors import OptionError, RadarGateError
 from radargate.evaluation.run import line
+from radargate.experiments import executors
 from radargate.experiments.catalog import EXPERIMENTS
 from radargate.experiments.compare import finished_cells
-from radargate.experiments.design import SUITE, Design, Experiment
+from radargate.experiments.design import SUITE, Experiment
+from radargate.experiments.executors import Results
 from radargate.experiments.expert_store import ExpertStore
 from radargate.experiments.planning import Place, announce, expert_seconds, plan_places, plan_record, where
-from radargate.experiments.points import (
-    Material,
-    Point,
-    base_identity,
-    gate_training,
-    load_material,
-    points,
-    recipe,
-    scoring,
-    test_rows,
-    train_rows,
-)
-from radargate.experiments.run_cell import RECORDS, Comparison, Grid, run_cell
+from radargate.experiments.points import load_material, points, recipe
+from radargate.experiments.run_cell import RECORDS
+from radargate.experiments.workshop import Workshop
 from radargate.records import append_records, read_records
 from radargate.storage import check_writable
 from radargate.training.loop import duration
@@ -41,7 +29,8 @@ Say = Callable[[str], None]
 
 def run_experiment(name: str, preset: str, data: str, out: str | Path, *, smoke: bool = False, resume: bool = False,
                    dry_run: bool = False, experts: str | Path | None = None, changes: Mapping[str, Any] | None = None,
-                   dtype: str | None = None, device: str | None = None, say: Say = lambda line: None) -> Path:  # fmt: skip
+                   slots: int | None = None, ray: str | None = None, dtype: str | None = None, device: str | None = None,
+                   say: Say = lambda line: None) -> Path:  # fmt: skip
     """Run every cell of an experiment that is not finished yet; records are written cell by cell.
 
     Args:
@@ -54,6 +43,8 @@ def run_experiment(name: str, preset: str, data: str, out: str | Path, *, smoke:
         dry_run: print cells and predicted hours, and stop; no model is loaded.
         experts: a folder of adapter folders named like tasks; by default experts are trained.
         changes: fields of `radargate.experiments.design.Design` that the user set.
+        slots: processes of this machine that run cells side by side; with ``ray``, workers (default: one a core or GPU).
+        ray: address of a Ray cluster to run cells on, or ``"local"``.
         dtype: of the bases.
         device: where to run.
         say: called with each line of progress.
@@ -91,56 +82,28 @@ def run_experiment(name: str, preset: str, data: str, out: str | Path, *, smoke:
     plan = plan_record(experiment, preset, smoke, design, places, material, left_out, sum(training.values()))
     append_records(file, [plan])
     clock = _Clock(sum(place.seconds for place in todo), sum(training.values()))
+    before = len({place.id for place in places}) - len(todo)
+    shop = Workshop(experiment, design, material, store, out, dtype, device)
     for base in dict.fromkeys(place.point.base for place in todo):
-        _run_base(base, [p for p in todo if p.point.base == base], experiment, design, material, store, out, dtype, device,
-                  clock, say, len({p.id for p in places}) - len(todo))  # fmt: skip
-    shutil.rmtree(out / ".work", ignore_errors=True)
-    return file
-
-
-def _run_base(base: str, todo: Sequence[Place], experiment: Experiment, design: Design, material: Material, store: ExpertStore,
-              out: Path, dtype: str | None, device: str | None, clock: _Clock, say: Say, before: int) -> None:  # fmt: skip
-    """All cells of one base, which is loaded once."""
-    say(f"loading {base}")
-    model, tokenizer, identity = load_base(base, dtype=dtype, device=device), load_tokenizer(base), base_identity(base)
-    printed = fingerprint(model)
-    for point in dict.fromkeys(place.point for place in todo):
-        mine = [place for place in todo if place.point == point]
-        adapters = {architecture: store.folders(base, identity, point.experts, architecture, model, say)
-                    for architecture in sorted({place.cell.architecture or "mole" for place in mine} | {"mole"})}  # fmt: skip
+        mine = [place for place in todo if place.point.base == base]
+        shop.prepare(mine, say)
         clock.experts_done()
-        grid = _grid(point, model, tokenizer, adapters, experiment, design, material, store, out, device)
-        for place in mine:
-            begun = time.monotonic()
-            own = {**place.conditions, "base_fingerprint": printed}
-            records = run_cell(place.cell, dataclasses.replace(grid, conditions=own), place.id)
-            append_records(out / RECORDS, records)
+        for place, records in _results(shop, mine, slots, ray, say):
+            append_records(file, records)
             mean = next(r for r in records if r.get("task") == "mean")
             clock.cell_done(place.seconds)
             seed = f" seed {place.cell.seed}" if place.cell.seed is not None else ""
-            say(f"[{before + clock.cells}] {where(experiment, point)}{place.cell.label}{seed}: {line(mean['metrics'])}  "
-                f"({duration(time.monotonic() - begun)}, {duration(clock.left())} left)")  # fmt: skip
+            say(f"[{before + clock.cells}] {where(experiment, place.point)}{place.cell.label}{seed}: {line(mean['metrics'])}  "
+                f"({duration(clock.left())} left)")  # fmt: skip
+    return file
 
 
-def _grid(point: Point, model: Any, tokenizer: Any, adapters: dict[str, dict[str, str]], experiment: Experiment, design: Design,
-          material: Material, store: ExpertStore, out: Path, device: str | None) -> Grid:  # fmt: skip
-    train, test = train_rows(point, material), test_rows(point, material)
-    training = gate_training(point, design, convert=store.given is not None)
-    seq2seq = bool(model.config.is_encoder_decoder)
-    rows = [row for task_rows in train.values() for row in task_rows]
-    encoded = encode_rows(rows, tokenizer, max_length=design.max_length, encoder_decoder=seq2seq).rows
-    options = Comparison(training=training, scoring=scoring(design), union_lr=design.expert_lr)
-    probe: Any = None
-    if experiment.probe:
-        module, _, attribute = experiment.probe.partition(":")
-        probe = getattr(importlib.import_module(module), attribute)
-        if point.left_out is not None:
-            wanted = store.folders(
-                point.base, base_identity(point.base), [point.left_out], "mole", model, lambda _: None
-            )
-            adapters = {**adapters, "left out": wanted}
-    return Grid(model, tokenizer, adapters, "", None, train, test, encoded,
-                AnswerCollator(tokenizer.pad_token_id, seq2seq), options, {}, out / ".work", device, probe)  # fmt: skip
+def _results(shop: Workshop, places: Sequence[Place], slots: int | None, ray: str | None, say: Say) -> Results:
+    if ray is not None:
+        return executors.on_ray(shop, places, ray, slots, say)
+    if slots is not None and slots > 1:
+        return executors.in_slots(shop, places, slots, say)
+    return executors.here(shop, places)
 
 
 def _check_out(file: Path, name: str, resume: bool) -> None:

@@ -1,0 +1,95 @@
+"""Cells side by side, in processes of this machine and on a Ray cluster: the same records, and a lost worker loses nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+
+import psutil
+import pytest
+from test_experiment import cells, sources  # noqa: F401
+
+from radargate.errors import OptionError, RadarGateError
+from radargate.experiments import executors
+from radargate.experiments.run_experiment import run_experiment
+from radargate.records import read_records
+
+# what takes time or memory, and so is another number every time
+PASSING = ("train_seconds", "score_seconds", "peak_memory_mb", "search")
+
+
+def run(zoo, sources, out, say=lambda line: None, **how):  # noqa: F811
+    changes = {"bases": (str(zoo["llama"]["base"]),), "steps": 2, "limit": 3, "gates": ("stretch", "radar"), "seeds": 2}
+    return run_experiment("ablation", "cpu", str(sources), out, smoke=True, changes=changes, device="cpu", say=say, **how)
+
+
+def results(out):
+    """Cell → what it found, without what is another number every time."""
+    found = {}
+    for case, record in cells(out).items():
+        found[case] = {key: value for key, value in record["metrics"].items() if key not in PASSING}
+    scores = [(r["system"], r["task"], r["metrics"]["nll"]) for r in read_records(out / "records.jsonl") if r["suite"] == "eval"]
+    return found, sorted(scores, key=str)
+
+
+@pytest.fixture(scope="module")
+def alone(zoo, sources, tmp_path_factory):  # noqa: F811
+    """The same experiment in one process."""
+    out = tmp_path_factory.mktemp("alone") / "out"
+    run(zoo, sources, out)
+    return out
+
+
+def test_slots_give_the_same_records_and_a_killed_one_loses_nothing(zoo, sources, tmp_path, alone):  # noqa: F811
+    killed, lines = [], []
+
+    def say(line):
+        lines.append(line)
+        if line.startswith("[1]"):
+            child = multiprocessing.active_children()[0]
+            os.kill(child.pid, signal.SIGKILL)
+            killed.append(child.pid)
+
+    out = tmp_path / "slots"
+    run(zoo, sources, out, say, slots=2, experts=next((alone / "experts").iterdir()))
+    run(zoo, sources, tmp_path / "plain", experts=next((alone / "experts").iterdir()))
+    assert killed and any("its worker was lost" in line for line in lines)
+    assert results(out) == results(tmp_path / "plain")
+
+
+def test_a_ray_cluster_gives_the_same_records_and_a_killed_worker_loses_nothing(zoo, sources, tmp_path, alone):  # noqa: F811
+    pytest.importorskip("ray")
+    killed, lines = [], []
+
+    def say(line):
+        lines.append(line)
+        if line.startswith("[1]"):
+            busy = [p for p in psutil.Process().children(recursive=True) if "_RayWorker" in " ".join(p.cmdline())]
+            assert len(busy) == 2
+            busy[0].kill()
+            killed.append(busy[0].pid)
+
+    out = tmp_path / "ray"
+    experts = next((alone / "experts").iterdir())
+    run(zoo, sources, out, say, ray="local", slots=2, experts=experts)
+    run(zoo, sources, tmp_path / "plain", experts=experts)
+    assert killed and any("its worker was lost" in line for line in lines)
+    assert results(out) == results(tmp_path / "plain")
+
+
+def test_a_cell_that_kills_its_worker_every_time_ends_the_run_in_words():
+    tries, waiting = {"a": 0}, executors.deque()
+    cell = dataclasses.make_dataclass("Cell", ["label"])("radar")
+    place = dataclasses.make_dataclass("Place", ["id", "cell"])("a", cell)
+    for _ in range(executors.MOST_TRIES - 1):
+        executors._again(place, tries, waiting, lambda line: None)
+    with pytest.raises(RadarGateError, match="radar: its worker was lost 3 times.*--resume goes on"):
+        executors._again(place, tries, waiting, lambda line: None)
+
+
+def test_ray_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(OptionError, match=r"radargate\[ray\]"):
+        next(executors.on_ray(None, [], "local", None, lambda line: None))
