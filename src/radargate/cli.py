@@ -16,7 +16,7 @@ from radargate.registry import unknown_name
 from radargate.storage import write_fault
 
 COMMANDS = (
-    "quickstart", "doctor", "experts", "train", "eval", "compare", "experiment", "generate", "serve", "export",
+    "quickstart", "doctor", "experts", "train", "eval", "compare", "experiment", "generate", "chat", "serve", "export",
     "bench",
 )  # fmt: skip
 

@@ -18,11 +18,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from radargate.serve.answers import Answer
 from radargate.serve.engine import Engine, QueueFull
+from radargate.serve.fields import ApiError
 from radargate.serve.jobs import Job, Piece
 from radargate.serve.metrics import Metrics
-from radargate.serve.requests import ApiError, Asked, read_request
+from radargate.serve.requests import Asked, read_request
 from radargate.serve.residents import Residents
-
 
 ENDPOINTS = ("/health", "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions")
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from radargate.errors import RadarGateError
 from radargate.registry import unknown_name
+from radargate.serve.fields import ApiError, flag, integer, number, read_object
 from radargate.serve.jobs import Group
 from radargate.serve.residents import Residents
 from radargate.serve.sampling import Sampling
@@ -51,20 +50,6 @@ _NOTHING: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
-class ApiError(RadarGateError):
-    """A request that gets an error in OpenAI's form."""
-
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.param, self.code = status, param, code
-
-    def body(self) -> dict[str, Any]:
-        """What is sent."""
-        kinds = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
-        kind = kinds.get(self.status, "invalid_request_error")
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
-
-
 @dataclass(frozen=True)
 class Asked:
     """A request that can be honoured.
@@ -96,7 +81,7 @@ def read_request(body: bytes, endpoint: str, residents: Residents, max_tokens_li
     Raises:
         ApiError: 400, or 404 for an unknown model; parameter, value and remedy are named.
     """
-    fields = _object(body)
+    fields = read_object(body)
     known = _FIELDS[endpoint]
     for name, value in fields.items():
         if name in _NOTHING and value not in _NOTHING[name]:
@@ -109,32 +94,22 @@ def read_request(body: bytes, endpoint: str, residents: Residents, max_tokens_li
     if model not in residents.names:
         raise ApiError(404, unknown_name("model", model, residents.names), "model", "model_not_found")
     prompts = _chat_prompt(fields, residents) if endpoint == "chat" else _text_prompts(fields, residents)
-    n = _integer(fields, "n", 1, 1, MAX_ANSWERS) or 1
+    n = integer(fields, "n", 1, 1, MAX_ANSWERS) or 1
     if n * len(prompts) > MAX_ANSWERS:
         raise ApiError(
             400, f"{len(prompts)} prompts × n={n} are more than {MAX_ANSWERS} answers. Send them in parts.", "n"
         )
     max_tokens, name = _max_tokens(fields, endpoint, max_tokens_limit)
     room = _room(prompts, max_tokens, residents, name)
-    stream = _flag(fields, "stream")
+    stream = flag(fields, "stream")
     sampling = Sampling(
-        min(room, max_tokens or max_tokens_limit), _number(fields, "temperature", 1.0, 0, 2), _top_p(fields),
-        _integer(fields, "seed", None, -(2**63), 2**64 - 1), _stops(fields), _logprobs(fields, endpoint),
+        min(room, max_tokens or max_tokens_limit), number(fields, "temperature", 1.0, 0, 2), _top_p(fields),
+        integer(fields, "seed", None, -(2**63), 2**64 - 1), _stops(fields), _logprobs(fields, endpoint),
     )  # fmt: skip
     group = Group(model, _mask(fields, model, residents))
     repeated = [prompt for prompt in prompts for _ in range(n)]
     read = sum(map(len, prompts))
     return Asked(endpoint == "chat", model, group, repeated, read, sampling, stream, _usage(fields, stream))
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the body is not JSON ({error}).", code="invalid_json") from error
-    if not isinstance(fields, dict):
-        raise ApiError(400, f"the body is a JSON {type(fields).__name__}, expected an object.", code="invalid_json")
-    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _chat_prompt(fields: Mapping[str, Any], residents: Residents) -> list[list[int]]:
@@ -193,7 +168,7 @@ def _max_tokens(fields: Mapping[str, Any], endpoint: str, limit: int) -> tuple[i
     if len(names) == 2 and fields[names[0]] != fields[names[1]]:
         raise ApiError(400, "max_tokens and max_completion_tokens differ. Give one of them.", names[0])
     name = names[0] if names else "max_tokens"
-    return _integer(fields, name, 16 if endpoint == "completions" else None, 1, limit), name
+    return integer(fields, name, 16 if endpoint == "completions" else None, 1, limit), name
 
 
 def _room(prompts: list[list[int]], max_tokens: int | None, residents: Residents, name: str) -> int:
@@ -224,11 +199,11 @@ def _mask(fields: Mapping[str, Any], model: str, residents: Residents) -> Any:
 
 def _logprobs(fields: Mapping[str, Any], endpoint: str) -> int | None:
     if endpoint == "completions":
-        return _integer(fields, "logprobs", None, 0, 20)
-    wanted = _flag(fields, "logprobs")
+        return integer(fields, "logprobs", None, 0, 20)
+    wanted = flag(fields, "logprobs")
     if "top_logprobs" in fields and not wanted:
         raise ApiError(400, "top_logprobs needs logprobs: true.", "top_logprobs")
-    return _integer(fields, "top_logprobs", 0, 0, 20) if wanted else None
+    return integer(fields, "top_logprobs", 0, 0, 20) if wanted else None
 
 
 def _stops(fields: Mapping[str, Any]) -> tuple[str, ...]:
@@ -243,34 +218,13 @@ def _usage(fields: Mapping[str, Any], stream: bool) -> bool:
     options = fields.get("stream_options", {})
     if not isinstance(options, dict) or (options and not stream):
         raise ApiError(400, "stream_options is an object, and only for stream: true.", "stream_options")
-    return _flag(options, "include_usage")
-
-
-def _flag(fields: Mapping[str, Any], name: str) -> bool:
-    value = fields.get(name, False)
-    if not isinstance(value, bool):
-        raise ApiError(400, f"{name} is {value!r}, expected true or false.", name)
-    return value
+    return flag(options, "include_usage")
 
 
 def _top_p(fields: Mapping[str, Any]) -> float:
-    value = _number(fields, "top_p", 1.0, 0, 1)
+    value = number(fields, "top_p", 1.0, 0, 1)
     if value == 0:
         raise ApiError(
             400, "top_p is 0, expected a number above 0 and at most 1. Use temperature 0 for greedy.", "top_p"
         )
     return value
-
-
-def _integer(fields: Mapping[str, Any], name: str, default: int | None, low: int, high: int) -> int | None:
-    value = fields.get(name, default)
-    if value is not None and (type(value) is not int or not low <= value <= high):
-        raise ApiError(400, f"{name} is {value!r}, expected a whole number from {low} to {high}.", name)
-    return value
-
-
-def _number(fields: Mapping[str, Any], name: str, default: float, low: float, high: float) -> float:
-    value = fields.get(name, default)
-    if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
-        raise ApiError(400, f"{name} is {value!r}, expected a number from {low} to {high}.", name)
-    return float(value)
