@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import radargate
 from radargate.base_models import load_tokenizer
@@ -21,12 +22,12 @@ TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{%
 def bundle(zoo, tmp_path_factory):
     """A composition over a base whose tokenizer has a chat template, by its folder."""
     root = tmp_path_factory.mktemp("chat")
-    model = radargate.compose(str(zoo["llama"]["base"]), zoo["llama"]["adapters"], top_k=2)
     base = root / "base"
-    model.get_base_model()
-    from transformers import AutoModelForCausalLM
-
-    AutoModelForCausalLM.from_pretrained(zoo["llama"]["base"]).save_pretrained(base)
+    plain = AutoModelForCausalLM.from_pretrained(zoo["llama"]["base"])
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.mul_(8 if parameter.dim() > 1 else 1)  # so that what was said before changes the answer
+    plain.save_pretrained(base)
     tokenizer = load_tokenizer(str(zoo["llama"]["base"]))
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(base)
@@ -51,16 +52,19 @@ def say(bundle, monkeypatch, capsys):
 def test_an_answer_is_that_of_generate_and_the_next_turn_knows_it(say, bundle):
     model = radargate.load(None, bundle)
     tokenizer = load_tokenizer(model.get_base_model())
-    want = generate(model, tokenizer, ["hi"], max_new_tokens=8)[0]
-    code, out, _ = say("hi", "again", "/reset", "hi")
-    assert code == 0
-    first, rest = out[: len(out) // 2], out
-    assert first.strip().startswith(want[:3]) and rest.count(want) == 2 and "begins anew" in rest
-    raw = out[: out.index("\n")]
-    history = f"user: hi\nassistant: {raw}\nuser: again\nassistant: "
-    ids = torch.tensor([tokenizer.encode(history)])
-    second = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
-    assert tokenizer.decode(second[0, ids.shape[1] :], skip_special_tokens=True) in out
+
+    def answer(context):
+        ids = torch.tensor([tokenizer.encode(context)])
+        with radargate.using(model, {}):
+            made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
+        return tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+
+    first = answer("user: hi\nassistant: ")
+    assert first.strip() == generate(model, tokenizer, ["hi"], max_new_tokens=8)[0]
+    second = answer(f"user: hi\nassistant: {first}\nuser: hi\nassistant: ")
+    assert first != second
+    code, out, _ = say("hi", "hi", "/reset", "hi")
+    assert code == 0 and out == f"{first}\n{second}\nThe conversation begins anew.\n{first}\n"
 
 
 def test_experts_are_listed_switched_and_explained(say, bundle):
