@@ -18,7 +18,7 @@ import radargate
 from conftest import tiny_tokenizer
 from radargate.base_models import load_tokenizer
 from radargate.cli import main
-from radargate.composition import radar_layers
+from radargate.composition import radar_config, radar_layers
 from radargate.errors import BundleError, RadarGateError
 from radargate.evaluation.scoring import generate
 from radargate.serve.app import Limits
@@ -337,6 +337,22 @@ def test_gpt2_has_its_own_positions_and_is_served(zoo, tmp_path):
     got = [c.text.strip() for c in running.complete(prompts, "gpt2", max_tokens=10).choices]
     running.stop()
     assert got == want
+
+
+def test_a_bundle_with_gates_only_joins_another(zoo, tmp_path):
+    adapters, made = zoo["llama"]["adapters"], {}
+    for name, experts in (("own", ("math", "code")), ("gates", ("law", "code"))):
+        model = radargate.compose(str(zoo["llama"]["base"]), {e: adapters[e] for e in experts}, top_k=1).eval()
+        radar_config(model).gate_only = name == "gates"
+        model.save_pretrained(tmp_path / name)
+        made[name] = model
+    residents, ids = Residents({name: str(tmp_path / name) for name in made}), torch.arange(5, 25)[None]
+    for name in ("own", "gates", "own"):
+        with torch.no_grad():
+            got, want = (m(input_ids=ids).logits for m in (residents.activate(name), made[name]))
+        torch.testing.assert_close(got, want)
+    with pytest.raises(RadarGateError, match="Unknown expert 'math'"):
+        residents.mask("gates", {"math": 0})
 
 
 def test_what_cannot_be_served_is_refused_at_the_start(zoo, tmp_path, bundles, capsys):
