@@ -69,6 +69,10 @@ def make_app(residents: Residents, limits: Limits) -> FastAPI:
     async def refused(request: Request, error: ApiError) -> Response:
         return JSONResponse(error.body(), error.status)
 
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        return JSONResponse(ApiError(500, f"the server failed: {type(error).__name__}.").body(), 500)
+
     @app.exception_handler(HTTPException)
     async def no_such_page(request: Request, error: HTTPException) -> Response:
         words = f"{request.method} {request.url.path}: {error.detail}. There are /v1/models, /v1/completions, /v1/chat/completions."

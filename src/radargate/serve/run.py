@@ -31,8 +31,10 @@ def serve(residents: Residents, limits: Limits, host: str, port: int, say: Calla
     """
     server = make_server(residents, limits, host, port)
     open_to_all = host not in ("127.0.0.1", "localhost", "::1") and limits.api_key is None
+    listening = server.config.bind_socket()  # a port in use is told before anything is promised
+    port = listening.getsockname()[1]
     say(f"{', '.join(residents.names)} at http://{host}:{port}/v1 (Ctrl-C stops after the requests that run)")
     if open_to_all:
         say(f"note: everybody who reaches {host} may use it; give --api-key to ask for a key.")
-    server.run()
+    server.run([listening])
     return 0 if server.started else 1

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LEAST = -9999.0  # what is reported for impossible tokens, as OpenAI does: JSON has no infinity
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -70,7 +72,7 @@ class Chooser:
         token = int(logits.argmax()) if self.sampling.temperature == 0 else self._sample(logits)
         if self.sampling.logprobs is None:
             return Chosen(token)
-        logs = logits.log_softmax(-1)
+        logs = logits.log_softmax(-1).clamp(min=LEAST)
         best = logs.topk(min(self.sampling.logprobs, len(logs)))
         top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
         return Chosen(token, float(logs[token]), top)
