@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,3 +66,16 @@ def encode_row(prompt: str, answer: str, tokenizer: Any, encoder_decoder: bool) 
     if encoder_decoder:
         return EncodedPair(tokenizer.encode(context), tokenizer.encode(answer, add_special_tokens=False))
     return encode_pair(context, answer_delimiter(tokenizer) + answer, tokenizer)
+
+
+def render_messages(messages: Sequence[Mapping[str, str]], tokenizer: Any) -> str:
+    """The text before the next answer of a conversation; without a chat template, its contents line by line."""
+    if getattr(tokenizer, "chat_template", None):
+        return tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=True)
+    return "\n".join(message["content"] for message in messages)
+
+
+def encode_to_answer(context: str, tokenizer: Any) -> list[int]:
+    """Token ids of a whole rendered context, up to where a generated answer starts, white space included."""
+    pair = encode_pair(context, answer_delimiter(tokenizer) + "x", tokenizer)
+    return pair.context + pair.continuation[: pair.lead]

@@ -1,0 +1,75 @@
+"""Fields of a request, one by one, and the error that a wrong one gets."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from radargate.errors import RadarGateError
+
+
+class ApiError(RadarGateError):
+    """A request that gets an error in OpenAI's form."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+    def body(self) -> dict[str, Any]:
+        """What is sent."""
+        kinds = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+        kind = kinds.get(self.status, "invalid_request_error")
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """A request's JSON object, without its nulls.
+
+    Raises:
+        ApiError: it is something else.
+    """
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"the body is not JSON ({error}).", code="invalid_json") from error
+    if not isinstance(fields, dict):
+        raise ApiError(400, f"the body is a JSON {type(fields).__name__}, expected an object.", code="invalid_json")
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def flag(fields: Mapping[str, Any], name: str) -> bool:
+    """True or false, false where it is absent.
+
+    Raises:
+        ApiError: it is something else.
+    """
+    value = fields.get(name, False)
+    if not isinstance(value, bool):
+        raise ApiError(400, f"{name} is {value!r}, expected true or false.", name)
+    return value
+
+
+def integer(fields: Mapping[str, Any], name: str, default: int | None, low: int, high: int) -> int | None:
+    """A whole number between two others, or the default.
+
+    Raises:
+        ApiError: it is something else.
+    """
+    value = fields.get(name, default)
+    if value is not None and (type(value) is not int or not low <= value <= high):
+        raise ApiError(400, f"{name} is {value!r}, expected a whole number from {low} to {high}.", name)
+    return value
+
+
+def number(fields: Mapping[str, Any], name: str, default: float, low: float, high: float) -> float:
+    """A finite number between two others, or the default.
+
+    Raises:
+        ApiError: it is something else.
+    """
+    value = fields.get(name, default)
+    if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
+        raise ApiError(400, f"{name} is {value!r}, expected a number from {low} to {high}.", name)
+    return float(value)

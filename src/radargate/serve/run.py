@@ -1,0 +1,40 @@
+"""Running the server until it is told to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import uvicorn
+
+from radargate.serve.app import Limits, make_app
+from radargate.serve.residents import Residents
+
+
+def make_server(residents: Residents, limits: Limits, host: str, port: int) -> uvicorn.Server:
+    """A server that is not running yet; its ``should_exit`` stops it after the requests that run."""
+    config = uvicorn.Config(
+        make_app(residents, limits), host=host, port=port, log_level="warning", timeout_graceful_shutdown=limits.shutdown_seconds,
+        lifespan="on",
+    )  # fmt: skip
+    return uvicorn.Server(config)
+
+
+def serve(residents: Residents, limits: Limits, host: str, port: int, say: Callable[[str], None]) -> int:
+    """Serve until a signal; returns the exit code.
+
+    Args:
+        residents: the bundles.
+        limits: what is accepted.
+        host: address to listen on.
+        port: 0 takes a free one.
+        say: called with each line for the terminal.
+    """
+    server = make_server(residents, limits, host, port)
+    open_to_all = host not in ("127.0.0.1", "localhost", "::1") and limits.api_key is None
+    listening = server.config.bind_socket()  # a port in use is told before anything is promised
+    port = listening.getsockname()[1]
+    say(f"{', '.join(residents.names)} at http://{host}:{port}/v1 (Ctrl-C stops after the requests that run)")
+    if open_to_all:
+        say(f"note: everybody who reaches {host} may use it; give --api-key to ask for a key.")
+    server.run([listening])
+    return 0 if server.started else 1
