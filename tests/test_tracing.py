@@ -100,7 +100,9 @@ def test_every_number_is_that_of_a_literal_recomputation(zoo, load_tiny, archite
         flat = torch.stack([want["v"].mean(0), want["turned"].mean(0)])
         _, _, axes = torch.linalg.svd(flat.flatten(0, 1).double(), full_matrices=False)
         kept = (flat.double() @ axes[:2].T).norm(dim=-1).float()
-        torch.testing.assert_close(torch.stack([site.map_before, site.map_after]).norm(dim=-1), kept, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            torch.stack([site.map_before, site.map_after]).norm(dim=-1), kept, rtol=1e-3, atol=1e-4
+        )
         compared += 1
     assert compared >= 2
 
@@ -186,7 +188,9 @@ def test_nothing_turned_means_the_same_before_and_after(zoo, load_tiny, options)
         assert (site.angles == 0).all() and (site.code_norms == 0).all()
 
 
-@pytest.mark.parametrize("options", [{"reference": "selected"}, {"rotation_sharing": "expert"}, {"rotation_input": "input"}])
+@pytest.mark.parametrize(
+    "options", [{"reference": "selected"}, {"rotation_sharing": "expert"}, {"rotation_input": "input"}]
+)
 def test_other_readings_of_the_rotation_are_traced(zoo, load_tiny, options):
     trace = radargate.trace(compose(zoo, load_tiny(), **options), PROMPT, leave_one_out=False)
     sites = [site for site in trace.sites() if len(site.experts) > 1]
@@ -209,7 +213,9 @@ def test_what_cannot_be_traced_says_so(zoo, load_tiny, tmp_path):
     assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("text", [None, "{", "[]", "{}", json.dumps({"schema": 1, "tokens": []}), json.dumps({"schema": 99})])
+@pytest.mark.parametrize(
+    "text", [None, "{", "[]", "{}", json.dumps({"schema": 1, "tokens": []}), json.dumps({"schema": 99})]
+)
 def test_a_broken_trace_says_what_to_do(tmp_path, text):
     if text is not None:
         (tmp_path / "trace.json").write_text(text)

@@ -15,7 +15,19 @@ from radargate.errors import OptionError, RadarGateError
 from radargate.registry import unknown_name
 from radargate.storage import write_fault
 
-COMMANDS = ("quickstart", "doctor", "experts", "train", "eval", "compare", "experiment", "generate", "explore", "export", "bench")
+COMMANDS = (
+    "quickstart",
+    "doctor",
+    "experts",
+    "train",
+    "eval",
+    "compare",
+    "experiment",
+    "generate",
+    "explore",
+    "export",
+    "bench",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

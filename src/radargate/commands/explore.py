@@ -43,7 +43,9 @@ def run(args: argparse.Namespace) -> int:
     traces, names = [], []
     for target in [args.target, *([args.compare] if args.compare else [])]:
         model, tokenizer = open_system(target, dtype=args.dtype, device=flags.pick_device(args.device), base=args.base)
-        traces.append(trace(model, args.prompt, answer=args.answer, tokenizer=tokenizer, max_new_tokens=args.max_new_tokens))
+        traces.append(
+            trace(model, args.prompt, answer=args.answer, tokenizer=tokenizer, max_new_tokens=args.max_new_tokens)
+        )
         names.append(Path(target).resolve().name)
         del model
     if len(set(names)) < len(names):

@@ -11,6 +11,7 @@ function shown(text) {
     if (c === "\n") parts.push(make("span", { class: "sign" }, "↵"), "\n");
     else if (c === "\t") parts.push(make("span", { class: "sign" }, "⇥"), " ");
     else if (code < 32) parts.push(make("span", { class: "sign" }, String.fromCharCode(0x2400 + code)));
+    else if (code >= 0xd800 && code <= 0xdfff) parts.push("\ufffd");
     else if ((code >= 127 && code < 160) || (code >= 0x200b && code <= 0x200f) || (code >= 0x202a && code <= 0x202e) || (code >= 0x2066 && code <= 0x2069))
       parts.push(make("span", { class: "sign" }, `<${code.toString(16)}>`));
     else parts.push(c);

@@ -6,7 +6,9 @@ const DASHES = ["solid", "dash", "dot", "dashdot"], BORDERS = ["solid", "dashed"
 const cycle = (e, list) => list[Math.floor(e / DATA.colours.length) % list.length];
 const SCALE = "Cividis";
 const narrow = () => innerWidth < 640;
-const short = (text, most = 14) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
+/* Plotly reads some markup and %{…} in texts; names are plain. */
+const plain = (text) => text.replaceAll("<", "‹").replaceAll(">", "›").replaceAll("%{", "% {").replaceAll("$", "＄");
+const short = (text, most = 14) => plain(text.length > most ? text.slice(0, most - 1) + "…" : text);
 const say = (value, digits = 3) => (value === null || value === undefined || Number.isNaN(value) ? "–" : value.toFixed(digits));
 
 function make(tag, attributes = {}, ...children) {
@@ -53,14 +55,24 @@ const LAYOUT = () => ({
   font: { family: "system-ui, sans-serif", size: narrow() ? 11 : 12, color: ink() }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
   margin: { l: 8, r: 8, t: 8, b: 8 }, dragmode: false, hoverlabel: { font: { size: 12 } },
 });
+const LEGEND = { orientation: "h", yref: "container", y: 0, yanchor: "bottom" };
 const axis = (more = {}) => ({ automargin: true, fixedrange: true, gridcolor: "rgba(136,136,136,.3)", zerolinecolor: "rgba(136,136,136,.6)", ...more });
+
+/* A chart follows the room it has, which changes when its neighbours come in. */
+const resized = new ResizeObserver((all) => requestAnimationFrame(() => {
+  for (const { target } of all) {
+    const width = target.clientWidth;
+    if (target.isConnected && target._fullLayout && width && Math.abs(width - target._fullLayout.width) > 1) Plotly.relayout(target, { width });
+  }
+}));
 
 /* Draw a chart into the view of one trace; a chart drawn before keeps its frame, and an open table stays open. */
 function chart(view, name, caption, { data, layout, height = 320, rows }) {
   const id = `${view.id}-${name}`;
   let frame = document.getElementById(id);
   const open = frame && frame.querySelector("details") && frame.querySelector("details").open;
-  if (frame) Plotly.purge(frame.querySelector(".plot"));
+  const drawn = frame && frame.querySelector(".plot");
+  if (drawn) { resized.unobserve(drawn); Plotly.purge(drawn); }
   const fresh = make("figure", { id }, make("figcaption", {}, caption));
   frame ? frame.replaceWith(fresh) : view.append(fresh);
   if (!data) { fresh.append(make("p", { class: "note" }, "Nothing to show for this choice.")); return; }
@@ -69,13 +81,14 @@ function chart(view, name, caption, { data, layout, height = 320, rows }) {
   const { box, csv } = numbersBox(id, rows);
   const picture = (format) => make("button", { type: "button", onclick: () => Plotly.downloadImage(plot, { format, filename: id, scale: 2 }) }, format.toUpperCase());
   fresh.append(plot, make("div", { class: "tools" }, picture("svg"), picture("png"), csv), box);
-  Plotly.newPlot(plot, data, { ...LAYOUT(), ...layout, height }, { responsive: true, displayModeBar: false, scrollZoom: false });
+  Plotly.newPlot(plot, data, { ...LAYOUT(), ...layout, height, width: plot.clientWidth }, { displayModeBar: false, scrollZoom: false });
+  resized.observe(plot);
   if (open) box.open = true;
 }
 
 function heat(z, x, y, title, hover, more = {}) {
   return { type: "heatmap", z, x: x.map((_, i) => i), y: y.map((_, i) => i), colorscale: SCALE, xgap: 1, ygap: 1, hoverongaps: false,
-    text: z.map((row, i) => row.map((v, j) => `${y[i]}, ${x[j]}: ${say(v)}`)), hovertemplate: `%{text}${hover}<extra></extra>`,
+    text: z.map((row, i) => row.map((v, j) => `${plain(y[i])}, ${plain(x[j])}: ${say(v)}`)), hovertemplate: `%{text}${hover}<extra></extra>`,
     colorbar: { title: { text: title, side: "right" }, thickness: 12, outlinewidth: 0 }, ...more };
 }
 const ticks = (names, more = {}) => {
@@ -84,12 +97,14 @@ const ticks = (names, more = {}) => {
 };
 
 function drawLayers(view, trace, sites) {
-  for (const [part, word] of [[0, "prompt"], [1, "answer"]]) {
-    const layers = layersOf(sites.filter((s) => s.n > 1));
+  const layers = layersOf(sites.filter((s) => s.n > 1)), both = [[0, "prompt"], [1, "answer"]];
+  const everything = both.map(([part]) => layers.map((layer) => meanWeights(trace, sites.filter((s) => s.layer === layer && s.n > 1), part) || []).flat()).flat();
+  const range = { zmin: Math.min(0, ...everything), zmax: Math.max(...everything) };
+  for (const [part, word] of both) {
     const found = layers.map((layer) => [layer, meanWeights(trace, sites.filter((s) => s.layer === layer && s.n > 1), part)]).filter((one) => one[1]);
     const z = found.map((one) => one[1]), y = found.map((one) => one[0]);
     chart(view, `weights-${word}`, `Mean weights over the ${word}`, !z.length ? {} : {
-      data: [heat(z, trace.experts, y, "weight", "", { zmin: Math.min(0, ...z.flat()) })], height: Math.max(220, 90 + 15 * y.length),
+      data: [heat(z, trace.experts, y, "weight", "", range)], height: Math.max(220, 90 + 15 * y.length),
       layout: { xaxis: ticks(trace.experts, { tickangle: -40 }), yaxis: ticks(y, { title: { text: "layer" }, autorange: "reversed" }) },
       rows: () => [["layer", ...trace.experts], ...z.map((row, i) => [y[i], ...row])],
     });
@@ -98,13 +113,13 @@ function drawLayers(view, trace, sites) {
 
 function drawNorms(view, trace, sites) {
   const found = lengths(trace, sites), x = found.map((one) => one.layer), there = trace.experts.map((_, e) => e).filter((e) => found.some((one) => one.added[e]));
-  const line = (name, y, c, dash, width) => ({ type: "scatter", mode: "lines+markers", name: short(name), x: x.map((_, i) => i), y: y.map((v) => v || null), text: x, marker: { size: 5, color: c },
-    line: { color: c, dash, width }, hovertemplate: `layer %{text}, ${short(name).replace(/[<>&%{}]/g, " ")}: %{y:.3g}<extra></extra>` });
+  const line = (name, y, c, dash, width) => ({ type: "scatter", mode: "lines+markers", name, x: x.map((_, i) => i), y: y.map((v) => v || null), text: x, marker: { size: 5, color: c },
+    line: { color: c, dash, width }, hovertemplate: `layer %{text}, ${name}: %{y:.3g}<extra></extra>` });
   chart(view, "norms", "Mean length of what is added, by layer", !found.length ? {} : {
-    data: [...there.map((e) => line(trace.experts[e], found.map((one) => one.added[e]), colour(e), cycle(e, DASHES), 2)),
-      line("base’s own output", found.map((one) => one.base), ink(), "dash", 3)],
+    data: [...there.map((e) => line(short(trace.experts[e]), found.map((one) => one.added[e]), colour(e), cycle(e, DASHES), 2)),
+      line("base", found.map((one) => one.base), ink(), "dash", 3)],
     height: 360, layout: { xaxis: ticks(x, { title: { text: "layer" } }), yaxis: axis({ type: "log", dtick: 1, title: { text: "length" } }),
-      showlegend: there.length <= 14, legend: { orientation: "h", y: -0.25 } },
+      showlegend: there.length <= 14, legend: LEGEND },
     rows: () => [["layer", "base", "whole update", ...trace.experts], ...found.map((one) => [one.layer, one.base, one.update, ...one.added])],
   });
 }
@@ -113,7 +128,7 @@ function drawRotation(view, trace, name) {
   const site = trace.sites.find((s) => s.name === name && s.maps);
   const names = site ? site.experts.map((e) => trace.experts[e]) : [];
   const rows = () => [["expert", "x before", "y before", "x after", "y after"], ...names.map((n, i) => [n, ...site.maps[0][i], ...site.maps[1][i]])];
-  const legend = { showlegend: names.length <= 14, legend: { orientation: "h", y: -0.2 } };
+  const legend = { showlegend: names.length <= 14, legend: LEGEND };
   const look = (i) => ({ mode: "lines+markers", name: short(names[i]), line: { color: colour(site.experts[i]), dash: cycle(site.experts[i], DASHES) },
     marker: { size: [10, 10], symbol: ["circle-open", "circle"], color: colour(site.experts[i]) }, text: ["before", "after"] });
   const polar = ([x, y]) => [Math.hypot(x, y), Math.atan2(y, x) * 180 / Math.PI];
