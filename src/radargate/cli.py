@@ -16,9 +16,8 @@ from radargate.registry import unknown_name
 from radargate.storage import write_fault
 
 COMMANDS = (
-    "quickstart", "doctor", "experts", "train", "eval", "compare", "experiment", "generate", "chat", "serve", "export",
-    "bench",
-)  # fmt: skip
+    "quickstart", "doctor", "experts", "train", "eval", "compare", "experiment", "generate", "chat", "explore", "serve",
+    "export", "bench",
 
 
 def main(argv: Sequence[str] | None = None) -> int:

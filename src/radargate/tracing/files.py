@@ -19,6 +19,7 @@ from radargate.records import write_atomic
 from radargate.storage import writing
 
 FACTS, SCHEMA = "trace.json", 1
+NEEDED = ("schema", "tokens", "prompt_length", "experts", "sites", "nll", "without")
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,13 @@ class Trace:
     def __init__(self, folder: str | Path, keep: tempfile.TemporaryDirectory[str] | None = None) -> None:
         self.folder, self._keep = Path(folder), keep
         try:
-            self.facts: dict[str, Any] = json.loads((self.folder / FACTS).read_text())
-        except (OSError, ValueError) as error:
+            self.facts: dict[str, Any] = json.loads((self.folder / FACTS).read_text(encoding="utf-8"))
+            missing = [name for name in NEEDED if name not in self.facts]
+            if missing or self.facts["schema"] != SCHEMA:
+                raise ValueError(
+                    f"{FACTS} has no {missing[0]}" if missing else f"schema {self.facts['schema']}, not {SCHEMA}"
+                )
+        except (OSError, ValueError, TypeError) as error:
             raise RadarGateError(
                 f"{self.folder} holds no whole trace ({error}). Make one with radargate.trace(model, text, out=...)."
             ) from error
@@ -131,7 +137,7 @@ def write_site(folder: Path, trace: SiteTrace) -> None:
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:
     """Write what makes the trace whole, last."""
     with writing("the trace", folder):
-        write_atomic(folder / FACTS, json.dumps({"schema": SCHEMA, **facts}, ensure_ascii=False))
+        write_atomic(folder / FACTS, json.dumps({"schema": SCHEMA, **facts}))
 
 
 def file_name(site: str) -> str:

@@ -101,7 +101,10 @@ class _Text:
             else:
                 context, continuation = tokenizer.encode(given), []
         else:
-            context = torch.as_tensor(given).reshape(-1).tolist()
+            ids = torch.as_tensor(given)
+            if ids.dim() > 1 and ids.shape[0] != 1:
+                raise OptionError(f"found ids of shape {list(ids.shape)}, expected one text: [tokens] or [1, tokens].")
+            context = ids.reshape(-1).tolist()
             continuation = [] if answer is None else tokenizer.encode(answer, add_special_tokens=False)
         if not context:
             raise OptionError("the text has no tokens; give a prompt or token ids.")
