@@ -22,7 +22,9 @@ PASSING = ("train_seconds", "score_seconds", "peak_memory_mb", "search")
 
 def run(zoo, sources, out, say=lambda line: None, **how):  # noqa: F811
     changes = {"bases": (str(zoo["llama"]["base"]),), "steps": 2, "limit": 3, "gates": ("stretch", "radar"), "seeds": 2}
-    return run_experiment("ablation", "cpu", str(sources), out, smoke=True, changes=changes, device="cpu", say=say, **how)
+    return run_experiment(
+        "ablation", "cpu", str(sources), out, smoke=True, changes=changes, device="cpu", say=say, **how
+    )
 
 
 def results(out):
@@ -30,7 +32,11 @@ def results(out):
     found = {}
     for case, record in cells(out).items():
         found[case] = {key: value for key, value in record["metrics"].items() if key not in PASSING}
-    scores = [(r["system"], r["task"], r["metrics"]["nll"]) for r in read_records(out / "records.jsonl") if r["suite"] == "eval"]
+    scores = [
+        (r["system"], r["task"], r["metrics"]["nll"])
+        for r in read_records(out / "records.jsonl")
+        if r["suite"] == "eval"
+    ]
     return found, sorted(scores, key=str)
 
 

@@ -18,6 +18,7 @@ from radargate.storage import write_fault
 COMMANDS = (
     "quickstart", "doctor", "experts", "train", "eval", "compare", "experiment", "generate", "chat", "explore", "serve",
     "export", "bench",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
