@@ -9,12 +9,12 @@ import signal
 
 import psutil
 import pytest
-from test_experiment import cells, sources  # noqa: F401
 
 from radargate.errors import OptionError, RadarGateError
 from radargate.experiments import executors
 from radargate.experiments.run_experiment import run_experiment
 from radargate.records import read_records
+from test_experiment import cells, sources  # noqa: F401
 
 # what takes time or memory, and so is another number every time
 PASSING = ("train_seconds", "score_seconds", "peak_memory_mb", "search")
@@ -91,7 +91,7 @@ def test_a_cell_that_kills_its_worker_every_time_ends_the_run_in_words():
     place = dataclasses.make_dataclass("Place", ["id", "cell"])("a", cell)
     for _ in range(executors.MOST_TRIES - 1):
         executors._again(place, tries, waiting, lambda line: None)
-    with pytest.raises(RadarGateError, match="radar: its worker was lost 3 times.*--resume goes on"):
+    with pytest.raises(RadarGateError, match=r"radar: its worker was lost 3 times.*--resume goes on"):
         executors._again(place, tries, waiting, lambda line: None)
 
 
