@@ -151,9 +151,10 @@ def read_adapter(name: str, source: str | Path) -> Adapter:
 
 
 def base_sites(model: nn.Module) -> dict[str, SiteShape]:
-    """Every linear layer of a base model by name, with its shape; works without weights."""
+    """Every linear layer of a base model by name, with its shape; works without weights, and under another composition."""
     sites = {}
-    for name, module in model.named_modules():
+    for wrapped, module in model.named_modules():
+        name = wrapped.removesuffix(".base_layer")
         if hasattr(module, "in_features") and hasattr(module, "out_features"):
             sites[name] = SiteShape(module.in_features, module.out_features)
         elif type(module).__name__ == "Conv1D" and hasattr(module, "nf"):

@@ -45,6 +45,8 @@ class Batch:
             self.cache, self.mask = cache, mask
             return logits
         longest = max(width, self.mask.shape[1])
+        layer: Any  # the servers' models keep keys and values, which not every layer of a cache has
+        new: Any
         for layer, new in zip(self.cache.layers, cache.layers, strict=True):
             layer.keys = torch.cat([_widened(layer.keys, longest), _widened(new.keys, longest)])
             layer.values = torch.cat([_widened(layer.values, longest), _widened(new.values, longest)])
@@ -71,6 +73,7 @@ class Batch:
         self.mask = self.mask[at]
         unused = int(self.mask.sum(0).bool().int().argmax())  # columns left of the first real token
         self.mask = self.mask[:, unused:]
+        layer: Any
         for layer in self.cache.layers:
             layer.keys = layer.keys[at, :, unused:]
             layer.values = layer.values[at, :, unused:]

@@ -145,7 +145,7 @@ def _text_prompts(fields: Mapping[str, Any], residents: Residents) -> list[list[
     prompt = fields.get("prompt")
     if _are_ids(prompt):
         prompt = [prompt]
-    many = prompt if isinstance(prompt, list) else [prompt]
+    many: list[Any] = prompt if isinstance(prompt, list) else [prompt]
     if not many or not all(isinstance(one, str) or _are_ids(one) for one in many):
         raise ApiError(
             400, "prompt is missing or of another kind, expected text, token ids, or a list of either.", "prompt"
