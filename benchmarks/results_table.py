@@ -44,8 +44,9 @@ def main() -> int:
     readme = ROOT / "README.md"
     readme.write_text(with_blocks(readme.read_text()))
     (ROOT / "docs" / "quickstart.svg").write_text(quickstart_picture())
-    (ROOT / "docs" / "speed.md").write_text(speed_tables.page())
-    for name, picture in speed_tables.pictures().items():
+    if speed_tables.records():
+        (ROOT / "docs" / "speed.md").write_text(speed_tables.page())
+    for name, picture in (speed_tables.pictures() if speed_tables.records() else {}).items():
         (ROOT / "docs" / name).write_text(picture)
     return 0
 

@@ -33,6 +33,8 @@ def records() -> list[Record]:
 def readme_block() -> str:
     """A training step and decoding beside one LoRA."""
     found = records()
+    if not found:
+        return "Not recorded yet: `make bench` measures it on your machine."
     parts = []
     for suite, what in (("bench-step", "training step"), ("bench-decode", "answering, token by token")):
         kept = [r for r in _of(found, suite) if r.get("prompts") != 16]
