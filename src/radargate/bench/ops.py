@@ -31,11 +31,12 @@ def cases(
 
 
 def bench(grid: Sequence[dict[str, int]], *, device: str, dtype: torch.dtype, rounds: int, most_gigaflops: float,
-          say: Callable[[str], None], **options: Any) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """Metrics of each case, forward and step, checked against float64 before they are timed.
+          say: Callable[[str], None], passes: Sequence[str] = ("forward", "step"), **options: Any) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Metrics of each case, forward alone and with backward, checked against float64 before they are timed.
 
     Sizes whose arithmetic alone passes ``most_gigaflops`` are left out, and named. The literal form is timed where its
-    tensors fit half of the free memory, else on as many tokens as do, scaled up by tokens and marked.
+    tensors fit half of the free memory, else on as many tokens as do, scaled up by tokens and marked; its memory is
+    measured on `CHECKED_TOKENS` and scaled up.
     """
     for case in grid:
         n, d, tokens, k = case.values()
@@ -48,17 +49,19 @@ def bench(grid: Sequence[dict[str, int]], *, device: str, dtype: torch.dtype, ro
         site = Site(n, d, tokens, k, dtype=dtype, device=device, **options)
         few = literal_tokens(n, d, tokens, device)
         small = site if few == tokens else Site(n, d, few, k, dtype=dtype, device=device, **options)
-        for backward in (False, True):
+        sample = Site(n, d, min(few, CHECKED_TOKENS), k, dtype=dtype, device=device, **options)
+        for which in passes:
             runs: dict[str, Callable[[], Any]] = {}
             for form in FORMS:
                 if form == "eager" and device != "cpu":
                     continue
                 here = small if form == "literal" else site
-                runs[form] = functools.partial(_run, here, form, backward)
+                runs[form] = functools.partial(_run, here, form, which == "step")
             times = measure.by_turns(runs, rounds)
             times["literal"] = [t * tokens / few for t in times["literal"]]
+            runs["literal"] = functools.partial(_run, sample, "literal", which == "step")
             memory = {form: measure.peak_bytes(run) for form, run in runs.items()}
-            memory["literal"] = memory["literal"] * tokens // few
+            memory["literal"] = memory["literal"] * tokens // len(sample.x)
             metrics = {
                 "seconds": {form: measure.median(found) for form, found in times.items()},
                 "literal_over_ours": measure.ratio(times, "literal", "ours"),
@@ -68,9 +71,9 @@ def bench(grid: Sequence[dict[str, int]], *, device: str, dtype: torch.dtype, ro
             if "eager" in times:
                 metrics["literal_over_eager"] = measure.ratio(times, "literal", "eager")
                 metrics["eager_over_lora"] = measure.ratio(times, "eager", "lora")
-            if backward:
-                metrics["saved_bytes"] = _saved(site, small, tokens / few)
-            yield {**case, "pass": "step" if backward else "forward", "literal_on_tokens": few, "metrics": metrics}
+            if which == "step":
+                metrics["saved_bytes"] = _saved(site, sample, tokens / len(sample.x))
+            yield {**case, "pass": which, "literal_on_tokens": few, "metrics": metrics}
 
 
 def whole_site(experts: Sequence[int], *, width: int, tokens: int, device: str, dtype: torch.dtype, rounds: int,
@@ -140,10 +143,10 @@ def _run(site: Site, form: str, backward: bool) -> None:
             site.forward(name)
 
 
-def _saved(site: Site, small: Site, factor: float) -> dict[str, int]:
-    """Bytes a forward pass keeps for its backward pass."""
+def _saved(site: Site, sample: Site, factor: float) -> dict[str, int]:
+    """Bytes a forward pass keeps for its backward pass; the literal form's from a few tokens, as it grows with them."""
     known = measure.storages(site.x, *site.layer.parameters(), site.one_A, site.one_B)
     kept = {form: measure.saved_bytes(functools.partial(site.update, form), known) for form in ("ours", "lora")}
-    known = measure.storages(small.x, *small.layer.parameters())
-    kept["literal"] = int(factor * measure.saved_bytes(functools.partial(small.update, "literal"), known))
+    known = measure.storages(sample.x, *sample.layer.parameters())
+    kept["literal"] = int(factor * measure.saved_bytes(functools.partial(sample.update, "literal"), known))
     return kept

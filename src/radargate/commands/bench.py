@@ -92,10 +92,9 @@ def _ops(args: argparse.Namespace, device: str, dtype: Any, say: Any) -> Iterato
         args.tokens or ([1024] if quick else [1, 16, 512, 4096, 16384]),
         args.top_k or ([2] if quick else [1, 2, 0]),
     )
-    rounds = min(args.rounds, 3) if quick else args.rounds
-    for result in ops.bench(
-        grid, device=device, dtype=dtype, rounds=rounds, most_gigaflops=args.most_gigaflops, say=say
-    ):
+    rounds, passes = (min(args.rounds, 2), ["step"]) if quick else (args.rounds, ["forward", "step"])
+    for result in ops.bench(grid, device=device, dtype=dtype, rounds=rounds, most_gigaflops=args.most_gigaflops, say=say,
+                            passes=passes):  # fmt: skip
         yield "bench-ops", f"{ops.label(result)} {result['pass']}", result
     if args.experts is None and args.tokens is None:
         for route in ("merged",) if quick else ("merged", "direct"):

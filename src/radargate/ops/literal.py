@@ -56,9 +56,9 @@ def angles(v: Tensor, down: Tensor | None, up: Tensor, *, x: Tensor | None = Non
     if x is None:
         counted = v if reference == "all" else v * _need(chosen).unsqueeze(-1)
         # written as a loop over j, as in Eq. 5, not as (sum - own)
-        others = torch.stack(
-            [sum((counted[..., j, :] for j in range(n) if j != i), v[..., 0, :] * 0) for i in range(n)], -2
-        )
+        each = counted.unbind(-2)
+        none = torch.zeros_like(each[0])
+        others = torch.stack([sum((v_j for j, v_j in enumerate(each) if j != i), none) for i in range(n)], -2)
         if angle_norm == "unit":
             source = unit_rms(v) * unit_rms(others)
         elif angle_norm == "mean":
