@@ -31,9 +31,10 @@ lint: install
 bench: install
 	rm -rf $(SPEED) && mkdir -p $(SPEED)
 	$(BIN)/radargate bench ops --quick --out $(SPEED)/ops.jsonl
-	$(BIN)/radargate bench ops --tokens 1 16 512 4096 --widths 576 2048 4096 --rounds 3 --out $(SPEED)/ops.jsonl
-	$(BIN)/radargate bench step --out $(SPEED)/step.jsonl
-	$(BIN)/radargate bench decode --out $(SPEED)/decode.jsonl
+	$(BIN)/radargate bench ops --literal-megabytes 256 --rounds 3 --widths 2048 --tokens 1 16 512 4096 --out $(SPEED)/ops.jsonl
+	$(BIN)/radargate bench ops --literal-megabytes 256 --rounds 3 --widths 576 4096 --tokens 1 16 512 --top-k 2 --out $(SPEED)/ops.jsonl
+	$(BIN)/radargate bench step --rounds 3 --out $(SPEED)/step.jsonl
+	$(BIN)/radargate bench decode --rounds 3 --out $(SPEED)/decode.jsonl
 	$(BIN)/radargate bench footprint --out $(SPEED)/footprint.jsonl
 	$(BIN)/python benchmarks/results_table.py
 

@@ -59,9 +59,10 @@ def test_forms_of_a_site_agree_and_a_wrong_one_is_refused(top_k, monkeypatch):
 
 
 def test_the_literal_form_is_scaled_up_from_as_many_tokens_as_fit(monkeypatch):
-    monkeypatch.setattr(measure, "free_memory", lambda: 2 * ops.LITERAL_TENSORS * 4 * 24 * 4 * 10)
-    assert ops.literal_tokens(4, 24, 8, "cpu") == 8
-    assert ops.literal_tokens(4, 24, 100, "cpu") == 10
+    ten = ops.LITERAL_TENSORS * 4 * 24 * 4 * 10
+    monkeypatch.setattr(measure, "half_of_free", lambda device: ten)
+    assert ops.literal_tokens(4, 24, 8, ten) == 8
+    assert ops.literal_tokens(4, 24, 100, ten) == 10
     lines = []
     grid = [
         {"experts": 4, "width": 24, "tokens": 40, "top_k": 2},

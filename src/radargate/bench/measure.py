@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import random
 import statistics
 import time
 import weakref
@@ -21,7 +22,7 @@ Run = Callable[[], Any]
 def by_turns(runs: Mapping[str, Run], rounds: int, seconds: float = 0.0, warmup: int = 1) -> dict[str, list[float]]:
     """Seconds of each run, taken by turns: at least ``rounds`` rounds, more until ``seconds`` are over.
 
-    Each round starts with another run, so that none is always the one after the slowest.
+    Each round has an order of its own, so that none is always the one after the slowest.
     """
     names = list(runs)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -32,7 +33,7 @@ def by_turns(runs: Mapping[str, Run], rounds: int, seconds: float = 0.0, warmup:
     gc.collect()
     end, done = time.perf_counter() + seconds, 0
     while done < rounds or (time.perf_counter() < end and done < 50 * rounds):
-        for name in names[done % len(names) :] + names[: done % len(names)]:
+        for name in random.Random(done).sample(names, len(names)):
             begun = time.perf_counter()
             runs[name]()
             synchronize()
@@ -59,10 +60,12 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def free_memory() -> int:
-    """Bytes of main memory that are available."""
+def half_of_free(device: str) -> int:
+    """Half of the device's free memory, in bytes."""
+    if device != "cpu":
+        return torch.cuda.mem_get_info()[0] // 2
     with open("/proc/meminfo") as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        return next(int(line.split()[1]) * 512 for line in lines if line.startswith("MemAvailable"))
 
 
 class _Live(TorchDispatchMode):

@@ -31,12 +31,13 @@ def cases(
 
 
 def bench(grid: Sequence[dict[str, int]], *, device: str, dtype: torch.dtype, rounds: int, most_gigaflops: float,
-          say: Callable[[str], None], passes: Sequence[str] = ("forward", "step"), **options: Any) -> Iterator[dict[str, Any]]:  # fmt: skip
+          say: Callable[[str], None], passes: Sequence[str] = ("forward", "step"),
+          literal_bytes: int | None = None, **options: Any) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Metrics of each case, forward alone and with backward, checked against float64 before they are timed.
 
     Sizes whose arithmetic alone passes ``most_gigaflops`` are left out, and named. The literal form is timed where its
-    tensors fit half of the free memory, else on as many tokens as do, scaled up by tokens and marked; its memory is
-    measured on `CHECKED_TOKENS` and scaled up.
+    tensors fit half of the free memory (or ``literal_bytes``), else on as many tokens as do, scaled up by tokens and
+    marked; its memory is measured on `CHECKED_TOKENS` and scaled up.
     """
     for case in grid:
         n, d, tokens, k = case.values()
@@ -47,7 +48,7 @@ def bench(grid: Sequence[dict[str, int]], *, device: str, dtype: torch.dtype, ro
             continue
         check(n, d, min(tokens, CHECKED_TOKENS), k, device, dtype, **options)
         site = Site(n, d, tokens, k, dtype=dtype, device=device, **options)
-        few = literal_tokens(n, d, tokens, device)
+        few = literal_tokens(n, d, tokens, literal_bytes or measure.half_of_free(device))
         small = site if few == tokens else Site(n, d, few, k, dtype=dtype, device=device, **options)
         sample = Site(n, d, min(few, CHECKED_TOKENS), k, dtype=dtype, device=device, **options)
         for which in passes:
@@ -119,13 +120,9 @@ def work(n: int, d: int, tokens: int, k: int) -> float:
     return 3 * 2 * tokens * per_token / 1e9
 
 
-def literal_tokens(n: int, d: int, tokens: int, device: str) -> int:
-    """On how many tokens the literal form fits half of the free memory."""
-    if device == "cpu":
-        free = measure.free_memory()
-    else:
-        free = torch.cuda.mem_get_info()[0]
-    return max(1, min(tokens, int(free / 2 / (LITERAL_TENSORS * n * d * 4))))
+def literal_tokens(n: int, d: int, tokens: int, most: int) -> int:
+    """On how many tokens the literal form needs no more than ``most`` bytes."""
+    return max(1, min(tokens, most // (LITERAL_TENSORS * n * d * 4)))
 
 
 def label(case: dict[str, Any]) -> str:

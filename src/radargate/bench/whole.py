@@ -6,7 +6,7 @@ import functools
 import gc
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,12 @@ from radargate.bench.models import Bases, write_adapters
 
 OURS = ("radar", "stretch")
 EAGER = "radar, PyTorch alone"
-STEP_PEERS = ("base", "lora", "xlora", "arrow", "loramoe")
+STEP_PEERS = ("base", "lora", "xlora", "arrow", "loramoe", "literal")
+FORWARD_ONLY = ("base", "arrow")  # train nothing
 DECODE_PEERS = ("base", "lora", "xlora", "arrow")
-ANSWERED = 16  # tokens an answer is timed over
+ANSWERED, SLOW_ANSWERED = 16, 2  # tokens an answer is timed over; X-LoRA keeps no cache and takes seconds a token
+# tensors of tokens × experts × width that a system keeps for its backward pass (measured)
+KEPT = {"literal": 9.0, "loramoe": 1.2}
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Setting:
         dtype: of base and adapters.
         rounds: times that every system is taken.
         systems: only these; None for all.
-        prompts: rows a training step, or answers at once.
+        prompts: rows a training step, or answers at once, each number of them a case.
         length: tokens a row.
     """
 
@@ -45,56 +48,71 @@ class Setting:
     dtype: torch.dtype
     rounds: int
     systems: Sequence[str] | None = None
-    prompts: int = 4
+    prompts: Sequence[int] = (4,)
     length: int = 128
 
 
 def step(setting: Setting, experts: Sequence[int], say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """A training step (forward, backward, gradients dropped) of each system; Arrow trains nothing and only goes forward.
 
-    Yields, for every number of experts, seconds, ratios to one LoRA, peak memory and trained parameters by system.
+    A system whose tensors do not fit half of the free memory takes fewer rows, scaled up and marked; where none fits,
+    it is left out. Yields, for every number of experts, seconds, ratios to one LoRA, peak memory and trained parameters by
+    system.
     """
     for n, bases, adapters in _cases(setting, experts):
-        ids = _tokens(setting)
-        labels = ids.masked_fill(torch.arange(setting.length, device=ids.device) < setting.length - 16, -100)
-        systems = _systems(setting, (*STEP_PEERS, *(("literal",) if n <= 8 else ())), n, bases, adapters, say)
-        forms = {}
-        for name, model in systems.items():
-            forwards = torch.no_grad() if name in ("base", "arrow") else torch.enable_grad()
-            forms[name] = functools.partial(_train, model, ids, labels, name == EAGER, forwards)
-        times = measure.by_turns(forms, setting.rounds)
-        memory = {name: measure.peak_bytes(run) for name, run in forms.items()}
+        fit = {name: _rows_that_fit(name, setting, n, bases) for name in STEP_PEERS}
+        systems = _systems(setting, [name for name in STEP_PEERS if fit[name]], n, bases, adapters, say)
         trained = {name: sum(p.numel() for p in m.parameters() if p.requires_grad) for name, m in systems.items()}
-        yield {"experts": n, **_metrics(times), "peak_bytes": memory, "trained": trained,
-               "forward_only": [name for name in forms if name in ("base", "arrow")]}  # fmt: skip
-        del systems, forms
+        for prompts in setting.prompts:
+            ids = _tokens(setting, prompts)
+            labels = ids.masked_fill(torch.arange(setting.length, device=ids.device) < setting.length - 16, -100)
+            few = {name: count for name, count in fit.items() if name in systems and count < prompts}
+            forms = {}
+            for name, model in systems.items():
+                forwards = torch.no_grad() if name in FORWARD_ONLY else torch.enable_grad()
+                some = slice(few.get(name))
+                forms[name] = functools.partial(_train, model, ids[some], labels[some], name == EAGER, forwards)
+            memory = {name: measure.peak_bytes(run) for name, run in forms.items()}  # warms up on the way
+            times = measure.by_turns(forms, setting.rounds, warmup=0)
+            for name, count in few.items():
+                times[name] = [t * prompts / count for t in times[name]]
+                memory[name] = memory[name] * prompts // count
+            yield {"experts": n, "prompts": prompts, **_metrics(times), "peak_bytes": memory, "trained": trained,
+                   "scaled_from_rows": few, "forward_only": [name for name in forms if name in FORWARD_ONLY]}  # fmt: skip
+        del systems, forms, model
         gc.collect()
 
 
 def decode(setting: Setting, experts: Sequence[int], say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """Time a token of greedy answers by ``generate``, as a user calls it: an answer of 17 tokens less one of 1, by 16.
 
-    Yields, for every number of experts, seconds a token, ratios to one LoRA, and launches a token by system.
+    X-LoRA answers 3 tokens, less one of 1, by 2. Yields, for every number of experts, seconds a token, ratios to one
+    LoRA, and launches a token by system.
     """
     for n, bases, adapters in _cases(setting, experts):
-        ids = _tokens(setting)
         systems = _systems(setting, DECODE_PEERS, n, bases, adapters, say)
-        runs = {
-            f"{name}|{count}": functools.partial(_answer, model, ids, count, name == EAGER)
-            for name, model in systems.items() for count in (1, 1 + ANSWERED)
-        }  # fmt: skip
-        found = measure.by_turns(runs, setting.rounds)
-
-        def a_token(values: dict[str, Any], name: str) -> Any:
-            return (values[f"{name}|{1 + ANSWERED}"] - values[f"{name}|1"]) / ANSWERED
-
-        rounds = [{run: ts[i] for run, ts in found.items()} for i in range(setting.rounds)]
-        times = {name: [a_token(one, name) for one in rounds] for name in systems}
-        counts = {run: measure.launches(call) for run, call in runs.items()}
-        launches = {name: a_token(counts, name) for name in systems}
-        yield {"experts": n, **_metrics(times), "launches": launches}
+        for prompts in setting.prompts:
+            ids = _tokens(setting, prompts)
+            runs = {
+                f"{name}|{count}": functools.partial(_answer, model, ids, count, name == EAGER)
+                for name, model in systems.items() for count in (1, 1 + _answered(name))
+            }  # fmt: skip
+            counts = {run: measure.launches(call) for run, call in runs.items()}  # warms up on the way
+            found = measure.by_turns(runs, setting.rounds, warmup=0)
+            rounds = [{run: ts[i] for run, ts in found.items()} for i in range(setting.rounds)]
+            times = {name: [_a_token(one, name) for one in rounds] for name in systems}
+            launches = {name: _a_token(counts, name) for name in systems}
+            yield {"experts": n, "prompts": prompts, **_metrics(times), "launches": launches}
         del systems, runs
         gc.collect()
+
+
+def _a_token(values: Mapping[str, float], name: str) -> float:
+    return (values[f"{name}|{1 + _answered(name)}"] - values[f"{name}|1"]) / _answered(name)
+
+
+def _answered(name: str) -> int:
+    return SLOW_ANSWERED if name == "xlora" else ANSWERED
 
 
 def _cases(setting: Setting, experts: Sequence[int]) -> Iterator[tuple[int, Bases, dict[str, str]]]:
@@ -114,9 +132,19 @@ def _systems(setting: Setting, others: Sequence[str], n: int, bases: Bases, adap
     return {name: peers.build("radar" if name == EAGER else name, bases, adapters) for name in wanted}
 
 
-def _tokens(setting: Setting) -> torch.Tensor:
+def _rows_that_fit(name: str, setting: Setting, n: int, bases: Bases) -> int:
+    """How many rows of a batch a system trains on; the literal form takes one, as it needs the time of many."""
+    if name not in KEPT:
+        return max(setting.prompts)
+    layers = bases.first.model.layers
+    width = sum(m.out_features for m in layers.modules() if isinstance(m, nn.Linear))
+    fit = measure.half_of_free(setting.device) // int(KEPT[name] * n * 4 * width * setting.length)
+    return min(1 if name == "literal" else max(setting.prompts), fit)
+
+
+def _tokens(setting: Setting, prompts: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(2, 40_000, (setting.prompts, setting.length), generator=generator).to(setting.device)
+    return torch.randint(2, 40_000, (prompts, setting.length), generator=generator).to(setting.device)
 
 
 def _train(model: nn.Module, ids: torch.Tensor, labels: torch.Tensor, eager: bool, grads: Any) -> None:

@@ -31,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--most-gigaflops", type=flags.positive_float, default=400.0,
                         help="ops: leave larger sizes out, by name (default %(default)s)")  # fmt: skip
+    parser.add_argument("--literal-megabytes", type=flags.positive_float, metavar="MB",
+                        help="ops: time the literal form on as many tokens as fit this, and scale up (default half of the "
+                             "free memory)")  # fmt: skip
     parser.add_argument("--shape", help="step, decode: shape of the base (default smollm2-135m; llama-3.2-1b on a GPU)")
     parser.add_argument("--layers", type=flags.positive_int, help="step, decode: layers of the base (default all)")
     parser.add_argument("--systems", nargs="+", metavar="NAME", help="step, decode: only these beside one LoRA")
@@ -93,8 +96,9 @@ def _ops(args: argparse.Namespace, device: str, dtype: Any, say: Any) -> Iterato
         args.top_k or ([2] if quick else [1, 2, 0]),
     )
     rounds, passes = (min(args.rounds, 2), ["step"]) if quick else (args.rounds, ["forward", "step"])
+    most = int(args.literal_megabytes * 1e6) if args.literal_megabytes else None
     for result in ops.bench(grid, device=device, dtype=dtype, rounds=rounds, most_gigaflops=args.most_gigaflops, say=say,
-                            passes=passes):  # fmt: skip
+                            passes=passes, literal_bytes=most):  # fmt: skip
         yield "bench-ops", f"{ops.label(result)} {result['pass']}", result
     if args.experts is None and args.tokens is None:
         for route in ("merged",) if quick else ("merged", "direct"):
@@ -112,14 +116,17 @@ def _whole(args: argparse.Namespace, device: str, dtype: Any, say: Any) -> Itera
 
     shape = args.shape or ("smollm2-135m" if device == "cpu" else "llama-3.2-1b")
     layers = args.layers or (4 if args.quick else None)
-    for prompts in [4] if args.what == "step" else args.batch or ([1] if args.quick else [1, 16]):
-        setting = whole.Setting(
-            shape, layers, device, dtype, args.rounds, args.systems, prompts, 128 if args.what == "step" else 64
+    length = 128 if args.what == "step" else 32
+    prompts = [4] if args.what == "step" else args.batch or ([1] if args.quick else [1, 16])
+    setting = whole.Setting(shape, layers, device, dtype, args.rounds, args.systems, prompts, length)
+    for metrics in getattr(whole, args.what)(setting, args.experts or [8, 40], say):
+        facts = {name: metrics.pop(name) for name in ("experts", "prompts")}
+        case = f"{args.what} {shape} n={facts['experts']} batch={facts['prompts']}"
+        yield (
+            f"bench-{args.what}",
+            case,
+            {**facts, "shape": shape, "layers": layers, "length": length, "metrics": metrics},
         )
-        for metrics in getattr(whole, args.what)(setting, args.experts or [8, 40], say):
-            n = metrics.pop("experts")
-            facts = {"experts": n, "shape": shape, "layers": layers, "prompts": prompts, "length": setting.length}
-            yield f"bench-{args.what}", f"{args.what} {shape} n={n} batch={prompts}", {**facts, "metrics": metrics}
 
 
 def _footprint(args: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, Any]]]:
