@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 SPEED := benchmarks/results/speed
+GRID := --literal-megabytes 256 --rounds 3
 
 .PHONY: install demo test lint bench format clean
 
@@ -31,8 +32,9 @@ lint: install
 bench: install
 	rm -rf $(SPEED) && mkdir -p $(SPEED)
 	$(BIN)/radargate bench ops --quick --out $(SPEED)/ops.jsonl
-	$(BIN)/radargate bench ops --literal-megabytes 256 --rounds 3 --widths 2048 --tokens 1 16 512 4096 --out $(SPEED)/ops.jsonl
-	$(BIN)/radargate bench ops --literal-megabytes 256 --rounds 3 --widths 576 4096 --tokens 1 16 512 --top-k 2 --out $(SPEED)/ops.jsonl
+	$(BIN)/radargate bench ops $(GRID) --widths 2048 --tokens 1 16 512 --out $(SPEED)/ops.jsonl
+	$(BIN)/radargate bench ops $(GRID) --widths 2048 --tokens 4096 --top-k 2 --out $(SPEED)/ops.jsonl
+	$(BIN)/radargate bench ops $(GRID) --widths 576 4096 --tokens 1 512 --top-k 2 --out $(SPEED)/ops.jsonl
 	$(BIN)/radargate bench step --rounds 3 --out $(SPEED)/step.jsonl
 	$(BIN)/radargate bench decode --rounds 3 --out $(SPEED)/decode.jsonl
 	$(BIN)/radargate bench footprint --out $(SPEED)/footprint.jsonl

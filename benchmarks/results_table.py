@@ -8,6 +8,7 @@ from typing import Any
 
 import compare_section
 import readme_tables
+import scale_page
 import speed_tables
 from tables import cell, delta, table
 from three_seeds import section as three_seeds
@@ -39,11 +40,13 @@ QUICKSTART = RESULTS / "quickstart" / "records.jsonl"
 
 
 def main() -> int:
-    """Write docs/results.md, docs/speed.md, the README's made parts and the pictures."""
+    """Write docs/results.md, docs/speed.md, docs/scale.md, the README's made parts and the pictures."""
     (ROOT / "docs" / "results.md").write_text(page())
     readme = ROOT / "README.md"
     readme.write_text(with_blocks(readme.read_text()))
     (ROOT / "docs" / "quickstart.svg").write_text(quickstart_picture())
+    if scale := scale_page.page():
+        (ROOT / "docs" / "scale.md").write_text(scale)
     if speed_tables.records():
         (ROOT / "docs" / "speed.md").write_text(speed_tables.page())
     for name, picture in (speed_tables.pictures() if speed_tables.records() else {}).items():

@@ -17,10 +17,12 @@ from radargate.errors import RadarGateError
 from radargate.records import read_records
 
 
-def test_runs_are_taken_by_turns_and_each_comes_first_in_some_round():
+def test_every_round_takes_each_run_once_in_an_order_of_its_own():
     order = []
-    times = measure.by_turns({name: lambda name=name: order.append(name) for name in "abc"}, 3, warmup=0)
-    assert order == list("abcbcacab") and all(len(found) == 3 for found in times.values())
+    times = measure.by_turns({name: lambda name=name: order.append(name) for name in "abc"}, 8, warmup=0)
+    rounds = ["".join(order[i : i + 3]) for i in range(0, 24, 3)]
+    assert all(sorted(found) == list("abc") for found in rounds) and all(len(found) == 8 for found in times.values())
+    assert {"ab", "ba", "cb", "bc"} <= {found[i : i + 2] for found in rounds for i in (0, 1)}, "neighbours change"
 
 
 def test_a_ratio_is_the_median_of_the_rounds_own_ratios():

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from radargate import ops
 from radargate.errors import BackendError, OptionError
-from radargate.ops import literal
+from radargate.ops import literal, slots
 from tolerance import assert_close
 
 F64 = torch.float64
@@ -267,3 +267,18 @@ def test_an_explicit_backend_is_honoured_or_refused():
         ops.choose_backend("triton")
     with pytest.raises(BackendError, match="Unknown backend"):
         ops.choose_backend("cuda")
+
+
+@pytest.mark.parametrize("angle_norm", ["none", "unit"])
+def test_tokens_taken_together_by_expert_equal_the_literal_form(angle_norm, monkeypatch):
+    monkeypatch.setenv("RADARGATE_FUSED", "0")
+    n, tokens = slots.GROUPED_EXPERTS + 2, 100
+    inputs = problem(n, 6, 9, (tokens,), seed=3)
+    chosen = torch.randint(n, (tokens, 1), generator=torch.Generator().manual_seed(0))
+    one = slots.make_slot((1,) * n, torch.arange(n), chosen, 0, F64)
+    assert one.own is None and sum(len(where) for where, _ in one.groups) == tokens
+    exact, exact_grads = gradients(inputs, backend="literal", top_k=3, angle_norm=angle_norm)
+    got, got_grads = gradients(inputs, backend="codes", top_k=3, angle_norm=angle_norm)
+    torch.testing.assert_close(got, exact, atol=1e-9, rtol=1e-9)
+    for a, b in zip(got_grads, exact_grads, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-8, rtol=1e-8)

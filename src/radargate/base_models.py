@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -16,14 +17,17 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
 )
 
 from radargate.cache import cache_folder
-from radargate.errors import BaseModelError, StorageError, first_line
+from radargate.errors import BaseModelError, OptionError, StorageError, first_line
 from radargate.model_cache import PACKAGED_MODELS, convert_gguf, packaged_folder
 from radargate.records import file_hash
 from radargate.storage import message, write_fault
+
+QUANTISED = ("8bit", "4bit")
 
 
 def resolve_base(name: str) -> str:
@@ -59,22 +63,37 @@ def load_base(
 
     Args:
         base: a model, or a name as `resolve_base` takes it.
-        dtype: parameter dtype; None keeps what the checkpoint says.
+        dtype: parameter dtype, or ``"8bit"`` or ``"4bit"`` (NF4) through bitsandbytes; None keeps what the checkpoint says.
         device: where to put it; None means CPU or the current default.
 
     Raises:
         BaseModelError: it cannot be found or loaded; the message names what to do.
+        OptionError: it is to be quantised and bitsandbytes is missing.
     """
     if isinstance(base, PreTrainedModel):
         return base
     folder = resolve_base(base)
     config = load_config(folder)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    quantised = _quantisation(dtype)
     with _reading(folder, f"Base model {base!r} could not be loaded"):
-        model = auto.from_pretrained(folder, dtype=dtype or "auto")
+        if quantised is not None:
+            model = auto.from_pretrained(folder, quantization_config=quantised, device_map={"": device or "cpu"})
+        else:
+            model = auto.from_pretrained(folder, dtype=dtype or "auto")
     if base in PACKAGED_MODELS:
         model.config.radargate_name = base  # a bundle then records the name, not this machine's cache path
-    return cast(Any, model).to(device).eval() if device else model.eval()
+    return cast(Any, model).to(device).eval() if device and quantised is None else model.eval()
+
+
+def _quantisation(dtype: torch.dtype | str | None) -> BitsAndBytesConfig | None:
+    if dtype not in QUANTISED:
+        return None
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise OptionError(f"dtype={dtype!r} needs bitsandbytes. Install it with: pip install 'radargate[quant]'.")
+    if dtype == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
 
 
 def load_tokenizer(base: str | PreTrainedModel) -> Any:

@@ -64,10 +64,16 @@ def check_fingerprint(bundle: str | Path, expected: str | None, base: nn.Module)
     if expected is None:
         return
     found = fingerprint(base)
+    if found != expected and getattr(base, "is_quantized", False):
+        raise BundleError(
+            f"{bundle} was made for a base model with fingerprint {expected[:16]}…, and this one is quantised: its weights are "
+            "near those at best. Use the dtype the bundle was trained with, or pass allow_other_base=True "
+            "to radargate.load and score it again."
+        )
     if found != expected:
         raise BundleError(
             f"{bundle} was made for a base model with fingerprint {expected[:16]}…, this one has {found[:16]}…: other "
-            "weights. Use the base the bundle names, or pass allow_other_base=True (--allow-other-base)."
+            "weights. Use the base the bundle names, or pass allow_other_base=True to radargate.load."
         )
 
 

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib
 import importlib.metadata
+import logging
 import os
 import sys
 import warnings
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _check_command(argv)
         args = parser.parse_args(_with_config(argv))
+        _check_processes(args.command)
         code = args.run(args)
         sys.stdout.flush()  # here, where a full disk behind a redirection still gets a message
         return code
@@ -76,6 +78,15 @@ def _check_command(argv: list[str]) -> None:
         raise OptionError(unknown_name("command", argv[0], list(COMMANDS)))
 
 
+def _check_processes(command: str) -> None:
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and command != "train":
+        raise OptionError(
+            f"the launcher started {started} processes, and of the commands only train shares its work among them. Start "
+            f"radargate {command} without it."
+        )
+
+
 def _with_config(argv: list[str]) -> list[str]:
     """Put the flags of ``--config FILE.yaml`` before those of the command line, which so win."""
     name = None
@@ -119,6 +130,7 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_TQDM", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says on import which kernels it lacks
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", module=r"(peft|transformers|accelerate|torch)\.")
 

@@ -229,7 +229,7 @@ def using(model: nn.Module, experts: Mapping[str, float]) -> Iterator[None]:
     Raises:
         OptionError: an unknown expert, or a negative or non-finite factor.
     """
-    token = active_multipliers.set(check_multipliers(model, experts))
+    token = active_multipliers.set(check_multipliers(model, experts) or None)
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from radargate.commands import flags
+from radargate.errors import OptionError
 
 HELP = "measure speed and memory here, peers beside us"
 EXAMPLE = "radargate bench ops --quick --json"
@@ -48,12 +49,15 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print, store."""
     import torch
 
+    from radargate.base_models import QUANTISED
     from radargate.bench.measure import threads
     from radargate.bench.targets import figures, table
     from radargate.records import append_records, make_record
 
     say = flags.say_to()
     device = flags.pick_device(args.device)
+    if args.dtype in QUANTISED:
+        raise OptionError(f"--dtype {args.dtype}: benchmarks compare plain weights. Use float32, bfloat16 or float16.")
     dtype = getattr(torch, args.dtype or ("float32" if device == "cpu" else "bfloat16"))
     records = []
     with threads(args.threads):
@@ -133,7 +137,7 @@ def _footprint(args: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, A
     from radargate.bench import footprint
 
     yield "bench-import", "import radargate", {"metrics": footprint.importing()}
-    for result in footprint.complexity(args.experts or [2, 8, 40, 320], 2048, 64, 2):
+    for result in footprint.complexity(args.experts or [2, 8, 40, 80], 2048, 64, 2):
         yield "bench-complexity", f"{result['gate']} n={result['experts']}", result
     for result in footprint.loading(args.experts or [2, 8, 40], args.shape or "smollm2-135m", args.layers):
         yield "bench-load", f"load n={result['experts']}", result

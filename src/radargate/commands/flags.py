@@ -34,8 +34,8 @@ def training_flags(parser: argparse.ArgumentParser, *, steps: int, lr: float | N
 def machine_flags(parser: argparse.ArgumentParser) -> None:
     """``--device --dtype``."""
     parser.add_argument("--device", help="where to run, such as cpu or cuda (default: what there is)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"],
-                        help="dtype of the base model (default: the checkpoint's own)")  # fmt: skip
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16", "8bit", "4bit"],
+                        help="dtype of the base model, 8bit and 4bit through bitsandbytes (default: the checkpoint's own)")  # fmt: skip
 
 
 def pick_device(asked: str | None) -> str:
@@ -65,7 +65,8 @@ def say_to(stream: TextIO | None = None) -> Callable[[str], None]:
     """A function that prints progress lines at once, to standard error by default."""
 
     def say(line: str) -> None:
-        print(line, file=stream or sys.stderr, flush=True)
+        if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+            print(line, file=stream or sys.stderr, flush=True)
 
     return say
 

@@ -7,6 +7,7 @@ import json
 
 from radargate.architectures import ARCHITECTURES
 from radargate.commands import flags
+from radargate.errors import OptionError
 from radargate.gates import GATES
 from radargate.rules import RULES
 
@@ -43,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gate-only", action="store_true", help="save gates without experts; the bundle names their places"
     )
+    parser.add_argument("--shard", action="store_true",
+                        help="under torchrun: share base and experts out among the processes (FSDP2)")  # fmt: skip
     parser.add_argument("--tensorboard", action="store_true", help="also log to TensorBoard, in BUNDLE/checkpoints")
     parser.add_argument("--json", action="store_true", help="print the run's record as JSON")
     flags.machine_flags(parser)
@@ -51,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, and print the record."""
     from radargate.training.gates import GateTraining, train_gates
+    from radargate.training.processes import count, is_main
 
     options = GateTraining(
         architecture=args.architecture, architecture_options=flags.gate_options(args.architecture_option), gate=args.gate, top_k=args.top_k, preset=args.preset,
@@ -58,11 +62,17 @@ def run(args: argparse.Namespace) -> int:
         rotation_lr=args.rotation_lr, dense_start=args.dense_start, seed=args.seed, max_length=args.max_length,
         save_every=args.save_every,
     )  # fmt: skip
+    if args.shard and count() == 1:
+        raise OptionError(
+            "--shard shares the base out among several processes, and there is one. Start it with torchrun."
+        )
     record = train_gates(
         args.base, flags.named_adapters(args.adapters), args.data, args.out, options, tasks=args.task,
         resume=args.resume, allow_inactive=args.allow_inactive, gate_only=args.gate_only, dtype=args.dtype,
-        device=flags.pick_device(args.device), tensorboard=args.tensorboard, say=flags.say_to(),
+        device=flags.pick_device(args.device), tensorboard=args.tensorboard, shard=args.shard, say=flags.say_to(),
     )  # fmt: skip
+    if not is_main():
+        return 0
     if args.json:
         print(json.dumps(record))
     else:

@@ -1,4 +1,4 @@
-"""The paper's experiments, one declarative description each."""
+"""The paper's experiments and our own, one declarative description each."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ EXPERIMENTS = Registry(
         "generalization": f"{_HERE}:GENERALIZATION",
         "angles": f"{_HERE}:ANGLES",
         "hull": f"{_HERE}:HULL",
+        "forms": f"{_HERE}:FORMS",
     },
 )
 LEARNABLE = ("stretch", "rotation", "radar", "nexus", "tutel")
@@ -81,5 +82,14 @@ HULL = Experiment(
     "hull", "Does the update a task needs lie inside the convex hull of the other experts' outputs, and who reaches it?",
     "Section 3", axis="leave_one_out", layout="hull", probe="radargate.experiments.hull:measure_hull",
     design={"gates": ("stretch", "radar"), "leave_one_out": True, "union": False},
+    presets={"cpu": {"tasks": 5}},
+)  # fmt: skip
+FORMS = Experiment(
+    "forms", "Which form of the rotation, if any, is worth its parameters? On validation rows.", "",
+    axis=None, layout="tasks",
+    design={"split": "validation", "union": False,
+            "gates": ("stretch", "radar", "radar:angle_norm=none", "radar:rotation_sharing=expert",
+                      "radar:rotation_input=input,rotation_sharing=expert,rotation_rank=4", "radar:rotation_rank=32",
+                      "signed-radar", "signed", "vector", "lora", "mlp")},
     presets={"cpu": {"tasks": 5}},
 )  # fmt: skip

@@ -44,7 +44,8 @@ class Design:
         dropout: of experts.
         gate_preset: ``"paper"`` for gates as printed.
         max_length: rows longer than this many tokens are not trained on.
-        limit: test rows a task.
+        split: rows that cells are scored on: ``"test"``, or ``"validation"`` while a form is being chosen.
+        limit: scored rows a task.
         max_new_tokens: of free answers.
     """
 
@@ -70,6 +71,7 @@ class Design:
     dropout: float = 0.0
     gate_preset: str | None = None
     max_length: int = 256
+    split: str = "test"
     limit: int | None = 20
     max_new_tokens: int = 16
 
@@ -87,12 +89,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Experiment:
-    """One of the paper's experiments.
+    """One of the paper's experiments, or of our own.
 
     Attributes:
         name: what users type.
         question: what it asks, in one sentence.
-        paper: the tables and figures of the paper it stands for.
+        paper: the tables and figures of the paper it stands for; empty for our own.
         axis: field of `Design` that varies: ``"bases"``, ``"experts"``, ``"rows"``, ``"top_k"``, ``"leave_one_out"``, or
             None where only systems are compared.
         layout: name of its table and figure, as in `radargate.report.experiment.LAYOUTS`.

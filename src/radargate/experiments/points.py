@@ -85,7 +85,7 @@ def load_material(data: str, design: Design) -> Material:
         )
     if not design.test_sources:
         learned = list(train)[: design.tasks]
-        return Material(train, load_rows(source, "test", learned, design.limit))
+        return Material(train, load_rows(source, design.split, learned, design.limit))
     there = [name for name in design.test_sources if has_split(Path(data) / name, "test")]
     if not there:
         raise DataError(

@@ -12,6 +12,7 @@ GATES = Registry(
         "nexus": "radargate.gates.nexus:NexusGate",
         "tutel": "radargate.gates.tutel:TutelGate",
         "signed": "radargate.gates.signed:SignedGate",
+        "signed-radar": "radargate.gates.signed_radar:SignedRadarGate",
         "mlp": "radargate.gates.mlp:MLPGate",
         "vector": "radargate.gates.vector:VectorGate",
         "lora": "radargate.gates.lora:LoRAGate",

@@ -6,6 +6,7 @@ about half the passes over memory that differentiating the recomputed general fo
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,41 +15,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# from so many experts, and tokens an expert, on, a CPU is faster with each expert's tokens together than with zeros for
+# all other experts (processor time: 0.63 to 0.65 of it at n = 40, 512 tokens; 1.3 at 64 tokens)
+GROUPED_EXPERTS, GROUPED_TOKENS = 12, 6
+
 
 @dataclass(frozen=True)
 class Slot:
     """Which expert a slot holds.
 
     Attributes:
-        ranks: r_i of each expert.
-        own: [tokens, R] of 0 and 1 over the chosen expert's codes, or None where slot ``index`` is expert ``index``.
-        index: the slot's number.
+        own: [tokens, R] of 0 and 1 over the chosen expert's codes; None where ``groups`` says it.
+        groups: which tokens chose an expert (None: all of them), and its code coordinates.
     """
 
-    ranks: tuple[int, ...]
     own: Tensor | None
-    index: int
-
-    def span(self) -> slice:
-        """Code coordinates of expert ``index``."""
-        start = sum(self.ranks[: self.index])
-        return slice(start, start + self.ranks[self.index])
+    groups: tuple[tuple[Tensor | None, slice], ...] = ()
 
     def expand(self, h: Tensor, B: Tensor) -> Tensor:
         """v of the slot's expert: [tokens, d]."""
-        if self.own is None:
-            return h[:, self.span()] @ B[self.span()]
-        return (h * self.own) @ B
+        if self.own is not None:
+            return (h * self.own) @ B
+        v = h.new_empty(h.shape[0], B.shape[-1])
+        for where, span in self.groups:
+            if where is None:
+                return h[:, span] @ B[span]
+            v[where] = h[where, span] @ B[span]
+        return v
 
     def gradients(self, h: Tensor, B: Tensor, dv: Tensor, need_B: bool) -> tuple[Tensor, Tensor | None]:
         """Gradients to h and B of `expand`."""
-        if self.own is None:
-            dh, dB = torch.zeros_like(h), torch.zeros_like(B) if need_B else None
-            dh[:, self.span()] = dv @ B[self.span()].T
+        if self.own is not None:
+            return (dv @ B.T) * self.own, (h * self.own).T @ dv if need_B else None
+        dh, dB = torch.zeros_like(h), torch.zeros_like(B) if need_B else None
+        for where, span in self.groups:
+            tokens = slice(None) if where is None else where
+            dh[tokens, span] = dv[tokens] @ B[span].T
             if dB is not None:
-                dB[self.span()] = h[:, self.span()].T @ dv
-            return dh, dB
-        return (dv @ B.T) * self.own, (h * self.own).T @ dv if need_B else None
+                dB[span] = h[tokens, span].T @ dv[tokens]
+        return dh, dB
 
 
 class SlotCode(torch.autograd.Function):
@@ -159,9 +164,17 @@ def _reference(h: Tensor, B: Tensor, total: Tensor, v: Tensor, rest: Tensor | No
 
 
 def make_slot(ranks: Sequence[int], owner: Tensor, indices: Tensor | None, index: int, dtype: torch.dtype) -> Slot:
-    """The slot ``index`` of a selection."""
-    own = None if indices is None else (owner == indices[:, index : index + 1]).to(dtype)
-    return Slot(tuple(ranks), own, index)
+    """The slot ``index`` of a selection; without one, expert ``index`` for every token."""
+    ends = list(itertools.accumulate(ranks))
+    spans = [slice(end - rank, end) for end, rank in zip(ends, ranks, strict=True)]
+    if indices is None:
+        return Slot(None, ((None, spans[index]),))
+    chosen = indices[:, index]
+    few = len(ranks) < GROUPED_EXPERTS or len(chosen) < GROUPED_TOKENS * len(ranks)
+    if few or owner.device.type != "cpu":
+        return Slot((owner == chosen.unsqueeze(-1)).to(dtype))
+    tokens = chosen.argsort().split(torch.bincount(chosen, minlength=len(ranks)).tolist())
+    return Slot(None, tuple((where, span) for where, span in zip(tokens, spans, strict=True) if len(where)))
 
 
 def _pairs(v: Tensor, half: int) -> Tensor:

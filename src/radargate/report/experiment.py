@@ -41,7 +41,7 @@ def write_report(records: Sequence[Mapping[str, Any]], out: str | Path) -> tuple
     lines = [
         f"# {request['case']}",
         "",
-        f"{request['question']} ({request['paper']} of the paper)",
+        f"{request['question']} ({request['paper']} of the paper)" if request["paper"] else request["question"],
         "",
         *_paragraphs(words),
     ]

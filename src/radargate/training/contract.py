@@ -12,17 +12,18 @@ from transformers import TrainerCallback
 
 from radargate.composition import radar_layers
 from radargate.errors import TrainContractError
+from radargate.training import processes
 
 GRACE_STEPS = 3  # P has no gradient before Q has moved
 
 
 def frozen_hash(model: nn.Module) -> str:
-    """sha256 over every parameter that is not trained."""
+    """sha256 over every parameter that is not trained, of a sharded model over what this process holds."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         if not parameter.requires_grad:
             digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            digest.update(processes.local(parameter).detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

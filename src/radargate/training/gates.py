@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate import PartialState
 from peft import PeftModel
 
 from radargate import ops
@@ -26,7 +27,7 @@ from radargate.gates.base import make_options
 from radargate.records import append_records, file_hash, make_record, write_atomic
 from radargate.rules.searched import SearchedRule
 from radargate.storage import AGAIN, writing
-from radargate.training import checkpoints
+from radargate.training import checkpoints, processes
 from radargate.training.contract import TrainContract
 from radargate.training.loop import AnswerTrainer, duration, training_arguments
 from radargate.training.schedule import DenseStart, parameter_groups
@@ -75,7 +76,7 @@ class GateTraining:
 def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: str | Path, options: GateTraining, *,
                 tasks: list[str] | None = None, resume: bool = False, allow_inactive: bool = False,
                 gate_only: bool = False, dtype: str | None = None, device: str | None = None, tensorboard: bool = False,
-                say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:  # fmt: skip
+                shard: bool = False, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:  # fmt: skip
     """Train the gates of a composition and save it as a bundle in ``out``.
 
     Args:
@@ -91,6 +92,7 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
         dtype: of the base model.
         device: where to train.
         tensorboard: also log to TensorBoard.
+        shard: under a launcher of several processes, share base and experts out among them.
         say: called with each line of progress.
 
     Returns:
@@ -116,6 +118,9 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
     seq2seq = bool(cast(Any, model.get_base_model()).config.is_encoder_decoder)
     encoded = encode_rows(rows, tokenizer, max_length=options.max_length, encoder_decoder=seq2seq)
     layers = radar_layers(model)
+    if shard:
+        PartialState(cpu=device == "cpu")  # connects the processes
+        processes.shard(model)
     say(f"{len(adapters)} experts at {len(layers)} layers of the model; {encoded.report(options.max_length)}")
     backend, reason = ops.choose_backend(device=device or "cpu")
     say(f"backend: {backend} ({reason}).")
@@ -129,13 +134,19 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
         weak = " The rotation did next to nothing." if metrics["mean_angle"] < 0.02 else ""
         say(f"mean rotation angle: {metrics['mean_angle']:.3f} rad ({math.degrees(metrics['mean_angle']):.0f}°).{weak}")
     radar_config(model).gate_only = gate_only
+    processes.gather_experts(model)
     facts = {
         "base": base, "data": Path(data).name, "data_hash": rows_hash(rows), "rows": len(encoded.rows),
         "dropped": encoded.dropped, "options": asdict(options), "dtype": dtype,
         "experts": {name: known["sha256"] for name, known in radar_config(model).expert_facts.items()},
     }  # fmt: skip
-    with writing("the bundle", out, again=again):
-        record = _save(model, out, metrics, facts)
+    if processes.is_main():
+        with writing("the bundle", out, again=again):
+            _save(model, out, metrics, facts)
+    processes.wait()
+    record = json.loads((out / "record.json").read_text())
+    if not processes.is_main():
+        return record
     for folder in (out / "checkpoints").glob("checkpoint-*"):
         shutil.rmtree(folder)
     say(f"saved to {out} after {duration(metrics['seconds'])}.")
@@ -262,7 +273,9 @@ def mean_angle(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollato
 
 
 def _claim(out: Path, run: dict[str, Any], resume: bool, say: Callable[[str], None]) -> bool:
-    """Take ``out`` for this run; True where the same run is finished there already."""
+    """Take ``out`` for this run; True where the same run is finished there already. The main process takes it."""
+    if not processes.is_main():
+        return resume and (out / "record.json").exists()
     run = json.loads(json.dumps(run))
     file = out / "run.json"
     if file.exists():

@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from radargate.data.batches import AnswerCollator, EncodedRow, step_order
 from radargate.records import write_atomic
-from radargate.training import checkpoints
+from radargate.training import checkpoints, processes
 
 
 def training_arguments(out: str | Path, *, steps: int, batch_size: int, lr: float, seed: int, save_every: int = 0,
@@ -29,7 +29,7 @@ def training_arguments(out: str | Path, *, steps: int, batch_size: int, lr: floa
     Args:
         out: folder for checkpoints, metrics and logs.
         steps: optimizer steps in all.
-        batch_size: rows a step.
+        batch_size: rows a step, of all processes together.
         lr: rate of every parameter group that names none of its own.
         seed: order of rows and any dropout.
         save_every: steps between checkpoints, 0 for none.
@@ -42,7 +42,7 @@ def training_arguments(out: str | Path, *, steps: int, batch_size: int, lr: floa
     return TrainingArguments(
         output_dir=str(out),
         max_steps=steps,
-        per_device_train_batch_size=batch_size,
+        per_device_train_batch_size=processes.share_of(batch_size),
         learning_rate=lr,
         weight_decay=0.0,
         max_grad_norm=1.0,
@@ -83,7 +83,7 @@ class AnswerTrainer(Trainer):
                  callbacks: list[TrainerCallback] | None = None) -> None:  # fmt: skip
         self.groups = groups
         self.order = step_order(
-            [row.length for row in rows], args.per_device_train_batch_size, args.max_steps, args.seed
+            [row.length for row in rows], args.per_device_train_batch_size * args.world_size, args.max_steps, args.seed
         )
         super().__init__(model=model, args=args, train_dataset=rows, data_collator=collator, callbacks=callbacks)
         for callback in list(self.callback_handler.callbacks):
@@ -131,7 +131,7 @@ class AnswerTrainer(Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
                      num_items_in_batch: Any = None) -> Any:  # fmt: skip
-        """Mean cross-entropy over answer tokens, in float32."""
+        """Mean cross-entropy over the answer tokens of the step, those of other processes counted, in float32."""
         labels, wanted = inputs["labels"], dict(inputs)
         if not self.seq2seq:
             del wanted["labels"]  # the model would compute all logits and its own loss
@@ -153,14 +153,19 @@ class AnswerTrainer(Trainer):
             reduction="sum",
         )
         count = (labels != -100).sum()
-        loss = total / (num_items_in_batch if num_items_in_batch is not None else count)
-        auxiliary = outputs.get("aux_loss") if getattr(model, "peft_config", None) else None
+        if num_items_in_batch is None:
+            num_items_in_batch = self.accelerator.reduce(count, "sum")
+        processes_here = self.accelerator.num_processes  # whose gradients are averaged
+        loss = total / num_items_in_batch * processes_here
+        auxiliary = outputs.get("aux_loss") if getattr(self.model, "peft_config", None) else None
         if auxiliary is not None:  # in the share of the step's labels that this call holds, as in RadarModel.forward
-            loss = loss + auxiliary * (1.0 if num_items_in_batch is None else count / num_items_in_batch)
+            loss = loss + auxiliary * (count / num_items_in_batch) * processes_here
         return (loss, outputs) if return_outputs else loss
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        checkpoints.save(self)
+        if self.args.should_save:
+            checkpoints.save(self)
+        processes.wait()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         checkpoints.load_parameters(cast(nn.Module, self.model), Path(resume_from_checkpoint))
@@ -186,6 +191,8 @@ class Progress(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Drop metrics that a crash left beyond the step now resumed from."""
         self.started, self.first_step = time.monotonic(), state.global_step
+        if not state.is_world_process_zero:
+            return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         kept = []
         if self.file.exists() and state.global_step > 0:
@@ -199,7 +206,7 @@ class Progress(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Report one logging interval."""
-        if not logs or "loss" not in logs:
+        if not logs or "loss" not in logs or not state.is_world_process_zero:
             return
         step, seconds = state.global_step, time.monotonic() - self.started
         done = max(1, step - self.first_step)

@@ -1,0 +1,106 @@
+"""docs/scale.md: how to run large things, what that cost here, and the arithmetic for larger ones."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tables import table
+
+from radargate.records import read_records
+
+RESULTS = Path(__file__).parent / "results"
+# layers, width, width of keys and values, width of the feed-forward part, vocabulary
+SHAPES = {"Llama-3.1-8B": (32, 4096, 1024, 14336, 128256), "Llama-3.1-70B": (80, 8192, 1024, 28672, 128256)}
+RANK = 8
+COMMANDS = """\
+```bash
+radargate experiment modules --data sources/ --out modules --slots 4        # four cells at once, on this machine
+radargate experiment modules --data sources/ --out modules --ray auto       # on a Ray cluster; every node sees sources/ and modules/
+torchrun --nproc-per-node 8 -m radargate.cli train BASE experts/* --data rows/ --out bundle            # one gate, DDP
+torchrun --nproc-per-node 8 -m radargate.cli train BASE experts/* --data rows/ --out bundle --shard    # base and experts shared out (FSDP2)
+```"""
+
+
+def page() -> str:
+    """The whole page; empty before anything is recorded."""
+    path = RESULTS / "scale" / "records.jsonl"
+    if not path.exists():
+        return ""
+    newest = {(r["suite"], r["case"]): r for r in read_records(path)}
+    one = next(iter(newest.values()))
+    parts = [
+        "# Scale",
+        "Made by `benchmarks/results_table.py` from the records in `benchmarks/results/scale/`; `benchmarks/scale.py` makes new ones.",
+        COMMANDS,
+        "Cells are the unit of a grid: each has an id that hashes all it depends on, and its records are written whole or not at all. "
+        "So slots, a Ray cluster and a plain run share one records file, a worker that dies loses its own cell only, and `--resume` "
+        "computes what is missing (tests kill workers on the way).",
+        "`--batch-size` is rows a step of all processes together, so the loss curve does not depend on their number (tested with two). "
+        "Gates are whole in every process and their gradients are averaged. With `--shard` every frozen weight, of base and experts, "
+        "lives in one process only and is put together layer by layer while it is used. Each process still reads the whole base before it "
+        "keeps its share. A checkpoint or bundle is the same whatever wrote it. Gates with noise (`tutel` with `noise`) draw in "
+        "every process for itself, and a resumed run of several processes gives all of them the main one's random state.",
+        f"## Measured here ({one['machine']['cpu']}, {one['machine']['cores']} cores, float32)",
+        _experts(newest), _processes(newest),
+        "## Arithmetic: 1,000 adapters",
+        "Rank 8 on all seven linear layers, radar with shared P and Q of rank 8, bfloat16 weights, float32 gates, nothing measured:",
+        _sizes(),
+        "At 1,000 experts the logits x θ of every site are what grows: they have n columns. The experts themselves do not have to be "
+        "expanded: under top-2 and the `merged` route two of them are.",
+        "## Arithmetic: 1,000 cells", _cells(),
+    ]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def _experts(newest: Mapping[tuple[str, str], Any]) -> str:
+    rows = []
+    for route in ("direct", "merged"):
+        seconds = newest["scale-experts", route]["metrics"]["seconds"]
+        rows.append([f"`{route}`", *(f"{seconds[n] * 1e3:.0f} ms" for n in ("base", "8", "100", "1000"))])
+    record = newest["scale-experts", "merged"]
+    text = f"One site with its base product, width {record['width']}, {record['tokens']} tokens, top-2, forward and backward:"
+    return f"{text}\n\n{table(['route', 'base alone', '8 experts', '100 experts', '1,000 experts'], rows)}"
+
+
+def _processes(newest: Mapping[tuple[str, str], Any]) -> str:
+    rows = [
+        [case, str(r["threads"]), f"{r['metrics']['seconds']:.0f} s", f"{r['metrics']['final_loss']:.4f}"]
+        for (suite, case), r in newest.items() if suite == "scale-processes"
+    ]  # fmt: skip
+    text = "The same training of a radar gate on SmolLM2-135M; processes here share two cores, so none can be faster than one:"
+    return f"{text}\n\n{table(['processes', 'threads each', 'time', 'last loss'], rows)}"
+
+
+def _sizes() -> str:
+    rows = []
+    for name, (layers, width, keys, inner, words) in SHAPES.items():
+        linears = [
+            (width, width),
+            (width, keys),
+            (width, keys),
+            (width, width),
+            (width, inner),
+            (width, inner),
+            (inner, width),
+        ]
+        base = layers * sum(a * b for a, b in linears) + 2 * words * width
+        adapter = layers * RANK * sum(a + b for a, b in linears)
+        gates = layers * sum(1000 * a + RANK * b + RANK * (b // 2) for a, b in linears)
+        rows.append([name, f"{2 * base / 1e9:.0f} GB", f"{2 * adapter / 1e6:.0f} MB", f"{2000 * adapter / 1e9:.0f} GB",
+                     f"{gates / 1e6:,.0f} M ({16 * gates / 1e9:.0f} GB with gradients and AdamW)"])  # fmt: skip
+    return table(["base", "base", "one adapter", "1,000 adapters", "gate numbers at n = 1,000"], rows)
+
+
+def _cells() -> str:
+    cells = [r["metrics"] for r in read_records(RESULTS / "compare" / "records.jsonl") if r["suite"] == "cell"]
+    seconds = statistics.mean(c["train_seconds"] + c["score_seconds"] for c in cells)
+    hours = {workers: 1000 * seconds / workers / 3600 for workers in (1, 8, 64)}
+    return (
+        f"A cell of the comparison in [results.md](results.md) took {seconds:.0f} s on one core (mean of {len(cells)}). A thousand such "
+        f"cells take {hours[1]:.0f} hours on one such worker, {hours[8]:.1f} on 8 and {hours[64]:.1f} on 64, as cells share nothing but the records file; "
+        "each worker loads the base once. Cells on a larger base take longer in proportion; `--dry-run` predicts a grid's hours "
+        "from a few measured steps before it starts."
+    )
