@@ -2,7 +2,7 @@
 
     python benchmarks/serve_load.py BUNDLE --clients 32 --seconds 60
 
-Each client asks again as soon as it is answered, every other request with one expert switched off, and reads the stream. A record holds
+Each client asks again as soon as it is answered, every other request with the first expert switched off, and reads the stream. A record holds
 requests, errors, tokens a second, seconds to the first token and to the end, and the server's memory over time.
 """
 
@@ -28,7 +28,13 @@ import psutil
 
 from radargate.records import append_records, make_record
 
-PROMPTS = ("Is a whale a fish?", "How many metres are 7 kilometres?", "Name a colour.", "What is 12 plus 30?")
+# taken as they are, not as questions: trained experts would answer those in a word, and the load be reading alone
+PROMPTS = (
+    "Once upon a time there was",
+    "The history of the city begins",
+    "To bake bread, first",
+    "The river flows from",
+)
 RESULTS = Path(__file__).parent / "results" / "serve_load" / "records.jsonl"
 
 
@@ -70,19 +76,17 @@ def serving(bundle: str, *flags: str) -> Iterator[tuple[str, psutil.Process]]:
         process.communicate(timeout=60)
 
 
-async def client(
-    http: httpx.AsyncClient, number: int, until: float, experts: list[str], max_tokens: int, seen: Seen
-) -> None:
+async def client(http: httpx.AsyncClient, number: int, until: float, expert: str, max_tokens: int, seen: Seen) -> None:
     """Ask until the time is up."""
     count = number
     while time.monotonic() < until:
         fields = {"model": "bundle", "max_tokens": max_tokens, "temperature": 0, "stream": True, "stream_options": {"include_usage": True},
-                  "messages": [{"role": "user", "content": PROMPTS[count % len(PROMPTS)]}],
-                  "experts": {experts[number % len(experts)]: 0.0} if count % 2 else {}}  # fmt: skip
+                  "prompt": PROMPTS[count % len(PROMPTS)],
+                  "experts": {expert: 0.0} if count % 2 else {}}  # fmt: skip
         count += 1
         begun, first, tokens, ended = time.monotonic(), None, 0, False
         try:
-            async with http.stream("POST", "/v1/chat/completions", json=fields) as response:
+            async with http.stream("POST", "/v1/completions", json=fields) as response:
                 if response.status_code != 200:
                     seen.errors[f"status {response.status_code}"] += 1
                     continue
@@ -93,7 +97,7 @@ async def client(
                     event = {} if ended else json.loads(line.removeprefix("data: "))
                     if "error" in event:
                         seen.errors["error in the stream"] += 1
-                    if first is None and any(one["delta"].get("content") for one in event.get("choices", [])):
+                    if first is None and any(one.get("text") for one in event.get("choices", [])):
                         first = time.monotonic() - begun
                     tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
         except httpx.HTTPError as error:
@@ -118,13 +122,13 @@ async def load(url: str, process: psutil.Process, clients: int, seconds: float, 
     """So many clients for so long; what they saw, and how many seconds it took until the last was answered."""
     seen, limits = Seen(), httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
-        experts = (await http.get("/v1/models")).json()["data"][0]["experts"]
+        expert = (await http.get("/v1/models")).json()["data"][0]["experts"][0]
         await client(
-            http, 0, time.monotonic() + 1e-3, experts, max_tokens, Seen()
+            http, 0, time.monotonic() + 1e-3, expert, max_tokens, Seen()
         )  # the first answer builds what is kept
         begun = time.monotonic()
         watching = asyncio.create_task(watch(process, begun, seen))
-        await asyncio.gather(*(client(http, i, begun + seconds, experts, max_tokens, seen) for i in range(clients)))
+        await asyncio.gather(*(client(http, i, begun + seconds, expert, max_tokens, seen) for i in range(clients)))
         watching.cancel()
         return seen, time.monotonic() - begun
 
