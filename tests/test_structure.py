@@ -20,7 +20,7 @@ LEVELS = (
     ("ops",),
     ("base_models", "model_cache", "experts", "architectures", "gates", "rules"),
     ("bundle", "config", "layer", "model", "composition", "extension", "export"),
-    ("training", "data", "evaluation", "experiments", "bench", "tracing"),
+    ("training", "data", "evaluation", "experiments", "bench", "tracing", "fitted"),
     ("report", "serve", "shipped"),
     ("quickstart",),
     ("commands", "cli"),

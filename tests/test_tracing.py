@@ -6,6 +6,8 @@ import json
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 import radargate
 from conftest import build, tiny_tokenizer
@@ -15,6 +17,7 @@ from radargate.gates.rotation import size_of_down
 from radargate.layer import using
 from radargate.ops import literal
 from radargate.tracing.files import Trace
+from radargate.tracing.tokens import token_texts
 from test_model import turn
 
 PROMPT, ANSWER = "is a whale a fish?", "no"
@@ -166,7 +169,55 @@ def test_the_model_writes_the_answer_where_none_is_given(zoo, load_tiny, family)
     ids = torch.tensor([tokenizer.encode(PROMPT)])
     written = model.generate(input_ids=ids, max_new_tokens=3, do_sample=False, pad_token_id=0)[0].tolist()
     written = written[1:] if family == "t5" else written[ids.shape[1] :]
-    assert trace.tokens[trace.prompt_length :] == [tokenizer.decode([i]) for i in written] and 0 < len(written) <= 3
+    told = trace.tokens[trace.prompt_length :]
+    assert len(told) == len(written) <= 3 and written and "".join(told) == tokenizer.decode(written)
+
+
+def test_characters_that_are_split_over_tokens_are_shown_whole(zoo, load_tiny):
+    text = "né 😀€!"
+    trace = radargate.trace(
+        compose(zoo, load_tiny()), text, tokenizer=tiny_tokenizer(), leave_one_out=False, pairs=False
+    )
+    assert trace.tokens == ["n", "", "é", " ", "", "", "", "😀", "", "", "€", "!"]
+    assert "".join(trace.tokens) == text and len(trace.tokens) == len(text.encode())
+
+
+def test_bytes_that_are_no_character_stay_visible_and_nothing_is_lost():
+    tokenizer = tiny_tokenizer()
+    byte = {b: i for i, b in enumerate(byte_of_token(tokenizer, i) for i in range(258)) if b is not None}
+    for raw in (b"\xc3a", b"\x80\x80\x80\x80\x80\x80b", b"ok \xf0\x9f", b"\xff", b"\xe2\x82 \xe2\x82\xac"):
+        texts = token_texts([byte[b] for b in raw], tokenizer)
+        assert len(texts) == len(raw) and "\ufffd" in "".join(texts)
+        assert "".join(texts).replace("\ufffd", "") == raw.decode(errors="ignore")
+
+
+def byte_of_token(tokenizer, token):
+    """The byte that a token of the byte-level alphabet stands for; None for special ones."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    back = {sign: byte for byte, sign in bytes_to_unicode().items()}
+    return back.get(tokenizer.convert_ids_to_tokens(token))
+
+
+def test_spaces_that_a_tokenizer_drops_in_front_are_kept():
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "▁a": 1, "▁whale": 2, "s": 3}, unk_token="<unk>"))
+    words.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
+    assert tokenizer.decode([2]) == "whale"
+    assert token_texts([1, 2, 3, 2], tokenizer) == ["a", " whale", "s", " whale"]
+    assert token_texts([], tokenizer) == []
+
+
+def test_an_answer_may_be_token_ids_and_factors_around_a_trace_stay(zoo, load_tiny):
+    model, tokenizer = compose(zoo, load_tiny()), tiny_tokenizer()
+    prompt, answer = tokenizer.encode(PROMPT), tokenizer.encode("yes")
+    with using(model, {"math": 0.0}):
+        trace = radargate.trace(model, prompt, answer=answer, tokenizer=tokenizer)
+    assert trace.prompt_length == len(prompt) and "".join(trace.tokens) == PROMPT + "yes"
+    torch.testing.assert_close(torch.tensor(trace.nll), torch.tensor(trace.without["math"]), msg="math was off already")
+    with using(model, {"math": 0.0, "law": 0.0}):
+        both = radargate.trace(model, prompt, answer=answer, tokenizer=tokenizer, leave_one_out=False)
+    torch.testing.assert_close(torch.tensor(trace.without["law"]), torch.tensor(both.nll))
 
 
 def test_a_trace_reads_back_from_disk_without_pairs_where_they_were_not_asked_for(zoo, load_tiny, tmp_path):

@@ -21,6 +21,7 @@ _PUBLIC = {
     "DenseStart": "radargate.training.schedule",
     "parameter_groups": "radargate.training.schedule",
     "save_as_lora": "radargate.export",
+    "fit_lora": "radargate.fitted.lora",
     "merge_adapters": "radargate.rules.merging",
     "write_expert": "radargate.experts.bank",
     "expert_bank": "radargate.composition",

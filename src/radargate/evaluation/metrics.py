@@ -62,7 +62,7 @@ def summarise(scores: Sequence[RowScore], seed: int = 0) -> dict[str, Any]:
     if all(s.correct_norm is not None for s in scores):
         columns["acc_norm"] = [float(bool(s.correct_norm)) for s in scores]
     for name, values in columns.items():
-        metrics[name] = _with_interval([values], seed)
+        metrics[name] = with_interval([values], seed)
     metrics.update(_corpus_metrics([scores], seed))
     if late := sum(s.timed_out for s in scores):
         metrics["timed_out"] = late
@@ -80,8 +80,8 @@ def summarise_tasks(by_task: Mapping[str, Sequence[RowScore]], seed: int = 0) ->
     return {
         "n": sum(len(group) for group in groups),
         "tasks": len(groups),
-        "acc": _with_interval([[float(s.correct) for s in group] for group in groups], seed),
-        "nll": _with_interval([[s.nll for s in group] for group in groups], seed),
+        "acc": with_interval([[float(s.correct) for s in group] for group in groups], seed),
+        "nll": with_interval([[s.nll for s in group] for group in groups], seed),
         **_corpus_metrics(groups, seed),
     }
 
@@ -124,7 +124,8 @@ def row_values(record: Mapping[str, Any], metric: str) -> list[float]:
     return [s / t for s, t in zip(rows["nll_sum"], rows["tokens"], strict=True)]
 
 
-def _with_interval(groups: Sequence[Sequence[float]], seed: int) -> dict[str, float]:
+def with_interval(groups: Sequence[Sequence[float]], seed: int) -> dict[str, float]:
+    """Mean over groups of their means, ``low`` and ``high`` of its 95 % interval; numbers are resampled within each group."""
     arrays = [np.asarray(group, dtype=float) for group in groups]
     low, high = bootstrap_intervals([a[:, None] for a in arrays], seed)
     return {"value": float(np.mean([a.mean() for a in arrays])), "low": float(low[0]), "high": float(high[0])}

@@ -76,6 +76,23 @@ class Scorer:
             progress(len(scores))
         return [scores[i] for i in range(len(rows))]
 
+    @torch.no_grad()
+    def nll(self, rows: Sequence[Row]) -> list[float]:
+        """Gold-answer NLL of every row in nats a token, as `score` counts it; nothing is ranked or generated."""
+        gold = [row.target if row.answer_index is None else row.candidates[row.answer_index] for row in rows]
+        pairs = [
+            encode_row(row.prompt, text, self.tokenizer, self.seq2seq) for row, text in zip(rows, gold, strict=True)
+        ]
+        order = sorted(range(len(rows)), key=lambda i: -len(pairs[i].context))
+        found = [0.0] * len(rows)
+        for batch in self._batches(order, [[pair] for pair in pairs]):
+            candidates = [_Candidate(i, pairs[i], []) for i in batch]
+            self._fill(candidates, batch)
+            for candidate in candidates:
+                own = candidate.loglikelihoods[candidate.pair.lead :]
+                found[candidate.row] = -sum(own) / max(len(own), 1)
+        return found
+
     def _batches(self, order: list[int], encoded: list[list[EncodedPair]]) -> Iterator[list[int]]:
         batch: list[int] = []
         for i in order:

@@ -146,7 +146,13 @@ function options(select, values, all) {
   select.replaceChildren(...(all ? [make("option", { value: "" }, all)] : []), ...values.map((v) => make("option", { value: v }, v)));
 }
 
-function start() {
+/* Show one trace or two, in place of those shown before. */
+function show(traces) {
+  for (const plot of document.querySelectorAll(".plot")) { resized.unobserve(plot); Plotly.purge(plot); }
+  for (const holder of [at("facts"), at("texts"), ...document.querySelectorAll("section > .views")]) holder.replaceChildren();
+  texts.length = 0;
+  Object.assign(choice, { layer: "", kind: "" });
+  TRACES = traces.map(unpack);
   TRACES.forEach((trace, place) => {
     const { base, gate, architecture, top_k: k } = trace.facts;
     at("facts").append(make("p", { class: "fact" }, [`${TRACES.length > 1 ? `${trace.name}: ` : ""}${base ?? "a base model"}`, `gate ${gate}`, architecture, k ? `top ${k}` : "all experts kept",
@@ -163,14 +169,19 @@ function start() {
   options(at("layer"), layersOf(all), "all");
   options(at("kind"), [...new Set(all.map((s) => s.kind))], "all");
   options(at("site"), [...new Set(all.filter((s) => s.maps).map((s) => s.name))]);
+  drawAll();
+  document.body.dataset.drawn = document.querySelectorAll(".main-svg").length ? "yes" : "no";
+}
+const drawAll = () => { legend(); drawChoice(); drawSite(); drawEffects(); };
+
+function start() {
   for (const name of ["layer", "kind"]) at(name).addEventListener("change", (event) => { choice[name] = event.target.value; drawChoice(); });
   at("choice").addEventListener("submit", (event) => event.preventDefault());
   at("site").addEventListener("change", drawSite);
-  const everything = () => { legend(); drawChoice(); drawSite(); drawEffects(); };
-  dark.addEventListener("change", everything);
+  dark.addEventListener("change", drawAll);
   addEventListener("hashchange", follow);
-  everything();
+  if (!DATA.traces.length) return;
+  show(DATA.traces);
   follow();
-  document.body.dataset.drawn = document.querySelectorAll(".main-svg").length ? "yes" : "no";
 }
 start();

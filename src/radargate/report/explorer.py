@@ -19,6 +19,7 @@ from radargate.tracing.files import SiteTrace, Trace
 
 MANY = 4_000_000  # weights above which one byte has to do for each
 PARTS = ("explorer_data.js", "explorer_charts.js", "explorer.js")
+LIVE_PARTS = ("live.js",)
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
@@ -35,20 +36,37 @@ def explorer(traces: Sequence[Trace], names: Sequence[str] = (), title: str = "W
     """
     if not 1 <= len(traces) <= 2:
         raise OptionError(f"found {len(traces)} traces, expected one, or two to compare.")
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise OptionError('the page needs plotly: pip install "radargate[report]".') from error
     named = list(names) or [str(trace.facts.get("gate", "trace")) for trace in traces]
     data = {
         "title": title, "colours": COLOURS,
         "traces": [{"name": name, **payload(trace)} for name, trace in zip(named, traces, strict=True)],
     }  # fmt: skip
-    here = Path(__file__).parent
-    texts = {name: (here / name).read_text(encoding="utf-8") for name in ("explorer.html", "explorer.css", *PARTS)}
+    return _page(data)
+
+
+def live_page(title: str = "Ask, and see what the gates do") -> str:
+    """The same page without a trace and with a form, which asks the server it comes from and shows the answer's trace.
+
+    Raises:
+        OptionError: plotly is not installed.
+    """
+    return _page({"title": title, "colours": COLOURS, "traces": []}, live=True)
+
+
+def _page(data: dict[str, Any], live: bool = False) -> str:
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise OptionError('the page needs plotly: pip install "radargate[report]".') from error
+    here, parts = Path(__file__).parent, (*PARTS, *(LIVE_PARTS if live else ()))
+    texts = {
+        name: (here / name).read_text(encoding="utf-8")
+        for name in ("explorer.html", "explorer.css", "live.html", *parts)
+    }
     filled = {
-        "TITLE": html.escape(title), "POLICY": POLICY, "STYLE": texts["explorer.css"], "DATA": script_safe(data),
-        "PLOTLY": get_plotlyjs(), "SCRIPT": "\n".join(texts[name] for name in PARTS),
+        "TITLE": html.escape(data["title"]), "POLICY": f"{POLICY}; connect-src 'self'" if live else POLICY,
+        "STYLE": texts["explorer.css"], "LIVE": texts["live.html"] if live else "", "DATA": script_safe(data),
+        "PLOTLY": get_plotlyjs(), "SCRIPT": "\n".join(texts[name] for name in parts),
     }  # fmt: skip
     return re.sub(r"%%([A-Z]+)%%", lambda found: filled[found[1]], texts["explorer.html"])
 

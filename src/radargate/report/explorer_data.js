@@ -1,7 +1,7 @@
 "use strict";
 /* From the numbers in the page to means over the chosen sites. */
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const TRACES = DATA.traces;
+let TRACES = [];  // what is shown now; `show` in explorer.js sets them
 
 function bytes(text) {
   const raw = atob(text), found = new Uint8Array(raw.length);
@@ -15,7 +15,8 @@ function numbers(packed) {
   return Float32Array.from(whole, (value) => value * packed.step);
 }
 
-for (const trace of TRACES) {
+/* A trace as the file or the server has it, its packed numbers made into arrays. */
+function unpack(trace) {
   for (const site of trace.sites) {
     site.n = site.experts.length;
     site.weights = numbers(site.weights);
@@ -25,6 +26,7 @@ for (const trace of TRACES) {
     site.indices = raw && (site.wide ? new Int16Array(raw.buffer) : raw);
     site.pairs = site.pairs && site.pairs.map((one) => Array.from(numbers(one)));
   }
+  return trace;
 }
 
 /* The expert of the composition that stands in a slot. */

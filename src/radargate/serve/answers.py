@@ -54,16 +54,21 @@ class Answer:
         for i, text in enumerate(self.texts):
             said = {"message": {"role": "assistant", "content": text}} if self.asked.chat else {"text": text}
             choices.append(
-                {"index": i, **said, "logprobs": self._logprobs(self.tokens[i]), "finish_reason": self.finish[i]}
-            )
+                {"index": i, **said, "logprobs": self._logprobs(self.tokens[i]), "finish_reason": self.finish[i],
+                 **self._ids(self.tokens[i]), **self._prompt_ids(i, in_choice=True)}
+            )  # fmt: skip
         kind = "chat.completion" if self.asked.chat else "text_completion"
-        return {**self._head, "object": kind, "choices": choices, "usage": self.usage()}
+        return {**self._head, "object": kind, "choices": choices, "usage": self.usage(), **self._prompt_ids()}
 
     def first_chunks(self) -> list[dict[str, Any]]:
-        """What a stream begins with: in a chat, who speaks."""
-        if not self.asked.chat:
+        """What a stream begins with: in a chat, who speaks; the prompt's token ids where they were asked for."""
+        if not (self.asked.chat or self.asked.ids):
             return []
-        return [self._chunk(i, {"delta": {"role": "assistant", "content": ""}}) for i in range(len(self.texts))]
+        said = {"delta": {"role": "assistant", "content": ""}} if self.asked.chat else {"text": ""}
+        chunks = [{**self._chunk(i, said), **self._prompt_ids(i)} for i in range(len(self.texts))]
+        for i, chunk in enumerate(chunks):
+            chunk["choices"][0].update(self._prompt_ids(i, in_choice=True))
+        return chunks
 
     def chunk(self, piece: Piece) -> dict[str, Any]:
         """A piece of a stream."""
@@ -86,8 +91,18 @@ class Answer:
             **said,
             "logprobs": self._logprobs(tokens) if tokens else None,
             "finish_reason": finish,
+            **self._ids(tokens),
         }
         return {**self._head, "object": self._chunk_kind, "choices": [choice]}
+
+    def _ids(self, tokens: Sequence[Any]) -> dict[str, Any]:
+        """Token ids of an answer or a piece of one, where they were asked for, as vLLM sends them."""
+        return {"token_ids": [chosen.id for chosen, _ in tokens]} if self.asked.ids else {}
+
+    def _prompt_ids(self, index: int = 0, in_choice: bool = False) -> dict[str, Any]:
+        """The same of a prompt; a chat has one, so it stands beside the choices, completions have it in each."""
+        wanted = self.asked.ids and in_choice != self.asked.chat
+        return {"prompt_token_ids": self.asked.prompts[index]} if wanted else {}
 
     def _logprobs(self, tokens: Sequence[Any]) -> dict[str, Any] | None:
         if self.asked.sampling.logprobs is None:

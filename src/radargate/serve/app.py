@@ -18,13 +18,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from radargate.serve.answers import Answer
 from radargate.serve.engine import Engine, QueueFull
-from radargate.serve.fields import ApiError
+from radargate.serve.explore import PATH, add_page
+from radargate.serve.fields import ApiError, read_body
 from radargate.serve.jobs import Job, Piece
 from radargate.serve.metrics import Metrics
 from radargate.serve.requests import Asked, read_request
 from radargate.serve.residents import Residents
 
-ENDPOINTS = ("/health", "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions")
+ENDPOINTS = ("/", PATH, "/health", "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def make_app(residents: Residents, limits: Limits) -> FastAPI:
     app.state.engine = engine
 
     app.add_middleware(_Door, metrics=metrics, key=limits.api_key)
+    add_page(app, residents, engine, limits.body_bytes)
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> Response:
@@ -111,7 +113,7 @@ def make_app(residents: Residents, limits: Limits) -> FastAPI:
         return await answered(request, "chat")
 
     async def answered(request: Request, endpoint: str) -> Response:
-        body = await _body(request, limits.body_bytes)
+        body = await read_body(request, limits.body_bytes)
         asked = await asyncio.to_thread(read_request, body, endpoint, residents, limits.max_tokens)
         answer, running = Answer(asked, residents.tokenizer), _Running(engine, asked)
         if asked.stream:
@@ -231,15 +233,6 @@ class _Door:
     def _may(self, scope: Scope) -> bool:
         given = dict(scope["headers"]).get(b"authorization", b"").removeprefix(b"Bearer ")
         return self.key is None or secrets.compare_digest(given, self.key.encode())
-
-
-async def _body(request: Request, limit: int) -> bytes:
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > limit:
-            raise ApiError(413, f"the body has more than {limit} bytes. Send less.", code="body_too_large")
-    return bytes(body)
 
 
 async def _gone(request: Request) -> None:

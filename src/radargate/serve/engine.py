@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
 
 import torch
 
@@ -15,6 +17,7 @@ from radargate.serve.residents import Residents, masked
 
 STEPS_A_TURN = 4
 PREFILL_TOKENS = 4096  # a batch of prompts has no more, padding included, unless a single one is longer
+MAX_ERRANDS = 8
 
 
 class QueueFull(RadarGateError):
@@ -39,6 +42,7 @@ class Engine:
         self._penalty = float(getattr(generation, "repetition_penalty", None) or 1.0)
         self._waiting: deque[Sequence] = deque()
         self._running: dict[Group, tuple[Batch, list[Sequence]]] = {}
+        self._errands: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._changed = threading.Condition()
         self._stopping = False
         self.threads = torch.get_num_threads()
@@ -81,6 +85,22 @@ class Engine:
             self._waiting.extend(sequences)
             self._changed.notify()
 
+    def between(self, errand: Callable[[], Any]) -> Future[Any]:
+        """Let the thread do something else with the model between two steps; cancel the result to take it back while it waits.
+
+        Raises:
+            QueueFull: `MAX_ERRANDS` wait already, or the engine is stopping.
+        """
+        promised: Future[Any] = Future()
+        with self._changed:
+            if self._stopping:
+                raise QueueFull("the server is shutting down. Try another one, or later.")
+            if len(self._errands) >= MAX_ERRANDS:
+                raise QueueFull(f"the queue is full: {len(self._errands)} requests of this kind wait. Try again later.")
+            self._errands.append((promised, errand))
+            self._changed.notify()
+        return promised
+
     def wake(self) -> None:
         """Look for cancelled requests now."""
         with self._changed:
@@ -96,20 +116,35 @@ class Engine:
             with self._changed:
                 for sequence in [*self._waiting, *(s for _, group in self._running.values() for s in group)]:
                     sequence.job.cancelled.set()
+                for promised, _ in self._errands:
+                    promised.cancel()
             self._thread.join(10)
 
     def _run(self) -> None:
         torch.set_num_threads(self.threads)
         while True:
             with self._changed:
-                while not (self._waiting or self._running or self._stopping):
+                while not (self._waiting or self._running or self._errands or self._stopping):
                     self._changed.wait()
-                if self._stopping and not (self._waiting or self._running):
+                if self._stopping and not (self._waiting or self._running or self._errands):
                     return
+            self._run_errand()
             self._drop_cancelled()
             self._admit()
             for group in list(self._running):
                 self._turn(group)
+
+    def _run_errand(self) -> None:
+        """One at a time: those who decode wait for it."""
+        with self._changed:
+            if not self._errands:
+                return
+            promised, errand = self._errands.popleft()
+        if promised.set_running_or_notify_cancel():
+            try:
+                promised.set_result(errand())
+            except Exception as error:  # it belongs to whoever asked
+                promised.set_exception(error)
 
     def _drop_cancelled(self) -> None:
         with self._changed:

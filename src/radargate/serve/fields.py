@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fastapi import Request
+
 from radargate.errors import RadarGateError
+from radargate.registry import unknown_name
 
 
 class ApiError(RadarGateError):
@@ -24,6 +27,20 @@ class ApiError(RadarGateError):
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
+async def read_body(request: Request, limit: int) -> bytes:
+    """A request's body.
+
+    Raises:
+        ApiError: 413, it has more bytes than ``limit``.
+    """
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > limit:
+            raise ApiError(413, f"the body has more than {limit} bytes. Send less.", code="body_too_large")
+    return bytes(body)
+
+
 def read_object(body: bytes) -> dict[str, Any]:
     """A request's JSON object, without its nulls.
 
@@ -37,6 +54,17 @@ def read_object(body: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ApiError(400, f"the body is a JSON {type(fields).__name__}, expected an object.", code="invalid_json")
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def check_names(fields: Mapping[str, Any], known: Sequence[str], others: Sequence[str] = ()) -> None:
+    """Check that each field is known, or one of the others.
+
+    Raises:
+        ApiError: one is neither; the nearest known ones are named.
+    """
+    for name in fields:
+        if name not in (*known, *others):
+            raise ApiError(400, unknown_name("parameter", name, list(known)), name, "unknown_parameter")
 
 
 def flag(fields: Mapping[str, Any], name: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from radargate.errors import RadarGateError
 from radargate.registry import unknown_name
-from radargate.serve.fields import ApiError, flag, integer, number, read_object
+from radargate.serve.fields import ApiError, check_names, flag, integer, number, read_object
 from radargate.serve.jobs import Group
 from radargate.serve.residents import Residents
 from radargate.serve.sampling import Sampling
@@ -26,6 +26,7 @@ _BOTH = (
     "stream_options",
     "experts",
     "logprobs",
+    "return_token_ids",
 )
 _FIELDS = {
     "completions": (*_BOTH, "prompt"),
@@ -63,6 +64,7 @@ class Asked:
         sampling: how.
         stream: send pieces as they come.
         usage: end a stream with the usage.
+        ids: also send token ids, of the prompt and of the answer.
     """
 
     chat: bool
@@ -73,6 +75,7 @@ class Asked:
     sampling: Sampling
     stream: bool
     usage: bool
+    ids: bool = False
 
 
 def read_request(body: bytes, endpoint: str, residents: Residents, max_tokens_limit: int) -> Asked:
@@ -86,13 +89,8 @@ def read_request(body: bytes, endpoint: str, residents: Residents, max_tokens_li
     for name, value in fields.items():
         if name in _NOTHING and value not in _NOTHING[name]:
             raise ApiError(400, f"{name} is not supported by this server. Leave it out.", name, "unsupported_parameter")
-        if name not in (*known, *_WITHOUT_EFFECT, *_NOTHING):
-            raise ApiError(400, unknown_name("parameter", name, list(known)), name, "unknown_parameter")
-    model = fields.get("model")
-    if not isinstance(model, str):
-        raise ApiError(400, f"model is {model!r}, expected one of: {', '.join(residents.names)}.", "model")
-    if model not in residents.names:
-        raise ApiError(404, unknown_name("model", model, residents.names), "model", "model_not_found")
+    check_names(fields, known, (*_WITHOUT_EFFECT, *_NOTHING))
+    group = read_group(fields, residents)
     prompts = _chat_prompt(fields, residents) if endpoint == "chat" else _text_prompts(fields, residents)
     n = integer(fields, "n", 1, 1, MAX_ANSWERS) or 1
     if n * len(prompts) > MAX_ANSWERS:
@@ -106,10 +104,38 @@ def read_request(body: bytes, endpoint: str, residents: Residents, max_tokens_li
         min(room, max_tokens or max_tokens_limit), number(fields, "temperature", 1.0, 0, 2), _top_p(fields),
         integer(fields, "seed", None, -(2**63), 2**64 - 1), _stops(fields), _logprobs(fields, endpoint),
     )  # fmt: skip
-    group = Group(model, _mask(fields, model, residents))
     repeated = [prompt for prompt in prompts for _ in range(n)]
     read = sum(map(len, prompts))
-    return Asked(endpoint == "chat", model, group, repeated, read, sampling, stream, _usage(fields, stream))
+    return Asked(endpoint == "chat", group.bundle, group, repeated, read, sampling, stream, _usage(fields, stream),
+                 flag(fields, "return_token_ids"))  # fmt: skip
+
+
+def read_group(fields: Mapping[str, Any], residents: Residents) -> Group:
+    """Bundle and mask, from ``model`` and ``experts``.
+
+    Raises:
+        ApiError: 404 for an unknown model, 400 for unknown experts or impossible factors.
+    """
+    model = fields.get("model")
+    if not isinstance(model, str):
+        raise ApiError(400, f"model is {model!r}, expected one of: {', '.join(residents.names)}.", "model")
+    if model not in residents.names:
+        raise ApiError(404, unknown_name("model", model, residents.names), "model", "model_not_found")
+    return Group(model, _mask(fields, model, residents))
+
+
+def token_ids(value: Any, name: str, residents: Residents) -> list[int]:
+    """A list of token ids that the model has.
+
+    Raises:
+        ApiError: it is something else.
+    """
+    if not _are_ids(value):
+        raise ApiError(400, f"{name} is of another kind, expected token ids.", name)
+    size = residents.base.get_input_embeddings().num_embeddings
+    if not all(0 <= token < size for token in value):
+        raise ApiError(400, f"{name} holds a token id outside of 0 to {size - 1}.", name)
+    return list(value)
 
 
 def _chat_prompt(fields: Mapping[str, Any], residents: Residents) -> list[list[int]]:
@@ -152,11 +178,7 @@ def _text_prompts(fields: Mapping[str, Any], residents: Residents) -> list[list[
         )
     if len(many) > MAX_ANSWERS:
         raise ApiError(400, f"{len(many)} prompts are more than {MAX_ANSWERS}. Send them in parts.", "prompt")
-    size = residents.base.get_input_embeddings().num_embeddings
-    for one in many:
-        if not isinstance(one, str) and not all(0 <= token < size for token in one):
-            raise ApiError(400, f"prompt holds a token id outside of 0 to {size - 1}.", "prompt")
-    return [residents.text_ids(one) if isinstance(one, str) else one for one in many]
+    return [residents.text_ids(one) if isinstance(one, str) else token_ids(one, "prompt", residents) for one in many]
 
 
 def _are_ids(value: Any) -> bool:

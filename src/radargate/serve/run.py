@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
 
 import uvicorn
 
@@ -20,7 +22,7 @@ def make_server(residents: Residents, limits: Limits, host: str, port: int) -> u
 
 
 def serve(residents: Residents, limits: Limits, host: str, port: int, say: Callable[[str], None]) -> int:
-    """Serve until a signal; returns the exit code.
+    """Serve until SIGINT or SIGTERM; returns the exit code, 0 where it served at all.
 
     Args:
         residents: the bundles.
@@ -34,7 +36,26 @@ def serve(residents: Residents, limits: Limits, host: str, port: int, say: Calla
     listening = server.config.bind_socket()  # a port in use is told before anything is promised
     port = listening.getsockname()[1]
     say(f"{', '.join(residents.names)} at http://{host}:{port}/v1 (Ctrl-C stops after the requests that run)")
+    say(f"ask and see the routing: http://{host}:{port}/")
     if open_to_all:
         say(f"note: everybody who reaches {host} may use it; give --api-key to ask for a key.")
-    server.run([listening])
+    with _signals_stop(server):
+        server.run([listening])
+    if server.started:
+        say("stopped.")
     return 0 if server.started else 1
+
+
+@contextlib.contextmanager
+def _signals_stop(server: uvicorn.Server) -> Iterator[None]:
+    """A signal stops the server and is then done with: uvicorn would raise it once more, and the exit code would tell of a crash."""
+
+    def stop(number: int, frame: object) -> None:
+        server.should_exit = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -73,7 +73,8 @@ class Trace:
 
     Attributes:
         folder: where it lies.
-        tokens: the text of every token.
+        tokens: the text of every token; put together they are the text.
+        ids: the token ids; empty in a trace of an earlier version.
         prompt_length: how many of them are the prompt; the rest is the answer.
         experts: names of all experts of the composition.
         nll: [T - 1] −log p of every token after the first; empty where nothing predicts them.
@@ -95,6 +96,7 @@ class Trace:
                 f"{self.folder} holds no whole trace ({error}). Make one with radargate.trace(model, text, out=...)."
             ) from error
         self.tokens: list[str] = self.facts["tokens"]
+        self.ids: list[int] = self.facts.get("ids", [])
         self.prompt_length: int = self.facts["prompt_length"]
         self.experts: list[str] = self.facts["experts"]
         self.nll: list[float] = self.facts["nll"]

@@ -18,16 +18,17 @@ from radargate.base_models import load_tokenizer
 from radargate.composition import radar_config, radar_layers
 from radargate.data.prompts import encode_row
 from radargate.errors import OptionError
-from radargate.layer import RadarLayer, reads_encoder, using
+from radargate.layer import RadarLayer, active_multipliers, reads_encoder, using
 from radargate.ops.turning import angle
 from radargate.storage import writing
 from radargate.tracing.files import SiteTrace, Trace, write_facts, write_site
 from radargate.tracing.pairs import Pairs
+from radargate.tracing.tokens import token_texts
 
 
 @torch.no_grad()
-def trace(model: Any, text_or_ids: str | Sequence[int] | Tensor, *, answer: str | None = None, tokenizer: Any = None,
-          out: str | Path | None = None, max_new_tokens: int = 0, pairs: bool = True, leave_one_out: bool = True,
+def trace(model: Any, text_or_ids: str | Sequence[int] | Tensor, *, answer: str | Sequence[int] | None = None,
+          tokenizer: Any = None, out: str | Path | None = None, max_new_tokens: int = 0, pairs: bool = True, leave_one_out: bool = True,
           chat: bool = True, adapter_name: str = "default") -> Trace:  # fmt: skip
     """What the gates do with a text: weights, angles and norms at every site and token, and the effect on the output.
 
@@ -36,12 +37,12 @@ def trace(model: Any, text_or_ids: str | Sequence[int] | Tensor, *, answer: str 
     Args:
         model: a composed model.
         text_or_ids: a prompt, or token ids [T] or [1, T] that are taken as they are.
-        answer: what follows the prompt (for encoder–decoders: what the decoder reads).
+        answer: what follows the prompt, as text or token ids (for encoder–decoders: what the decoder reads).
         tokenizer: the base's own; found by the base's name where it is needed and not given.
         out: a new or empty folder for the trace; None keeps it in a temporary one, as long as the result lives.
         max_new_tokens: without an answer, let the model write one of so many tokens at most.
         pairs: also relate all experts to each other, which takes every expert's output.
-        leave_one_out: also read the text once without each expert.
+        leave_one_out: also read the text once without each expert; factors of `radargate.using` around the call stay.
         chat: render a prompt in the tokenizer's chat template, as in training; False takes it as it is.
         adapter_name: of the composition.
 
@@ -58,16 +59,17 @@ def trace(model: Any, text_or_ids: str | Sequence[int] | Tensor, *, answer: str 
         text = _Text.of(model, text_or_ids, answer, tokenizer, max_new_tokens, chat)
         with _watched(layers, adapter_name, folder, pairs) as sites:
             nll = text.nll(model)
+        asked = active_multipliers.get() or {}
         without = {}
         if leave_one_out:
             for name in radar_config(model, adapter_name).experts:
-                with using(model, {name: 0.0}):
+                with using(model, {**asked, name: 0.0}):
                     without[name] = text.nll(model)
     finally:
         model.train(was_training)
     config = radar_config(model, adapter_name)
     write_facts(folder, {
-        "tokens": text.shown(), "prompt_length": text.prompt_length, "experts": list(config.experts), "sites": sites,
+        "tokens": text.shown(), "ids": text.ids, "prompt_length": text.prompt_length, "experts": list(config.experts), "sites": sites,
         "nll": nll, "without": without, "gate": config.gate, "architecture": config.architecture,
         "gate_options": config.gate_options, "top_k": config.top_k, "base": config.base_model_name_or_path,
         "encoder_tokens": text.encoder_shown(), "on_encoder": [
@@ -87,25 +89,29 @@ class _Text:
     tokenizer: Any
 
     @classmethod
-    def of(cls, model: Any, given: Any, answer: str | None, tokenizer: Any, new: int, chat: bool) -> _Text:
+    def of(
+        cls, model: Any, given: Any, answer: str | Sequence[int] | None, tokenizer: Any, new: int, chat: bool
+    ) -> _Text:
         config = model.get_base_model().config
         seq2seq = bool(config.is_encoder_decoder)
         start = [config.decoder_start_token_id] if seq2seq else []
-        if isinstance(given, str) or answer is not None or new or seq2seq:
+        if isinstance(given, str) or isinstance(answer, str) or new or seq2seq:
             tokenizer = tokenizer or load_tokenizer(radar_config(model).base_model_name_or_path or "")
+        told = answer if isinstance(answer, str) else None
+        continuation = [] if answer is None or told is not None else [int(token) for token in answer]
         if isinstance(given, str):
-            if chat or answer is not None:
-                pair = encode_row(given, answer if answer is not None else "x", tokenizer, seq2seq)
-                context = pair.context + ([] if seq2seq or answer is not None else pair.continuation[: pair.lead])
-                continuation = pair.continuation if answer is not None else []
+            if chat or told is not None:
+                pair = encode_row(given, "x" if told is None else told, tokenizer, seq2seq)
+                context = pair.context + ([] if seq2seq or told is not None else pair.continuation[: pair.lead])
+                continuation = continuation if told is None else pair.continuation
             else:
-                context, continuation = tokenizer.encode(given), []
+                context = tokenizer.encode(given)
         else:
             ids = torch.as_tensor(given)
             if ids.dim() > 1 and ids.shape[0] != 1:
                 raise OptionError(f"found ids of shape {list(ids.shape)}, expected one text: [tokens] or [1, tokens].")
             context = ids.reshape(-1).tolist()
-            continuation = [] if answer is None else tokenizer.encode(answer, add_special_tokens=False)
+            continuation = continuation if told is None else tokenizer.encode(told, add_special_tokens=False)
         if not context:
             raise OptionError("the text has no tokens; give a prompt or token ids.")
         if answer is None and new:
@@ -145,7 +151,7 @@ class _Text:
     def _decoded(self, ids: list[int]) -> list[str]:
         if self.tokenizer is None:
             return [str(i) for i in ids]
-        return [self.tokenizer.decode([i]) for i in ids]
+        return token_texts(ids, self.tokenizer)
 
 
 def _folder(out: str | Path | None) -> tuple[Path, tempfile.TemporaryDirectory[str] | None]:
