@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from radargate.errors import OptionError
+from radargate.errors import OptionError, printable
 
 
 def data_flag(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -65,7 +65,7 @@ def say_to(stream: TextIO | None = None) -> Callable[[str], None]:
     """A function that prints progress lines at once, to standard error by default."""
 
     def say(line: str) -> None:
-        print(line, file=stream or sys.stderr, flush=True)
+        print(printable(line), file=stream or sys.stderr, flush=True)
 
     return say
 
