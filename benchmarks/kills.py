@@ -75,11 +75,10 @@ def finish(argv: list[str], log: Path) -> int:
 
 def being_written(out: Path) -> bool:
     """Whether an unfinished file or folder is in ``out``."""
-    for folder, names, files in os.walk(out):
+    for _, names, files in os.walk(out):
         if any(name.startswith(".") and name != ".in-use" and "work" not in name for name in (*names, *files)):
             return True
         names[:] = [name for name in names if name != "tensorboard"]
-        del folder
     return False
 
 

@@ -45,7 +45,7 @@ class Plan:
         expert_bytes: the experts' A and B.
         gate_bytes: the gates' parameters.
         optimizer_bytes: AdamW's two moments of them.
-        step_bytes: the most that a step holds beside those, gradients included.
+        step_bytes: the most that a step holds beside those, gradients included; compiled operations on a CPU need somewhat less.
         trained_parameters: numbers that are trained.
         seconds: of all steps, roughly.
     """
