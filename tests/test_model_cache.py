@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import zipfile
 
 import gguf
@@ -210,3 +211,34 @@ def test_a_damaged_copy_in_the_cache_is_named_with_the_way_out(index):
     (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0"}))
     with pytest.raises(BaseModelError, match="No tokenizer could be loaded"):
         load_tokenizer(BASE)
+
+
+READ = """
+import os, sys, time
+import torch
+torch.set_num_threads(1)
+from radargate.base_models import load_base, resolve_base
+while not os.path.exists(sys.argv[2]):
+    time.sleep(0.01)
+folder = resolve_base(sys.argv[1])
+for _ in range(4):
+    model = load_base(folder)
+    print(sum(float(p.double().sum()) for p in model.parameters()), flush=True)
+"""
+
+
+def test_readers_of_the_cache_see_a_whole_model_while_others_fill_it(tiny_gguf, tmp_path):
+    """Three processes ask at once for a base that is not in the cache yet: all fill it, and none reads another's half."""
+    path, _ = tiny_gguf
+    go = tmp_path / "go"
+    environment = {**os.environ, "RADARGATE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    running = [subprocess.Popen([sys.executable, "-c", READ, str(path), str(go)], env=environment, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)]  # fmt: skip
+    time.sleep(0.5)
+    go.write_text("")
+    results = [process.communicate(timeout=200) for process in running]
+    assert all(process.returncode == 0 for process in running), results
+    sums = {line for out, _ in results for line in out.splitlines()}
+    assert len(sums) == 1 and all(len(out.splitlines()) == 4 for out, _ in results)
+    assert [f.name for f in (tmp_path / "cache" / "models").iterdir() if f.name.startswith(".")] == []
+    assert len(list((tmp_path / "cache" / "models").iterdir())) == 1

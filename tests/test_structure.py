@@ -19,7 +19,7 @@ LEVELS = (
     ("cache", "errors", "registry", "storage", "records", "registration", "per_call"),
     ("ops",),
     ("base_models", "model_cache", "experts", "architectures", "gates", "rules"),
-    ("bundle", "config", "layer", "model", "composition", "extension", "export"),
+    ("bundle", "config", "layer", "model", "composition", "extension", "export", "verify"),
     ("training", "data", "evaluation", "experiments", "bench", "tracing", "fitted"),
     ("report", "serve", "shipped"),
     ("quickstart",),

@@ -12,12 +12,12 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from radargate.errors import OptionError, RadarGateError
+from radargate.errors import OptionError, RadarGateError, first_line, out_of_memory, printable
 from radargate.registry import unknown_name
 from radargate.storage import write_fault
 
 COMMANDS = (
-    "quickstart", "doctor", "experts", "train", "eval", "compare", "experiment", "generate", "chat", "explore", "serve",
+    "quickstart", "doctor", "plan", "experts", "train", "verify", "eval", "compare", "experiment", "generate", "chat", "explore", "serve",
     "export", "bench",
 )  # fmt: skip
 
@@ -45,7 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if reason and error.filename is None:
             _drop_output()
         what = f"{error.filename or 'the output'}: {reason}. Free some space or choose another folder, then run the command again."
-        print(f"radargate: error: {what if reason else error}", file=sys.stderr)
+        print(f"radargate: error: {printable(str(what if reason else error))}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        print(f"radargate: error: not enough memory ({first_line(error)[:120]}). Lower --batch-size, --max-length or "
+              "--max-new-tokens, or take a smaller --dtype; radargate plan predicts what training needs.", file=sys.stderr)  # fmt: skip
         return 1
     except KeyboardInterrupt:
         print("radargate: stopped.", file=sys.stderr)

@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 from radargate import model as _registered  # noqa: F401  (PEFT must know RADAR before any bundle is read)
 from radargate.architectures import ARCHITECTURES
 from radargate.base_models import base_name, fingerprint, load_base
-from radargate.bundle import check_fingerprint, read_lock
+from radargate.bundle import LOCK_FILE, check_files, check_fingerprint, read_lock
 from radargate.config import RadarConfig, check_works_under, gate_class, preset_options
-from radargate.errors import AdapterError, BundleError, OptionError
-from radargate.experts.adapters import base_sites
+from radargate.errors import AdapterError, BundleError, OptionError, RadarGateError, shown
+from radargate.experts.adapters import base_sites, locate
 from radargate.experts.bank import ExpertBank, SiteBank, check_equal_ranks, header_ranks, load_bank
 from radargate.gates.base import make_options
 from radargate.layer import RadarLayer, banks_come_later
@@ -135,12 +135,9 @@ def load(base: str | PreTrainedModel | None, bundle: str | Path, *,
     Raises:
         BundleError: the bundle is incomplete or altered, or belongs to another base, or its experts changed.
     """
-    if Path(bundle).exists() and not (Path(bundle) / "adapter_config.json").exists():
-        raise BundleError(f"{bundle} has no adapter_config.json. Give a folder written by save_pretrained.")
-    config = RadarConfig.from_pretrained(str(bundle))
-    if not isinstance(config, RadarConfig):
-        raise BundleError(f"{bundle} is a {config.peft_type} adapter, not a RadarGate bundle. Compose it first.")
-    lock = read_lock(Path(bundle))
+    folder = _bundle_folder(bundle)
+    lock = read_lock(folder)
+    config = read_config(folder)
     if base is None:
         base = lock.get("base", {}).get("name") or config.base_model_name_or_path
         if not base:
@@ -153,12 +150,35 @@ def load(base: str | PreTrainedModel | None, bundle: str | Path, *,
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*missing adapter keys.*")
-            composed = PeftModel.from_pretrained(model, str(bundle), adapter_name=adapter_name, is_trainable=trainable)
+            composed = PeftModel.from_pretrained(model, str(folder), adapter_name=adapter_name, is_trainable=trainable)
     finally:
         banks_come_later.reset(token)
     if bank is not None:
         _fill(composed, bank, adapter_name)
     return _finish(composed)
+
+
+def read_config(folder: Path) -> RadarConfig:
+    """The checked configuration of a bundle's folder; its weights' header is checked too.
+
+    Raises:
+        BundleError: a file is missing, damaged or of another kind, or a field has a value that cannot be.
+    """
+    check_files(folder)
+    try:
+        config = RadarConfig.from_pretrained(str(folder))
+    except RadarGateError:
+        raise
+    except Exception as error:  # PEFT raises what it likes for fields that it cannot take
+        raise BundleError(
+            f"{folder / 'adapter_config.json'} cannot be read ({type(error).__name__}: {shown(str(error))}). It is damaged or from a "
+            "newer version; download the bundle again, or update radargate."
+        ) from error
+    if not config.experts:
+        raise BundleError(
+            f"{folder / 'adapter_config.json'} names no experts. It is damaged; download the bundle again."
+        )
+    return config
 
 
 def radar_layers(model: torch.nn.Module) -> list[RadarLayer]:
@@ -196,10 +216,10 @@ def _experts_of(config: RadarConfig, adapters: Mapping[str, str | Path] | None, 
     """Find the experts of a bundle with gates only, and check that they are the very ones."""
     # by the list of names: PEFT sorts the keys of tables when it writes a config
     expected = config.adapter_facts()
-    sources = {name: (adapters or {}).get(name, facts["source"]) for name, facts in expected.items()}
+    sources = {name: (adapters or {}).get(name) or str(facts.get("source", name)) for name, facts in expected.items()}
     bank = load_bank(sources, model, allow_inactive=True)
     for name, facts in bank.facts.items():
-        if facts["sha256"] != expected[name]["sha256"]:
+        if facts["sha256"] != expected[name].get("sha256"):
             raise BundleError(
                 f"expert {name!r} at {sources[name]} is not the one these gates were trained with (another sha256). "
                 "Give its place with adapters={...}."
@@ -213,6 +233,17 @@ def _finish(model: PeftModel) -> PeftModel:
     """Let calls carry ``experts=``, and generation work where training prepared inputs differently."""
     model.special_peft_forward_args = {*model.special_peft_forward_args, "experts"}
     return model
+
+
+def _bundle_folder(bundle: str | Path) -> Path:
+    """The folder of a bundle given by path or Hub id; of a Hub id nothing but a bundle's own files is fetched."""
+    path = Path(bundle)
+    if path.exists() and not (path / "adapter_config.json").exists():
+        raise BundleError(f"{bundle} has no adapter_config.json. Give a folder written by save_pretrained.")
+    try:
+        return locate(bundle, also=(LOCK_FILE,))
+    except AdapterError as error:
+        raise BundleError(str(error)) from error
 
 
 def _entry(site: SiteBank, shape: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from dataclasses import dataclass, field
@@ -12,8 +13,9 @@ from peft import PeftConfig
 
 from radargate.architectures import ARCHITECTURES
 from radargate.bundle import write_card, write_lock
-from radargate.errors import OptionError
+from radargate.errors import BundleError, OptionError, shown
 from radargate.experts.bank import check_equal_ranks
+from radargate.experts.files import DTYPE_BYTES, MAX_RANK
 from radargate.gates import GATES
 from radargate.gates.base import make_options
 from radargate.registration import RADAR
@@ -24,6 +26,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # the printed form: unscaled relation, top-k from the first step
     "paper": {"angle_norm": "none"},
 }
+
+_DAMAGED = "It is damaged, or no bundle; download it again or compose anew."
 
 
 @dataclass
@@ -59,6 +63,7 @@ class RadarConfig(PeftConfig):
         self.peft_type = RADAR
         if not self.experts:
             return  # PEFT builds empty configs while it reads files
+        check_table(self)
         arrangement = ARCHITECTURES.get(self.architecture)
         arrangement_options = make_options(arrangement, self.architecture_options)
         if self.preset is not None and self.preset not in PRESETS:
@@ -99,6 +104,62 @@ class RadarConfig(PeftConfig):
                 os.replace(Path(work) / "adapter_config.json", folder / "adapter_config.json")
             write_lock(folder, self)
             write_card(folder, self)
+
+
+def check_table(config: RadarConfig) -> None:
+    """Check the kinds of all fields and the site table, which may come from a stranger's file.
+
+    Raises:
+        BundleError: a field, or the entry of a site, is none that a composition could have written.
+    """
+    kinds: dict[str, Any] = {
+        "architecture": str, "architecture_options": dict, "gate": str, "gate_options": dict, "top_k": (int, type(None)),
+        "preset": (str, type(None)), "seed": int, "experts": list, "expert_configs": dict, "expert_facts": dict, "sites": dict,
+        "base_fingerprint": (str, type(None)), "base_model_name_or_path": (str, type(None)), "gate_only": bool,
+    }  # fmt: skip
+    for name, kind in kinds.items():
+        value = getattr(config, name)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise BundleError(f"the bundle's config has {name} = {shown(value, 60)}. {_DAMAGED}")
+    names = config.experts
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise BundleError(f"the bundle's config has experts = {shown(names, 60)}, expected different names. {_DAMAGED}")
+    for facts in config.expert_facts.values():
+        merged = facts.get("merged_from", []) if isinstance(facts, dict) else None
+        if not isinstance(merged, list) or not all(
+            isinstance(f, dict) and isinstance(f.get("name"), str) for f in merged
+        ):
+            raise BundleError(f"the bundle's config has expert_facts = {shown(facts, 60)}. {_DAMAGED}")
+    for site, entry in config.sites.items():
+        if fault := _entry_fault(entry, len(names)):
+            raise BundleError(f"the bundle's config says of site {shown(site)}: {fault}. {_DAMAGED}")
+
+
+def _entry_fault(entry: Any, experts: int) -> str | None:
+    """Why an entry of the site table cannot be, in words."""
+    if not isinstance(entry, dict):
+        return shown(entry, 60)
+    found: dict[str, Any] = {key: entry.get(key) for key in ("experts", "ranks", "scales", "dtypes", "shape")}
+    for key, value in found.items():
+        if not isinstance(value, (list, tuple)):
+            return f"{key} = {shown(value, 60)}"
+    here, ranks, scales, dtypes, shape = (list(value) for value in found.values())
+
+    def whole(value: Any, low: int, high: int) -> bool:
+        return type(value) is int and low <= value <= high
+
+    if not here or not all(whole(i, 0, experts - 1) for i in here) or sorted(set(here)) != here:
+        return f"experts = {shown(here, 60)} of {experts}"
+    if len(ranks) != len(here) or not all(whole(r, 1, MAX_RANK) for r in ranks):
+        return f"ranks = {shown(ranks, 60)}"
+    if len(scales) != len(here) or not all(type(s) in (int, float) and abs(s) < math.inf for s in scales):
+        return f"scales = {shown(scales, 60)}"
+    pairs = [tuple(pair) if isinstance(pair, (list, tuple)) else () for pair in dtypes]
+    if len(pairs) != len(here) or not all(len(p) == 2 and all(d in list(DTYPE_BYTES) for d in p) for p in pairs):
+        return f"dtypes = {shown(dtypes, 60)}"
+    if len(shape) != 2 or not all(whole(side, 1, 1 << 31) for side in shape):
+        return f"shape = {shown(shape, 60)}"
+    return None
 
 
 def gate_class(name: str) -> Any:

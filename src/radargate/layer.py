@@ -199,7 +199,8 @@ class RadarLayer(nn.Module, BaseTunerLayer):
 
 def _without_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
     """Autocast off; entering that where it is off already would cost as much as a product with few tokens."""
-    on = torch.compiler.is_compiling() or torch.is_autocast_enabled(device)
+    # shapes without data, as radargate plan has them, know no autocast
+    on = torch.compiler.is_compiling() or (device != "meta" and torch.is_autocast_enabled(device))
     return torch.autocast(device, enabled=False) if on else contextlib.nullcontext()
 
 

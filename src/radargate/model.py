@@ -11,7 +11,8 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from radargate.config import RadarConfig
-from radargate.errors import BundleError, RadarGateError
+from radargate.errors import BundleError, RadarGateError, shown
+from radargate.experts.adapters import base_sites
 from radargate.gates.base import Gate, auxiliary_terms
 from radargate.layer import RadarLayer, active_multipliers, banks_come_later, check_multipliers, token_masks
 from radargate.registration import PREFIX
@@ -97,8 +98,17 @@ class RadarModel(BaseTuner):
         if missing:
             raise BundleError(
                 f"{len(missing)} of {len(config.sites)} sites of this bundle are not in the base model, the first is "
-                f"{missing[0]}. The bundle belongs to {config.base_model_name_or_path or 'another base'}."
+                f"{shown(missing[0])}. The bundle belongs to {config.base_model_name_or_path or 'another base'}."
             )
+        shapes = base_sites(model)
+        for site, entry in config.sites.items():  # before memory is taken for what a config claims
+            real = shapes.get(site)
+            if real is None or tuple(entry["shape"]) != (real.d_in, real.d_out):
+                raise BundleError(
+                    f"this bundle has experts of shape {tuple(entry['shape'])} for {shown(site)}, which in the base model is "
+                    f"{'no linear layer' if real is None else (real.d_in, real.d_out)}. The bundle belongs to "
+                    f"{config.base_model_name_or_path or 'another base'}."
+                )
 
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
         for parameter in model.parameters():

@@ -114,13 +114,15 @@ def convert_gguf(gguf: Path, target: Path) -> None:
         work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
         try:
             _dequantise(gguf, work)
-            if target.exists():
-                shutil.rmtree(target)
             try:
                 os.replace(work, target)
             except OSError:
-                if not (target / "config.json").exists():  # another process may have filled the cache first
-                    raise
+                # another process may have filled the cache first, and a third be reading: what is whole stays
+                if not (target / "config.json").exists():
+                    if not target.exists():
+                        raise
+                    shutil.rmtree(target)
+                    os.replace(work, target)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 

@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from radargate.errors import RadarGateError
+from radargate.errors import RadarGateError, shown
 from radargate.storage import writing
 
 SCHEMA = 1
@@ -115,7 +115,9 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
             record = json.loads(line)
             if not isinstance(record, dict):
                 raise ValueError(f"found {type(record).__name__}, expected an object")
-        except ValueError as error:
+            if not isinstance(record.get("schema", 0), int):
+                raise ValueError(f"its schema is {shown(record['schema'], 20)}, expected a number")
+        except (ValueError, RecursionError) as error:
             raise RadarGateError(
                 f"{path}, line {number}: not a JSON record ({error}). Remove that line, or choose another file."
             ) from error
@@ -150,7 +152,7 @@ def _lines(path: Path) -> tuple[list[bytes], bool]:
         return lines[:-1], False
     try:
         return lines, not isinstance(json.loads(lines[-1]), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return lines, True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from radargate.experiments.compare import Comparison, compare
     from radargate.records import read_records, write_atomic
     from radargate.report.compare import compare_page, compare_table, write_csv
+    from radargate.storage import alone
     from radargate.training.gates import GateTraining
 
     training = GateTraining(
@@ -64,11 +66,12 @@ def run(args: argparse.Namespace) -> int:
         gates=names(args.gates), rules=names(args.rules), architectures=names(args.architectures), seeds=args.seeds,
         training=training, scoring=Scoring(limit=args.limit, max_new_tokens=args.max_new_tokens),
     )  # fmt: skip
-    file = compare(
-        args.base, flags.named_adapters(args.adapters), args.data, args.out, options, experts=_experts(args.experts),
-        tasks=args.task, resume=args.resume, dry_run=args.dry_run, dtype=args.dtype, device=flags.pick_device(args.device),
-        say=flags.say_to(),
-    )  # fmt: skip
+    with contextlib.nullcontext() if args.dry_run else alone(args.out):
+        file = compare(
+            args.base, flags.named_adapters(args.adapters), args.data, args.out, options, experts=_experts(args.experts),
+            tasks=args.task, resume=args.resume, dry_run=args.dry_run, dtype=args.dtype, device=flags.pick_device(args.device),
+            say=flags.say_to(),
+        )  # fmt: skip
     if args.dry_run:
         return 0
     records = read_records(file)

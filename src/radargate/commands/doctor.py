@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Examine, print, and exit 1 on any fault."""
     from radargate import ops
+    from radargate.errors import printable
     from radargate.experts.doctor import examine, table
 
     device = flags.pick_device(args.device)
@@ -36,6 +37,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"adapters": [r.as_dict() for r in results], "backend": backend, "reason": reason}, indent=2))
     else:
-        print(table(results))
+        print(printable(table(results)))
         print(f"backend: {backend} ({reason}).")
     return 0 if all(r.ok for r in results) else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 
 from radargate.commands import flags
@@ -50,16 +51,18 @@ def run(args: argparse.Namespace) -> int:
     from radargate.experiments.run_experiment import run_experiment
     from radargate.records import read_records
     from radargate.report.experiment import write_report
+    from radargate.storage import alone
 
     changes = {
         "bases": tuple(args.base) if args.base else None, "seeds": args.seeds, "limit": args.limit, "steps": args.steps,
         "top_k": tuple(args.top_k) if args.top_k else None, "gates": names(args.gates) if args.gates else None,
     }  # fmt: skip
     say = flags.say_to()
-    file = run_experiment(
-        args.name, args.preset, args.data, args.out, smoke=args.smoke, resume=args.resume, dry_run=args.dry_run,
-        experts=args.experts, changes=changes, slots=args.slots, ray=args.ray, dtype=args.dtype, device=flags.pick_device(args.device), say=say,
-    )  # fmt: skip
+    with contextlib.nullcontext() if args.dry_run else alone(args.out):
+        file = run_experiment(
+            args.name, args.preset, args.data, args.out, smoke=args.smoke, resume=args.resume, dry_run=args.dry_run,
+            experts=args.experts, changes=changes, slots=args.slots, ray=args.ray, dtype=args.dtype, device=flags.pick_device(args.device), say=say,
+        )  # fmt: skip
     if args.dry_run:
         return 0
     report, words = write_report(read_records(file), args.out)

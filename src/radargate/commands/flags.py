@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from radargate.errors import OptionError
+from radargate.errors import OptionError, printable
 
 
 def data_flag(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -66,7 +66,7 @@ def say_to(stream: TextIO | None = None) -> Callable[[str], None]:
 
     def say(line: str) -> None:
         if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
-            print(line, file=stream or sys.stderr, flush=True)
+            print(printable(line), file=stream or sys.stderr, flush=True)
 
     return say
 

@@ -84,6 +84,11 @@ def parse_row(raw: Any, where: str, task: str = "", position: int = 0) -> Row:
         raise DataError(f"{where}: field 'metric' is {_shown(metric)}, expected one of {', '.join(ANSWER_METRICS)}.")
     if metric is not None and choices:
         raise DataError(f"{where}: field 'metric' is for free answers; leave it out where there are 'choices'.")
+    for text in (raw["prompt"], raw["target"], str(raw.get("task")), str(raw.get("id")), *(choices or ())):
+        if not _encodable(text):
+            raise DataError(
+                f"{where}: {_shown(text)} holds half a surrogate pair, which is no text. Write the file anew as UTF-8."
+            )
     row = Row(
         prompt=raw["prompt"],
         target=raw["target"],
@@ -112,6 +117,14 @@ def rows_hash(rows: Iterable[Row]) -> str:
     return digest.hexdigest()[:16]
 
 
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _labels(target: str, index: int, count: int) -> tuple[str, ...]:
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     for alphabet in (
@@ -131,5 +144,8 @@ def _labels(target: str, index: int, count: int) -> tuple[str, ...]:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        return f"a deeply nested {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."

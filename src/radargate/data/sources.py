@@ -6,13 +6,17 @@ import gzip
 import json
 import re
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from radargate.data.builtin import builtin_rows
 from radargate.data.rows import Row, parse_row
 from radargate.errors import DataError
 
 SPLITS = ("train", "validation", "test")
+MAX_LINE = 16 << 20  # characters; one row of a task has thousands
+MAX_RATIO, FREE_BYTES = 200, 64 << 20  # JSON lines shrink ten- to fiftyfold, a bomb a thousandfold
 _SPLIT_FILE = re.compile(r"(?P<task>.+)\.(?P<split>train|validation|test)\.jsonl(\.gz)?")
 
 
@@ -93,13 +97,13 @@ def _file_rows(path: Path, task: str) -> list[Row]:
     rows: list[Row] = []
     try:
         with opener(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(_lines(file, path), 1):
                 if not line.strip():
                     continue
                 where = f"{path}, line {number}"
                 try:
                     raw = json.loads(line)
-                except (json.JSONDecodeError, RecursionError) as error:
+                except (ValueError, RecursionError) as error:
                     raise DataError(f"{where}: not valid JSON ({error}).") from error
                 rows.append(parse_row(raw, where, task, number))
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -107,6 +111,21 @@ def _file_rows(path: Path, task: str) -> list[Row]:
     if not rows:
         raise DataError(f"{path}: holds no row.")
     return rows
+
+
+def _lines(file: IO[str], path: Path) -> Iterator[str]:
+    """Lines of bounded length from a file that does not unfold without end."""
+    most = path.stat().st_size * MAX_RATIO + FREE_BYTES
+    read = 0
+    while line := file.readline(MAX_LINE + 1):
+        read += len(line)
+        if len(line) > MAX_LINE:
+            raise DataError(f"{path}: holds a line of more than {MAX_LINE:,} characters. Give one row a line.")
+        if read > most:
+            raise DataError(
+                f"{path}: unfolds to more than {MAX_RATIO} times its size, as no rows do. Unpack it where you trust it."
+            )
+        yield line
 
 
 def _hub_rows(source: str, split: str) -> list[Row]:

@@ -3,51 +3,29 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from peft import LoraConfig
-from peft.tuners.tuners_utils import check_target_module_exists
-from peft.utils.other import get_pattern_key
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from radargate.errors import AdapterError, InactiveExpertError
+from radargate.errors import AdapterError, InactiveExpertError, shown
 from radargate.experts.files import (
     CONFIG_FILE,
-    MAX_RANK,
     WEIGHTS_FILE,
     TensorInfo,
-    check_pattern,
     read_header,
     read_json,
     weights_file,
 )
+from radargate.experts.lora_config import PlainLora, plain_lora
 from radargate.records import file_hash
 
+MAX_VALUE = 1e4  # trained A and B stay below 10; float16 ends at 65,504
 _TENSOR = re.compile(r"(?:base_model\.model\.)?(?P<site>.+)\.lora_(?P<side>[AB])\.weight")
-# these say how an adapter was made or where it goes, not what it computes
-_HARMLESS = {
-    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "eva_config", "exclude_modules", "fan_in_fan_out",
-    "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout",
-    "megatron_config", "megatron_core", "peft_type", "peft_version", "r", "rank_pattern", "revision",
-    "target_modules", "task_type", "use_rslora", "runtime_config", "ensure_weight_tying",
-}  # fmt: skip
-_PLAIN_INITS = {True, False, None, "gaussian", "eva", "orthogonal", "kaiming", "xavier"}
-_REMEDIES = {
-    "use_dora": "DoRA rescales the base weights, which A and B alone do not show. Merge it into a base of its own.",
-    "modules_to_save": "It replaces whole modules of the base. Train it again without modules_to_save.",
-    "bias": "It changes biases of the base. Train it again with bias='none'.",
-    "lora_bias": "Its B layers have biases. Train it again with lora_bias=False.",
-    "trainable_token_indices": "It changes token embeddings. Train it again without trainable_token_indices.",
-    "target_parameters": "It adapts bare parameters, not layers. Target the layers instead.",
-    "layer_replication": "It changes the number of layers of the base. Use a base with those layers.",
-    "alora_invocation_tokens": "aLoRA acts only after an invocation text. Train a plain LoRA.",
-    "use_qalora": "QALoRA pools its input. Train a plain LoRA.",
-}
 
 
 @dataclass(frozen=True)
@@ -89,28 +67,37 @@ class Adapter:
         """Read A [r, d_in] and B [d_out, r] of one site, in the file's dtype.
 
         Raises:
-            AdapterError: a value is not finite.
+            AdapterError: a value is not finite or absurdly large, or the file cannot be read.
         """
-        tensors = []
-        with safe_open(self.folder / WEIGHTS_FILE, "pt") as file:
-            for side in "AB":
-                name = f"{self.sites[site].prefix}{site}.lora_{side}.weight"
-                tensor = file.get_tensor(name)
-                if not bool(torch.isfinite(tensor).all()):
-                    raise AdapterError(
-                        f"adapter {self.name!r}: tensor {name} holds NaN or infinite values. Train it again with a "
-                        "smaller learning rate, or download it again."
-                    )
-                tensors.append(tensor)
-        return tensors[0], tensors[1]
+        try:
+            with safe_open(self.folder / WEIGHTS_FILE, "pt") as file:
+                A, B = (file.get_tensor(f"{self.sites[site].prefix}{site}.lora_{side}.weight") for side in "AB")
+        except (SafetensorError, OSError) as error:
+            raise AdapterError(
+                f"adapter {self.name!r}: {self.folder / WEIGHTS_FILE} cannot be read ({shown(str(error))}). "
+                "Download it again, or save it again with PEFT."
+            ) from error
+        for side, tensor in (("A", A), ("B", B)):
+            if not bool(torch.isfinite(tensor).all()):
+                raise AdapterError(
+                    f"adapter {self.name!r}: tensor {site}.lora_{side} in {WEIGHTS_FILE} holds NaN or infinite values. "
+                    "Train it again with a smaller learning rate, or download it again."
+                )
+            largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+            if largest > MAX_VALUE:
+                raise AdapterError(
+                    f"adapter {self.name!r}: tensor {site}.lora_{side} in {WEIGHTS_FILE} holds {largest:.3g}; values of a "
+                    f"trained LoRA are far below {MAX_VALUE:g}. Train it again, or download it again."
+                )
+        return A, B
 
     def sha256(self) -> str:
         """Hash of the weights file."""
         return file_hash(self.folder / WEIGHTS_FILE)
 
 
-def locate(source: str | Path) -> Path:
-    """Folder of an adapter given by path or Hub id; a Hub id is downloaded without any other file.
+def locate(source: str | Path, also: Sequence[str] = ()) -> Path:
+    """Folder of an adapter given by path or Hub id; a Hub id is downloaded without any other file (but those of ``also``).
 
     Raises:
         AdapterError: neither is there.
@@ -119,13 +106,18 @@ def locate(source: str | Path) -> Path:
     if path.is_dir():
         return path
     if path.is_file():
-        raise AdapterError(f"{path} is a file, expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}.")
+        raise AdapterError(
+            f"{path} is a file, expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}. "
+            "Unpack an archive where you trust it."
+        )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or str(source).startswith("."):
-        raise AdapterError(f"adapter folder {source} does not exist. Give a folder or a Hub id (user/name).")
+        raise AdapterError(
+            f"adapter folder {shown(str(source), 200)} does not exist. Give a folder or a Hub id (user/name)."
+        )
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(source), allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+        return Path(snapshot_download(str(source), allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, *also]))
     except Exception as error:  # network, authorisation, missing repository: all mean it is not to be had
         raise AdapterError(
             f"{source} is neither a folder nor a Hub adapter that can be reached ({type(error).__name__}). "
@@ -142,9 +134,9 @@ def read_adapter(name: str, source: str | Path) -> Adapter:
     try:
         folder = locate(source)
         config = read_json(folder / CONFIG_FILE)
-        plain = _plain_lora(config)
+        plain = plain_lora(config)
         header = read_header(weights_file(folder))
-        sites = _sites(config, plain, header)
+        sites = _sites(plain, header)
     except AdapterError as error:
         raise AdapterError(f"adapter {name!r}: {error}") from error
     return Adapter(name, folder, config, sites)
@@ -172,75 +164,55 @@ def check_fit(adapter: Adapter, sites: dict[str, SiteShape]) -> None:
     unknown = [site for site in adapter.sites if site not in sites]
     if len(unknown) == len(adapter.sites):
         raise InactiveExpertError(
-            f"adapter {adapter.name!r} matches no linear layer of the base model (it adapts {unknown[0]}, …). "
+            f"adapter {adapter.name!r} matches no linear layer of the base model (it adapts {shown(unknown[0])}, …). "
             "It was made for another model type; choose the base it was trained on."
         )
     if unknown:
         raise AdapterError(
             f"adapter {adapter.name!r}: {len(unknown)} of {len(adapter.sites)} sites are not linear layers of the "
-            f"base model, the first is {unknown[0]}. It was made for another model; choose that one."
+            f"base model, the first is {shown(unknown[0])}. It was made for another model; choose that one."
         )
     for site, tensors in adapter.sites.items():
         shape, found = sites[site], (tensors.A.shape[1], tensors.B.shape[0])
         if found != (shape.d_in, shape.d_out):
             raise AdapterError(
                 f"adapter {adapter.name!r}: at {site} it maps {found[0]} to {found[1]}, the base model's layer maps "
-                f"{shape.d_in} to {shape.d_out}. It was made for a model of another size."
+                f"{shape.d_in} to {shape.d_out}. It was made for a model of another size; choose that one."
             )
 
 
-def _plain_lora(config: dict[str, Any]) -> SimpleNamespace:
-    """The fields of a config that decide what a plain LoRA computes; refuses everything else."""
-    if config.get("peft_type") != "LORA":
-        raise AdapterError(f"peft_type is {str(config.get('peft_type'))[:30]!r}, expected 'LORA'.")
-    init = config.get("init_lora_weights", True)
-    if not isinstance(init, (bool, str, type(None))) or init not in _PLAIN_INITS:
-        raise AdapterError(
-            f"init_lora_weights is {str(init)[:40]!r}: loading such an adapter changes the base weights. Re-save it "
-            "with PEFT's path_initial_model_for_weight_conversion, which turns it into a plain LoRA."
-        )
-    defaults = {f.name: f.default for f in fields(LoraConfig)}
-    for key, value in config.items():
-        if key in _HARMLESS or value in (None, False) or (isinstance(value, (list, dict)) and not value):
-            continue
-        if key == "bias" and value == "none":
-            continue
-        if key in defaults and value == defaults[key] and key not in _REMEDIES:
-            continue
-        raise AdapterError(
-            f"{CONFIG_FILE} has {str(key)[:60]} = {str(value)[:60]!r}, which a plain LoRA does not have. "
-            + _REMEDIES.get(key, "Its A and B alone would be wrong; export it as a plain LoRA.")
-        )
-    rank, alpha = config.get("r"), config.get("lora_alpha", 8)
-    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
-        raise AdapterError(f"{CONFIG_FILE} has r = {str(rank)[:30]}, expected a whole number from 1 to {MAX_RANK:,}.")
-    patterns: dict[str, dict[str, Any]] = {}
-    for field in ("rank_pattern", "alpha_pattern"):
-        table = config.get(field) or {}
-        if not isinstance(table, dict) or not all(isinstance(v, (int, float)) for v in table.values()):
-            raise AdapterError(f"{CONFIG_FILE}: {field} is not a table of numbers.")
-        for key in table:
-            check_pattern(key, f"{CONFIG_FILE}: a key of {field}")
-        patterns[field] = table
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
-        raise AdapterError(f"{CONFIG_FILE} has lora_alpha = {str(alpha)[:30]!r}, expected a number.")
-    targets = {}
-    for field in ("target_modules", "exclude_modules"):
-        value = config.get(field)
-        if isinstance(value, str):
-            check_pattern(value, f"{CONFIG_FILE}: {field}")
-        elif value is not None and not (isinstance(value, list) and all(isinstance(v, str) for v in value)):
-            raise AdapterError(f"{CONFIG_FILE}: {field} is neither text nor a list of names.")
-        targets[field] = set(value) if isinstance(value, list) else value
-    for pattern in _as_list(config.get("layers_pattern")):
-        check_pattern(str(pattern), f"{CONFIG_FILE}: layers_pattern")
-    return SimpleNamespace(
-        r=rank, alpha=alpha, rslora=bool(config.get("use_rslora")), **patterns, **targets,
-        layers_to_transform=config.get("layers_to_transform"), layers_pattern=config.get("layers_pattern"),
-    )  # fmt: skip
+def _sites(plain: PlainLora, header: dict[str, TensorInfo]) -> dict[str, SiteTensors]:
+    found, prefixes = _pairs(header)
+    plain.check_time(list(found))
+    sizes, sites = plain.sizes(list(found)), {}
+    for site, sides in found.items():
+        if set(sides) != {"A", "B"}:
+            raise AdapterError(
+                f"{WEIGHTS_FILE}: {shown(site)} has lora_{next(iter(sides))} alone. Save the adapter again."
+            )
+        A, B = sides["A"], sides["B"]
+        if len(A.shape) != 2 or len(B.shape) != 2:
+            raise AdapterError(
+                f"{WEIGHTS_FILE}: at {shown(site)} A is {A.shape} and B is {B.shape}, expected matrices (convolutions are "
+                "not supported). Train a LoRA of linear layers."
+            )
+        if not plain.targeted(site):
+            raise AdapterError(
+                f"{WEIGHTS_FILE} adapts {shown(site)}, which target_modules in {CONFIG_FILE} does not name; PEFT would "
+                "ignore it. Config and weights do not belong together; download both again."
+            )
+        rank, scale = sizes[site]
+        if (A.shape[0], B.shape[1]) != (rank, rank):
+            raise AdapterError(
+                f"{WEIGHTS_FILE}: at {shown(site)} A has rank {A.shape[0]} and B has rank {B.shape[1]}, {CONFIG_FILE} says "
+                f"{rank}. Config and weights do not belong together; download both again."
+            )
+        sites[site] = SiteTensors(A, B, rank, scale, prefixes[site])
+    return sites
 
 
-def _sites(config: dict[str, Any], plain: SimpleNamespace, header: dict[str, TensorInfo]) -> dict[str, SiteTensors]:
+def _pairs(header: dict[str, TensorInfo]) -> tuple[dict[str, dict[str, TensorInfo]], dict[str, str]]:
+    """Layer → side → tensor, and layer → what stands before its name in the file."""
     found: dict[str, dict[str, TensorInfo]] = {}
     prefixes: dict[str, str] = {}
     for name, info in header.items():
@@ -248,44 +220,17 @@ def _sites(config: dict[str, Any], plain: SimpleNamespace, header: dict[str, Ten
         if match is None:
             kind = next((word for word in ("magnitude", "embedding", "bias", "base_layer") if word in name), "other")
             raise AdapterError(
-                f"{WEIGHTS_FILE} holds {name[:100]}, expected only lora_A and lora_B weights of linear layers"
+                f"{WEIGHTS_FILE} holds {shown(name)}, expected only lora_A and lora_B weights of linear layers"
                 + (" (embeddings are not supported)." if kind == "embedding" else f" ({kind} tensors are more than a plain LoRA).")
+                + " Train a plain LoRA of linear layers."
             )  # fmt: skip
-        found.setdefault(match["site"], {})[match["side"]] = info
-        prefixes[match["site"]] = name[: match.start("site")]
+        site, prefix = match["site"], name[: match.start("site")]
+        if prefixes.setdefault(site, prefix) != prefix or match["side"] in found.get(site, {}):
+            raise AdapterError(
+                f"{WEIGHTS_FILE} holds {shown(site)} twice, with and without 'base_model.model.' before it. Save the "
+                "adapter again with PEFT."
+            )
+        found.setdefault(site, {})[match["side"]] = info
     if not found:
         raise AdapterError(f"{WEIGHTS_FILE} holds no tensor. Save the adapter again.")
-    sites = {}
-    for site, sides in found.items():
-        if set(sides) != {"A", "B"}:
-            raise AdapterError(f"{WEIGHTS_FILE}: {site} has lora_{next(iter(sides))} alone. Save the adapter again.")
-        A, B = sides["A"], sides["B"]
-        if len(A.shape) != 2 or len(B.shape) != 2:
-            raise AdapterError(
-                f"{site}: A is {A.shape} and B is {B.shape}, expected matrices (convolutions are not supported)."
-            )
-        if not _targeted(plain, site):
-            raise AdapterError(
-                f"{WEIGHTS_FILE} adapts {site}, which target_modules in {CONFIG_FILE} does not name; PEFT would "
-                "ignore it. Config and weights do not belong together."
-            )
-        rank = plain.rank_pattern.get(get_pattern_key(plain.rank_pattern.keys(), site), plain.r)
-        alpha = plain.alpha_pattern.get(get_pattern_key(plain.alpha_pattern.keys(), site), plain.alpha)
-        if (A.shape[0], B.shape[1]) != (rank, rank):
-            raise AdapterError(
-                f"{site}: A has rank {A.shape[0]} and B has rank {B.shape[1]}, {CONFIG_FILE} says {rank}. "
-                "Config and weights do not belong together."
-            )
-        scale = alpha / rank**0.5 if plain.rslora else alpha / rank
-        sites[site] = SiteTensors(A, B, rank, scale, prefixes[site])
-    return sites
-
-
-def _targeted(plain: SimpleNamespace, site: str) -> bool:
-    if plain.target_modules in (None, "all-linear"):
-        return True
-    return bool(check_target_module_exists(plain, site))
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
+    return found, prefixes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -86,8 +87,12 @@ def examine(base: str, adapters: Mapping[str, str | Path], *, dtype: str | None 
         model = load_base(base, dtype=dtype, device=device)
         for result, adapter in good:
             result.effect = effect(model, adapter)
-            result.ok = result.effect > 0
-            if not result.ok:
+            result.ok = 0 < result.effect < math.inf
+            if not math.isfinite(result.effect):
+                result.problem = (
+                    "turns the base's output into NaN or infinity on the probe; train it again, or leave it out."
+                )
+            elif not result.ok:
                 result.problem = "leaves the base's output unchanged on the probe; leave it out, or train it again."
     elif not probe:
         for result, _ in good:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from radargate import ops
 from radargate.architectures.base import Codes
-from radargate.errors import OptionError
+from radargate.errors import OptionError, shown
 from radargate.experts.bank import ExpertBank
 from radargate.registry import unknown_name
 
@@ -261,4 +261,14 @@ def make_options(kind: type, values: dict[str, Any]) -> Any:
     for name in values:
         if name not in known:
             raise OptionError(unknown_name(f"option of {kind.__name__}", name, known or ["(none)"]))
-    return kind.Options(**values)  # type: ignore[attr-defined]
+    try:
+        return kind.Options(**values)  # type: ignore[attr-defined]
+    except (
+        TypeError,
+        AttributeError,
+        OverflowError,
+    ) as error:  # a comparison that a value of another kind does not know
+        raise OptionError(
+            f"an option of {kind.__name__} has a value of the wrong kind ({error}); found {shown(values)}. Give numbers as "
+            "numbers and words as words."
+        ) from error

@@ -34,7 +34,8 @@ def owners(ranks: Sequence[int], device: torch.device | None = None) -> Tensor:
     """The expert each of the R code coordinates belongs to: [R]."""
     if len(set(ranks)) == 1:
         return torch.arange(sum(ranks), device=device) // ranks[0]  # the usual case, without waiting for a GPU
-    return torch.repeat_interleave(torch.arange(len(ranks), device=device), torch.tensor(ranks, device=device))
+    experts, lengths = torch.arange(len(ranks), device=device), torch.tensor(ranks, device=device)
+    return torch.repeat_interleave(experts, lengths, output_size=sum(ranks))
 
 
 def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int] | None, down: Tensor | None, *, indices: Tensor | None = None,

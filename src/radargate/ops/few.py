@@ -103,4 +103,4 @@ def expand(h: Tensor, B: Tensor, ranks: Sequence[int], indices: Tensor | None) -
 @functools.lru_cache(maxsize=4096)
 def _owners(ranks: tuple[int, ...], device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # what is kept may be met in training
-        return torch.repeat_interleave(torch.arange(len(ranks)), torch.tensor(ranks)).to(device)
+        return torch.repeat_interleave(torch.arange(len(ranks)), torch.tensor(ranks), output_size=sum(ranks)).to(device)

@@ -11,6 +11,7 @@ import os
 import random
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from torch import nn
 
 from radargate.errors import RadarGateError
 from radargate.records import file_hash, write_atomic
+from radargate.storage import flush
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 KEEP = 2
+NEEDED = {"trained.safetensors", "optimizer.safetensors", "optimizer.json", "trainer_state.json"}
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -41,7 +44,7 @@ def save(trainer: Any) -> Path:
         _write(trainer, work)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(work, final)
-        _flush(out)
+        flush(out)
     finally:  # a full disk gets the room of the unfinished one back
         shutil.rmtree(work, ignore_errors=True)
     for _, old in _checkpoints(out)[:-KEEP]:
@@ -84,20 +87,38 @@ def _write(trainer: Any, work: Path) -> None:
     (work / "optimizer.json").write_text(json.dumps(facts))
     trainer.state.save_to_json(str(work / "trainer_state.json"))
     hashes = {file.name: file_hash(file) for file in sorted(work.iterdir())}
-    for file in work.iterdir():
-        _flush(file)
     write_atomic(work / "complete.json", json.dumps({"step": trainer.state.global_step, "sha256": hashes}))
+    flush(work)
 
 
-def newest(out: str | Path) -> Path | None:
-    """The newest complete checkpoint in a folder; unfinished or damaged ones are passed over."""
-    for _, folder in reversed(_checkpoints(Path(out))):
-        try:
-            complete = json.loads((folder / "complete.json").read_text())
-            if all(file_hash(folder / name) == digest for name, digest in complete["sha256"].items()):
-                return folder
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+def newest(out: str | Path, say: Callable[[str], None] = lambda line: None) -> Path | None:
+    """The newest whole checkpoint in a folder; unfinished or damaged ones are passed over, and named to ``say``."""
+    found = _checkpoints(Path(out))
+    for step, folder in reversed(found):
+        fault = damage(folder)
+        if fault is None:
+            return folder
+        say(f"{folder} is damaged ({fault}): its {step} steps are passed over.")
+    if found:
+        say(f"no checkpoint in {out} is whole: training begins anew.")
+    return None
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, in words; None where every file is as it was written."""
+    try:
+        complete = json.loads((folder / "complete.json").read_text(encoding="utf-8"))
+        if missing := sorted(NEEDED - set(complete["sha256"])):
+            return f"complete.json does not list {missing[0]}"
+        for name, digest in complete["sha256"].items():
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if file_hash(folder / name) != digest:
+                return f"{name} was cut off or changed"
+    except FileNotFoundError:
+        return "complete.json is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return "complete.json was cut off or changed"
     return None
 
 
@@ -154,11 +175,3 @@ def _checkpoints(out: Path) -> list[tuple[int, Path]]:
         return []
     found = [(int(m[1]), p) for p in out.iterdir() if (m := _NAME.fullmatch(p.name)) and p.is_dir()]
     return sorted(found)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -18,10 +19,12 @@ from radargate.base_models import base_name, load_base, load_tokenizer
 from radargate.data.batches import AnswerCollator, EncodedRow, encode_rows
 from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import load_rows
-from radargate.errors import RadarGateError
+from radargate.errors import DataError, RadarGateError, shown
 from radargate.records import append_records, make_record
-from radargate.storage import AGAIN, check_writable, writing
+from radargate.storage import AGAIN, alone, check_writable, enough_memory, flush, writing
 from radargate.training.loop import AnswerTrainer, duration, training_arguments
+
+_FOLDER_NAME = re.compile(r"(?!\.)[\w .,+()&@=~-]{1,100}")
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,23 @@ def train_experts(base: str | PreTrainedModel, data: str | Mapping[str, list[Row
 
     Raises:
         RadarGateError: an adapter folder exists and ``resume`` is off; or the data do not fit.
+        DataError: a task's name cannot be the name of a folder.
+        StorageError: ``out`` cannot be written, or another run writes there now.
+        OutOfMemoryError: it needs more memory than there is.
     """
-    by_task, out = dict(data) if isinstance(data, Mapping) else load_rows(data, "train", tasks), Path(out)
+    lower = f"--batch-size (now {options.batch_size}) or --max-length (now {options.max_length})"
+    with alone(out), enough_memory("training", lower):
+        return _train_experts(base, data, Path(out), options, tasks, union, frozen_A, resume, dtype, device, say)
+
+
+def _train_experts(base: str | PreTrainedModel, data: str | Mapping[str, list[Row]], out: Path, options: ExpertOptions,
+                   tasks: list[str] | None, union: str | None, frozen_A: Path | None, resume: bool, dtype: str | None,
+                   device: str | None, say: Callable[[str], None]) -> dict[str, Path]:  # fmt: skip
+    by_task = dict(data) if isinstance(data, Mapping) else load_rows(data, "train", tasks)
     if union:
         by_task = {union: [row for rows in by_task.values() for row in rows]}
+    for task in by_task:
+        _check_folder_name(task)
     existing = [task for task in by_task if (out / task / "adapter_config.json").exists()]
     if existing and not resume:
         raise RadarGateError(
@@ -123,10 +139,21 @@ def _train_one(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollato
         }
         # the record first: it needs room, the rename does not, and a finished adapter is not trained again
         append_records(folder.parent / "records.jsonl", [make_record("experts", folder.name, metrics, **facts)])
+        flush(adapter)
         adapter.rename(folder)
+        flush(folder.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return float(metrics["seconds"])
+
+
+def _check_folder_name(task: str) -> None:
+    """Raise `DataError` where an adapter of this task would lie anywhere but in a folder of its own in ``--out``."""
+    if not _FOLDER_NAME.fullmatch(task) or task.strip() != task:
+        raise DataError(
+            f"the data have a task {shown(task)!r}, which cannot be the name of its adapter's folder. Rename it in the data: up "
+            "to 100 letters, digits, spaces, or any of _ . + - ( ), not with a full stop in front."
+        )
 
 
 def _cast_file(file: Path, dtype: str) -> None:

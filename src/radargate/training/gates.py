@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -24,14 +25,15 @@ from radargate.data.sources import load_rows
 from radargate.errors import OptionError, RadarGateError
 from radargate.experts.domains import TEXTS, domain_vectors
 from radargate.gates.base import make_options
-from radargate.records import append_records, file_hash, make_record, write_atomic
+from radargate.records import append_records, file_hash, make_record, read_records, write_atomic
 from radargate.rules.searched import SearchedRule
-from radargate.storage import AGAIN, writing
+from radargate.storage import AGAIN, alone, enough_memory, flush, writing
 from radargate.training import checkpoints, processes
 from radargate.training.contract import TrainContract
 from radargate.training.loop import AnswerTrainer, duration, training_arguments
 from radargate.training.schedule import DenseStart, parameter_groups
 from radargate.training.search import search_weights
+from radargate.verify import lock_base
 
 # rates for the printed form are the paper's own (Sec. 5.2); the others from a study of real sites (docs/log.md)
 DEFAULTS: dict[str | None, dict[str, float]] = {
@@ -100,12 +102,23 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
 
     Raises:
         RadarGateError: ``out`` is taken, the resumed run had other options, or the contract is broken.
+        StorageError: ``out`` cannot be written, or another run writes there now.
+        OutOfMemoryError: it needs more memory than there is.
     """
-    options, out = options.resolved(), Path(out)
+    lower = f"--batch-size (now {options.batch_size}) or --max-length (now {options.max_length})"
+    with alone(out) if processes.is_main() else nullcontext(), enough_memory("training", lower):
+        return _train_gates(base, adapters, data, Path(out), options.resolved(), tasks, resume, allow_inactive, gate_only,
+                            dtype, device, tensorboard, shard, say)  # fmt: skip
+
+
+def _train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: Path, options: GateTraining,
+                 tasks: list[str] | None, resume: bool, allow_inactive: bool, gate_only: bool, dtype: str | None,
+                 device: str | None, tensorboard: bool, shard: bool,
+                 say: Callable[[str], None]) -> dict[str, Any]:  # fmt: skip
     run = {"base": base, "adapters": {k: str(v) for k, v in adapters.items()}, "data": str(data), "tasks": tasks,
            "options": asdict(options), "dtype": dtype}  # fmt: skip
     if _claim(out, run, resume, say):
-        return json.loads((out / "record.json").read_text())
+        return _read_own(out / "record.json")
     _searched(options)  # a missing package is said before the model is loaded
     again = AGAIN if resume else f"{AGAIN} with --resume"
     by_task = load_rows(data, "train", tasks)
@@ -142,9 +155,9 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
     }  # fmt: skip
     if processes.is_main():
         with writing("the bundle", out, again=again):
-            _save(model, out, metrics, facts)
+            _save(model, out, metrics, facts, base)
     processes.wait()
-    record = json.loads((out / "record.json").read_text())
+    record = _read_own(out / "record.json")
     if not processes.is_main():
         return record
     for folder in (out / "checkpoints").glob("checkpoint-*"):
@@ -195,22 +208,25 @@ def _searched(options: GateTraining) -> bool:
     return issubclass(kind, SearchedRule) and kind.searches(make_options(kind, options.gate_options))
 
 
-def _save(model: PeftModel, out: Path, metrics: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+def _save(model: PeftModel, out: Path, metrics: dict[str, Any], facts: dict[str, Any], base: str) -> dict[str, Any]:
     """Put bundle, metrics and record into ``out``; what needs room is written first, then renamed into place."""
     work, curve = out / ".bundle.tmp", out / "checkpoints" / "metrics.jsonl"
     shutil.rmtree(work, ignore_errors=True)
     try:
         model.save_pretrained(str(work), save_embedding_layers=False)
+        lock_base(work, base)
         facts["gate_sha256"] = file_hash(work / "adapter_model.safetensors")
         record = make_record("train", facts["options"]["gate"], metrics, **facts)
         write_atomic(work / "record.json", json.dumps(record, indent=2))
         if curve.exists():
             shutil.copyfile(curve, work / "metrics.jsonl")
-        append_records(out / "records.jsonl", [record])
+        _note(out / "records.jsonl", record)
+        flush(work)
         # a config says that the bundle is whole, a record that the run is finished: they come last
         last = ["adapter_config.json", "record.json"]
         for file in sorted(work.iterdir(), key=lambda f: last.index(f.name) if f.name in last else -1):
             file.replace(out / file.name)
+        flush(out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return record
@@ -231,7 +247,7 @@ def _train(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator, o
     )  # fmt: skip
     trainer = AnswerTrainer(model, rows, arguments, collator, groups=groups, say=say,
                             callbacks=[contract, DenseStart(options.dense_start)])  # fmt: skip
-    checkpoint = checkpoints.newest(out / "checkpoints") if resume else None
+    checkpoint = checkpoints.newest(out / "checkpoints", say) if resume else None
     if checkpoint is not None:
         say(f"resuming from {checkpoint.name}.")
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -244,6 +260,30 @@ def _train(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator, o
         "final_loss": losses[-1] if losses else None,
         "curve": [[line["step"], line["loss"]] for line in trainer.state.log_history if "loss" in line],
     }
+
+
+def _note(file: Path, record: dict[str, Any]) -> None:
+    """Append a run's record, once: a run that was killed between its record and its bundle has one already."""
+    key = ("suite", "case", "config_hash")
+    if not file.is_file() or all(any(old.get(k) != record[k] for k in key) for old in read_records(file)):
+        append_records(file, [record])
+
+
+def _read_own(file: Path) -> dict[str, Any]:
+    """A JSON object that an earlier run left in its folder.
+
+    Raises:
+        RadarGateError: it is damaged.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"found {type(found).__name__}, expected an object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise RadarGateError(
+            f"{file} is damaged ({error}). Delete it to begin anew with --resume, or choose another --out."
+        ) from error
+    return found
 
 
 @torch.no_grad()
@@ -281,7 +321,7 @@ def _claim(out: Path, run: dict[str, Any], resume: bool, say: Callable[[str], No
     if file.exists():
         if not resume:
             raise RadarGateError(f"{out} already holds a run. Use --resume to continue it, or choose another --out.")
-        before = json.loads(file.read_text())
+        before = _read_own(file)
         differing = [key for key in run if run[key] != before.get(key)]
         if differing:
             key = differing[0]

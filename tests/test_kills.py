@@ -1,0 +1,100 @@
+"""Runs that are killed lose nothing that was finished; checkpoints that a power cut tore are passed over by name."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import kills
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from radargate.records import read_records
+from radargate.training import checkpoints
+from radargate.training.gates import GateTraining, train_gates
+
+
+def test_ten_kills_lose_nothing_and_resumed_runs_end_bit_equal(tmp_path):
+    words = [sys.executable, kills.__file__, "--kills", "10", "--seed", "3", "--record", str(tmp_path / "r.jsonl")]
+    result = subprocess.run(words, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr[-3000:]
+    record = read_records(tmp_path / "r.jsonl")[0]
+    assert record["metrics"]["kills"] == 10 and record["problems"] == [] and record["metrics"]["runs"] >= 2
+
+
+@pytest.fixture(scope="module")
+def halfway(zoo, tasks, tmp_path_factory):
+    """A run that was stopped after its second checkpoint, and what an undisturbed one ends with."""
+    root = tmp_path_factory.mktemp("halfway")
+    train(zoo, tasks, root / "whole")
+
+    class Stop(Exception):
+        pass
+
+    def stop(trainer):
+        folder = save(trainer)
+        if trainer.state.global_step == 4:
+            raise Stop
+        return folder
+
+    save, checkpoints.save = checkpoints.save, stop
+    try:
+        with pytest.raises(Stop):
+            train(zoo, tasks, root / "stopped")
+    finally:
+        checkpoints.save = save
+    return root
+
+
+def train(zoo, tasks, out, say=lambda line: None, **more):
+    options = GateTraining(steps=6, batch_size=2, save_every=2, max_length=64)
+    tiny = zoo["llama"]
+    return train_gates(str(tiny["base"]), tiny["adapters"], str(tasks), out, options, device="cpu", say=say, **more)
+
+
+def cut(file: Path, share: float) -> None:
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+
+
+TORN = {
+    "trained tensors cut off": (lambda c: cut(c / "trained.safetensors", 0.5), "trained.safetensors was cut off or changed"),
+    "optimizer empty": (lambda c: cut(c / "optimizer.safetensors", 0), "optimizer.safetensors was cut off or changed"),
+    "optimizer missing": (lambda c: (c / "optimizer.json").unlink(), "optimizer.json is missing"),
+    "no word that it is whole": (lambda c: (c / "complete.json").unlink(), "complete.json is missing"),
+    "that word cut off": (lambda c: cut(c / "complete.json", 0.7), "complete.json was cut off or changed"),
+    "that word empty": (lambda c: (c / "complete.json").write_text('{"sha256": {}}'), "complete.json does not list"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TORN)
+def test_a_torn_checkpoint_is_named_and_the_one_before_it_taken(case, halfway, zoo, tasks, tmp_path):
+    out = shutil.copytree(halfway / "stopped", tmp_path / "out")
+    tear, reason = TORN[case]
+    tear(out / "checkpoints" / "checkpoint-4")
+    lines: list[str] = []
+    train(zoo, tasks, out, lines.append, resume=True)
+    assert any("checkpoint-4 is damaged" in line and reason in line for line in lines), lines
+    assert "resuming from checkpoint-2." in lines
+    whole, torn = (load_file(f / "adapter_model.safetensors") for f in (halfway / "whole", out))
+    assert all(torch.equal(whole[name], torn[name]) for name in whole)
+
+
+def test_where_every_checkpoint_is_torn_training_says_so_and_begins_anew(halfway, zoo, tasks, tmp_path):
+    out = shutil.copytree(halfway / "stopped", tmp_path / "out")
+    for folder in (out / "checkpoints").glob("checkpoint-*"):
+        cut(folder / "trained.safetensors", 0.9)
+    lines: list[str] = []
+    train(zoo, tasks, out, lines.append, resume=True)
+    assert any("is whole: training begins anew" in line for line in lines)
+    whole, torn = (load_file(f / "adapter_model.safetensors") for f in (halfway / "whole", out))
+    assert all(torch.equal(whole[name], torn[name]) for name in whole)
+
+
+def test_a_damaged_note_of_the_run_is_refused_by_name(halfway, zoo, tasks, tmp_path):
+    out = shutil.copytree(halfway / "stopped", tmp_path / "out")
+    cut(out / "run.json", 0.5)
+    with pytest.raises(ValueError, match=r"run\.json is damaged .*Delete it"):
+        train(zoo, tasks, out, resume=True)
