@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from radargate.base_models import base_name, load_tokenizer
-from radargate.composition import load, radar_config
+from radargate.composition import load, radar_config, read_config
 from radargate.config import RadarConfig
 from radargate.data.prompts import encode_to_answer, render_messages
 from radargate.errors import BundleError, OptionError
@@ -120,11 +120,13 @@ def masked(mask: Mask) -> Iterator[None]:
 
 def _check_same_base(name: str, source: str, first: RadarConfig) -> None:
     """Raise `BundleError` where another base was meant, before anything is loaded; loading compares it with the weights."""
-    config = RadarConfig.from_pretrained(str(source)) if Path(source).is_dir() else None
-    found = getattr(config, "base_fingerprint", None)
+    if not Path(source).is_dir():
+        return
+    config = read_config(Path(source))
+    found = config.base_fingerprint
     if found is not None and first.base_fingerprint is not None and found != first.base_fingerprint:
         raise BundleError(
-            f"{name} was made for base {getattr(config, 'base_model_name_or_path', None)} with fingerprint {found[:16]}…, the "
+            f"{name} was made for base {config.base_model_name_or_path} with fingerprint {found[:16]}…, the "
             f"first bundle for {first.base_model_name_or_path} with {first.base_fingerprint[:16]}…. One server holds one "
             "base: serve them apart."
         )
