@@ -69,6 +69,16 @@ def test_an_output_folder_is_never_overwritten_and_resume_wants_the_same_options
     assert run(zoo, tasks, tmp_path / "b", steps=2, resume=True)["metrics"]["trained_parameters"] > 0
 
 
+def test_what_a_kill_at_the_very_end_leaves_goes_when_the_run_is_resumed(zoo, tasks, tmp_path):
+    out = tmp_path / "b"
+    run(zoo, tasks, out, steps=2)
+    for left in (out / ".bundle.tmp", out / "checkpoints" / "checkpoint-2"):
+        left.mkdir(parents=True)
+        (left / "file").write_text("left")
+    run(zoo, tasks, out, steps=2, resume=True)
+    assert not (out / ".bundle.tmp").exists() and not list((out / "checkpoints").glob("checkpoint-*"))
+
+
 def test_rows_longer_than_the_limit_are_dropped_whole_and_reported(zoo, tasks, tmp_path):
     record = run(zoo, tasks, tmp_path / "b", steps=2, max_length=8)
     assert record["dropped"]["even"] == 48

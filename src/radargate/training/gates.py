@@ -40,6 +40,7 @@ DEFAULTS: dict[str | None, dict[str, float]] = {
     None: {"lr": 5e-3, "rotation_lr": 2e-2, "dense_start": 0.5},
     "paper": {"lr": 1e-4, "rotation_lr": 1e-4, "dense_start": 0.0},
 }
+WORK = ".bundle.tmp"  # where a bundle is put together, in its own folder
 
 
 @dataclass(frozen=True)
@@ -160,10 +161,15 @@ def _train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: 
     record = _read_own(out / "record.json")
     if not processes.is_main():
         return record
-    for folder in (out / "checkpoints").glob("checkpoint-*"):
-        shutil.rmtree(folder)
+    _tidy(out)
     say(f"saved to {out} after {duration(metrics['seconds'])}.")
     return record
+
+
+def _tidy(out: Path) -> None:
+    """Drop what only an unfinished run needs, also where a kill came between its record and this."""
+    for folder in (out / WORK, *(out / "checkpoints").glob("checkpoint-*")):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def resolve_gate_options(options: GateTraining, base: Any, tokenizer: Any, by_task: Mapping[str, Sequence[Row]],
@@ -210,7 +216,7 @@ def _searched(options: GateTraining) -> bool:
 
 def _save(model: PeftModel, out: Path, metrics: dict[str, Any], facts: dict[str, Any], base: str) -> dict[str, Any]:
     """Put bundle, metrics and record into ``out``; what needs room is written first, then renamed into place."""
-    work, curve = out / ".bundle.tmp", out / "checkpoints" / "metrics.jsonl"
+    work, curve = out / WORK, out / "checkpoints" / "metrics.jsonl"
     shutil.rmtree(work, ignore_errors=True)
     try:
         model.save_pretrained(str(work), save_embedding_layers=False)
@@ -330,6 +336,7 @@ def _claim(out: Path, run: dict[str, Any], resume: bool, say: Callable[[str], No
                 "options, or choose another --out."
             )
         if (out / "record.json").exists():
+            _tidy(out)
             say(f"{out} is finished already.")
             return True
     elif (out / "adapter_config.json").exists():
