@@ -81,6 +81,7 @@ def test_sound_files_near_to_hostile_ones_are_accepted(case, base, tmp_path):
 
 
 def test_the_doctor_prints_a_table_of_the_whole_corpus(base, tmp_path, capsys):
+    signal.alarm(10 * SECONDS)  # for all cases together
     words = ["doctor", base, "--no-probe"]
     for number, case in enumerate(CASES):
         if not case.bomb:
@@ -96,6 +97,7 @@ def test_the_doctor_prints_a_table_of_the_whole_corpus(base, tmp_path, capsys):
 
 
 def test_the_corpus_is_written_and_recorded_by_one_command(tmp_path):
+    signal.alarm(10 * SECONDS)  # for all cases together
     script = Path(hostile_corpus.__file__)
     result = subprocess.run([sys.executable, script, "--out", tmp_path / "corpus", "--record", tmp_path / "r.jsonl"],
                             capture_output=True, text=True)  # fmt: skip

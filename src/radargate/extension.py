@@ -56,8 +56,8 @@ def add_experts(model: PeftModel, adapters: Mapping[str, str | Path], domains: M
     if config.architecture != "mole":
         raise OptionError(f"experts can join under architecture 'mole' only, this one is {config.architecture!r}.")
     old, gates = expert_bank(model), {layer.site: layer.gate("default") for layer in radar_layers(model)}
-    new = load_bank(adapters, model)  # refused before anything is taken apart
     base: Any = model.unload()
+    new = load_bank(adapters, base)
     bank = ARCHITECTURES.get(config.architecture).arrange(_joined(old, new), None)
     larger = compose_bank(base, bank, {name: getattr(config, name) for name in CHOSEN})
     for layer in radar_layers(larger):
