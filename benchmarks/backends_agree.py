@@ -27,10 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("bundle")
     parser.add_argument("--data", required=True)
     parser.add_argument("--limit", type=int, default=5, help="rows of each task")
+    parser.add_argument("--dtype", default="float32", help="of the base (default %(default)s)")
     parser.add_argument("--out", help="append the record here")
     options = parser.parse_args(arguments)
     rows = [row for task in load_rows(options.data, "test", limit=options.limit).values() for row in task]
-    model: Any = load(None, options.bundle)
+    model: Any = load(None, options.bundle, dtype=getattr(torch, options.dtype))
     config = radar_config(model)
     scorer = Scorer(model, load_tokenizer(config.base_model_name_or_path or ""), max_new_tokens=16)
     found = {}
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(form, metrics[form])
     if options.out:
         facts = {
+            "dtype": options.dtype,
             "gate": config.gate,
             "top_k": config.top_k,
             "experts": config.experts,
