@@ -29,7 +29,9 @@ def sources(tmp_path_factory):
         (root / source).mkdir()
         for place, task in enumerate(tasks):
             for split, count in (
-                (("train", 12), ("validation", 6), ("test", 6)) if source in ("flan_cot", "natural_instructions") else (("test", 6),)
+                (("train", 12), ("validation", 6), ("test", 6))
+                if source in ("flan_cot", "natural_instructions")
+                else (("test", 6),)
             ):
                 rows = [{"prompt": f"{task} {i}?" + "." * place, "target": ("yes", "no")[(i + place) % 2], "choices": ["yes", "no"],
                          "answer_index": (i + place) % 2} for i in range(count)]  # fmt: skip
