@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 SPEED := benchmarks/results/speed
+MEASURED := runs/speed
 GRID := --literal-megabytes 256 --rounds 3
 
 .PHONY: install demo test lint bench format clean
@@ -30,14 +31,16 @@ lint: install
 
 # speed and memory on this machine, into benchmarks/results/speed (half an hour on 2 cores)
 bench: install
-	rm -rf $(SPEED) && mkdir -p $(SPEED)
-	$(BIN)/radargate bench ops --quick --out $(SPEED)/ops.jsonl
-	$(BIN)/radargate bench ops $(GRID) --widths 2048 --tokens 1 16 512 --out $(SPEED)/ops.jsonl
-	$(BIN)/radargate bench ops $(GRID) --widths 2048 --tokens 4096 --top-k 2 --out $(SPEED)/ops.jsonl
-	$(BIN)/radargate bench ops $(GRID) --widths 576 4096 --tokens 1 512 --top-k 2 --out $(SPEED)/ops.jsonl
-	$(BIN)/radargate bench step --rounds 3 --out $(SPEED)/step.jsonl
-	$(BIN)/radargate bench decode --rounds 3 --out $(SPEED)/decode.jsonl
-	$(BIN)/radargate bench footprint --out $(SPEED)/footprint.jsonl
+	rm -rf $(MEASURED) && mkdir -p $(MEASURED) $(SPEED)
+	$(BIN)/radargate bench ops --quick --out $(MEASURED)/ops.jsonl
+	$(BIN)/radargate bench ops $(GRID) --widths 2048 --tokens 512 --out $(MEASURED)/ops.jsonl
+	$(BIN)/radargate bench ops $(GRID) --widths 2048 --tokens 1 16 --experts 8 40 320 --out $(MEASURED)/ops.jsonl
+	$(BIN)/radargate bench ops $(GRID) --widths 2048 --tokens 4096 --top-k 2 --out $(MEASURED)/ops.jsonl
+	$(BIN)/radargate bench ops $(GRID) --widths 576 4096 --tokens 1 512 --top-k 2 --experts 8 40 --out $(MEASURED)/ops.jsonl
+	$(BIN)/radargate bench step --rounds 3 --out $(MEASURED)/step.jsonl
+	$(BIN)/radargate bench decode --rounds 3 --out $(MEASURED)/decode.jsonl
+	$(BIN)/radargate bench footprint --out $(MEASURED)/footprint.jsonl
+	mv $(MEASURED)/*.jsonl $(SPEED)/
 	$(BIN)/python benchmarks/results_table.py
 
 format: install

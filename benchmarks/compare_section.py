@@ -17,8 +17,9 @@ def section(folder: Path) -> list[str]:
     one = next(r for r in records if r["suite"] == "eval")
     request = next(r for r in reversed(records) if r["suite"] == "compare")["request"]
     return [
-        "## Every system side by side, three seeds, a very small budget",
-        f"`radargate compare` over the nine FLAN experts: every gate, rule and architecture, {request['seeds']} seeds, {request['steps']} steps of "
+        f"## Every system side by side, {request['seeds']} seeds, a very small budget",
+        f"`radargate compare` over {len(request['experts'])} experts, one a task ({', '.join(request['tasks'])}): the gates, rules and architectures "
+        f"below, {request['seeds']} seeds, {request['steps']} steps of "
         f"{request['batch_size']} rows, the first {request['limit']} test rows of each task. The budget is what two cores could do beside other work, so the "
         "intervals are wide and most orders below are not told apart; the table above with three seeds and more rows weighs more. "
         f"Hydra's experts share A and were trained for it, so their rows differ in experts as well. {one['machine']['cpu']}, {one['machine']['cores']} cores; commands in "

@@ -205,7 +205,7 @@ def _scores(out: Path) -> dict[str, Any]:
     for record in read_records(out / "records.jsonl"):
         if record["suite"] == "eval" and "rows" in record:
             assert record["cell"]["id"] in cells, "scores of a cell that was not finished"
-            scores[f"{record['cell']['label']} {record['cell']['seed']} {record['task']}"] = record["rows"]
+            scores[f"{record['cell']['id']} {record['task']}"] = record["rows"]
         if record["suite"] == "cell":
             scores[f"curve of {record['case']}"] = record["metrics"]["curve"]
     return scores

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -30,7 +31,14 @@ def main(bundle: str, data: str, out: str, limit: int = 6) -> None:
         "same_acc_norm": sum(a[1] == b[1] for a, b in zip(ours, theirs, strict=True)),
         "acc": sum(a for a, _ in ours) / len(rows),
     }
-    append_records(out, [make_record("lm-eval-parity", f"radar on {len(rows)} rows of flan_cot", metrics, limit=limit)])
+    append_records(
+        out,
+        [
+            make_record(
+                "lm-eval-parity", f"{Path(bundle).name} on {len(rows)} rows of {Path(data).name}", metrics, limit=limit
+            )
+        ],
+    )
     print(metrics)
 
 

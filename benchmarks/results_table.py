@@ -111,8 +111,8 @@ def page() -> str:
         verdicts(by_case, tasks),
         "Paired over the same rows, averaged over tasks; p from sign flips:",
         table(["difference", "accuracy", "p", "NLL", "p"], [pair(by_case, tasks, a, b) for a, b in PAIRS if (a, "mean") in by_case and (b, "mean") in by_case]),
-        "Mind what this is not: one seed, which says little about a difference between gates, and radar trains nearly twice as many numbers as stretch; controls with as many parameters are not in yet. "
-        "Accuracy separates nothing here: most of these tasks are near chance for a model of this size. The printed form runs at the paper's own rate "
+        "Mind what this is not: one seed, which says little about a difference between gates, and radar trains more numbers than stretch without a control of as many beside it. "
+        "Most of these tasks are near chance for a model of this size. The printed form runs at the paper's own rate "
         "of 1e-4, which hardly moves a gate in so few steps (its angle says so).",
         "### What the gates cost and did",
         table(["gate", "trained numbers", "softmax / rotation rate", "dense start", "last loss", "mean angle (rad)", "seconds"], [train_row(n, r) for n, r in trained.items()]),

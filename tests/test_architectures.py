@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 
 import pytest
 import torch
@@ -182,6 +183,16 @@ def shared_A(tmp_path, zoo, tasks, family="llama"):
     assert main(["experts", base, "--data", str(tasks), "--architecture", "hydra", "--steps", "3", "--batch-size", "2",
                  "--rank", "4", "--device", "cpu", "--out", str(tmp_path / "hydra")]) == 0  # fmt: skip
     return {task: tmp_path / "hydra" / task for task in ("add", "even")}
+
+
+def test_a_shared_A_of_other_options_is_not_taken_over(zoo, tasks, tmp_path, capsys):
+    shared_A(tmp_path, zoo, tasks)
+    shutil.rmtree(tmp_path / "hydra" / "add")
+    words = ["experts", str(zoo["llama"]["base"]), "--data", str(tasks), "--architecture", "hydra", "--steps", "3",
+             "--batch-size", "2", "--device", "cpu", "--out", str(tmp_path / "hydra"), "--resume"]  # fmt: skip
+    assert main([*words, "--rank", "2"]) == 1
+    assert "was trained with rank 4, not 2. Repeat its options" in capsys.readouterr().err
+    assert main([*words, "--rank", "4"]) == 0 and (tmp_path / "hydra" / "add").is_dir()
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])

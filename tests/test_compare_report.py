@@ -146,6 +146,9 @@ def test_the_verdict_follows_the_numbers(records):
         in words
     )
     assert re.search(r"By NLL \(lower is better\), stretch \(\w+\) leads", words)
+    alone = [r for r in worse if r["suite"] == "compare" or r["cell"]["system"] != "stretch"]
+    words = compare_table(alone)
+    assert "radar is better than signed and mlp at once under none of 3" in words and "better than stretch" not in words
     level = [r for r in records if r["suite"] == "compare" or r["cell"]["label"] in ("uniform", "ties")]
     assert "By accuracy, uniform is level at the top with ties" in compare_table(level)
 

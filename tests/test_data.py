@@ -125,6 +125,12 @@ def test_the_order_of_rows_is_fixed_by_the_seed_and_sees_every_row_before_any_tw
     assert len(first) == len(set(first))
 
 
+def test_no_row_is_left_out_of_every_pass_for_its_length():
+    order = step_order(list(range(1, 21)), 8, 60, 0)
+    assert {i for step in order for i in step} == set(range(20))
+    assert all(len(set(step)) == 8 for step in order)
+
+
 def test_parse_row_makes_ids_and_keeps_tasks():
     row = parse_row({"prompt": "p", "target": "t"}, "x", task="add", position=4)
     assert (row.id, row.task, row.candidates) == ("add/4", "add", ())

@@ -154,6 +154,17 @@ def test_data_without_the_sources_is_refused(sources, tmp_path, capsys):
     assert "found neither a folder flan_cot" in capsys.readouterr().err
 
 
+def test_another_dtype_is_another_experiment_for_cells_and_experts(zoo, sources, tmp_path, capsys):
+    words = command("ablation", zoo, sources, tmp_path / "one", "--gates", "stretch")
+    assert main([*words, "--dtype", "float32"]) == 0
+    capsys.readouterr()
+    assert main([*words, "--dtype", "bfloat16", "--resume", "--dry-run"]) == 0
+    said = capsys.readouterr().err
+    assert "(0 finished before), 2 experts to train" in said
+    assert main([*words, "--dtype", "float32", "--resume", "--dry-run"]) == 0
+    assert "(0 finished before)" not in (said := capsys.readouterr().err) and " 0 experts to train" in said
+
+
 def test_experts_of_one_experiment_serve_another(zoo, sources, tmp_path):
     assert main(command("ablation", zoo, sources, tmp_path / "one", "--gates", "stretch")) == 0
     (experts,) = (tmp_path / "one" / "experts").iterdir()

@@ -154,6 +154,25 @@ def test_a_later_cell_of_the_same_system_and_seed_replaces_the_earlier(records):
     assert radar.seed_means("acc", TASKS)[0] == 1.0
 
 
+def test_cells_that_the_last_request_did_not_plan_are_left_out_even_scored_on_other_rows(records):
+    plan = [r["cell"]["id"] for r in records if r["suite"] == "cell"]
+    stray = copy.deepcopy(
+        [r for r in records if r["suite"] in ("cell", "eval") and r["cell"]["label"] == "radar (mole)"]
+    )
+    for r in stray:
+        r["cell"]["id"] += " with another limit"
+        if "rows" in r:
+            r["rows"] = {key: values[:3] for key, values in r["rows"].items()}
+    asked = copy.deepcopy(records)
+    asked[-1]["request"]["plan"] = plan
+    seen, wanted = read_grid([*asked[:-1], *stray, asked[-1]]), read_grid(records)
+    assert (seen.finished, seen.incomplete) == (wanted.finished, wanted.incomplete)
+    assert (
+        seen.systems["radar (mole)"].seed_means("acc", TASKS).tolist()
+        == wanted.systems["radar (mole)"].seed_means("acc", TASKS).tolist()
+    )
+
+
 def test_cells_scored_on_different_rows_are_refused(records):
     other = copy.deepcopy(records)
     next(r for r in other if r.get("task") == "creak" and r["system"] == "uniform")["rows"]["id"][0] = "creak-99"

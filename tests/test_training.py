@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,10 +25,12 @@ from radargate.training.loop import AnswerTrainer, training_arguments
 
 
 def run(zoo, tasks, out, family="llama", **changes):
-    resume = changes.pop("resume", False)
+    resume, say = changes.pop("resume", False), changes.pop("say", lambda line: None)
     options = GateTraining(**{"steps": 6, "batch_size": 4, "save_every": 2, "max_length": 64, **changes})
     tiny = zoo[family]
-    return train_gates(str(tiny["base"]), tiny["adapters"], str(tasks), out, options, resume=resume, device="cpu")
+    return train_gates(
+        str(tiny["base"]), tiny["adapters"], str(tasks), out, options, resume=resume, device="cpu", say=say
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
@@ -67,6 +70,40 @@ def test_an_output_folder_is_never_overwritten_and_resume_wants_the_same_options
     with pytest.raises(RadarGateError, match="another options"):
         run(zoo, tasks, tmp_path / "b", steps=4, resume=True)
     assert run(zoo, tasks, tmp_path / "b", steps=2, resume=True)["metrics"]["trained_parameters"] > 0
+
+
+def test_resume_refuses_other_rows_and_other_adapters_under_the_same_names(zoo, tasks, tmp_path):
+    data, adapters = tmp_path / "tasks", tmp_path / "adapters"
+    shutil.copytree(tasks, data)
+    own = {name: str(shutil.copytree(path, adapters / name)) for name, path in zoo["llama"]["adapters"].items()}
+    mine = {"llama": {**zoo["llama"], "adapters": own}}
+    run(mine, data, tmp_path / "b", steps=2)
+    first, other = list(own.values())[:2]
+    shutil.copyfile(f"{other}/adapter_model.safetensors", f"{first}/adapter_model.safetensors")
+    shutil.copyfile(f"{other}/adapter_config.json", f"{first}/adapter_config.json")
+    with pytest.raises(RadarGateError, match="another experts"):
+        run(mine, data, tmp_path / "b", steps=2, resume=True)
+    file = next(data.glob("even.train.jsonl*"))
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(RadarGateError, match="another data_hash"):
+        run(mine, data, tmp_path / "b", steps=2, resume=True)
+
+
+def test_two_steps_do_not_claim_a_gradient_for_every_tensor(zoo, tasks, tmp_path):
+    lines = []
+    run(zoo, tasks, tmp_path / "b", steps=1, say=lines.append)
+    assert any("had no gradient in so few steps" in line for line in lines)
+    run(zoo, tasks, tmp_path / "c", steps=4, say=lines.append)
+    assert "each had a finite, non-zero gradient" in " ".join(lines)
+
+
+def test_a_step_of_fewer_rows_than_a_batch_holds_each_once(zoo, tasks, load_tiny, tmp_path):
+    rows = load_rows(str(tasks), "train", ["even"])["even"][:5]
+    encoded = encode_rows(rows, load_tokenizer(str(zoo["llama"]["base"])), max_length=64, encoder_decoder=False).rows
+    model = radargate.compose(load_tiny(), zoo["llama"]["adapters"])
+    arguments = training_arguments(tmp_path, steps=2, batch_size=8, lr=1e-3, seed=0, device="cpu")
+    trainer = AnswerTrainer(model, encoded, arguments, AnswerCollator(0, False))
+    assert [batch["input_ids"].shape[0] for batch in trainer.get_train_dataloader()] == [5, 5]
 
 
 def test_what_a_kill_at_the_very_end_leaves_goes_when_the_run_is_resumed(zoo, tasks, tmp_path):

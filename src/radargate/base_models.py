@@ -96,6 +96,17 @@ def _quantisation(dtype: torch.dtype | str | None) -> BitsAndBytesConfig | None:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
 
 
+def plain_dtype(name: str, because: str) -> torch.dtype:
+    """The dtype of that name, where weights are to be plain.
+
+    Raises:
+        OptionError: it is a quantised one.
+    """
+    if name in QUANTISED:
+        raise OptionError(f"--dtype {name}: {because}. Use float32, bfloat16 or float16.")
+    return cast(torch.dtype, getattr(torch, name))
+
+
 def load_tokenizer(base: str | PreTrainedModel) -> Any:
     """Load the tokenizer that belongs to a base model; a missing pad token becomes the end token.
 

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from radargate.base_models import fingerprint
 from radargate.errors import AdapterError, BundleError, shown
+from radargate.experts.adapters import locate
 from radargate.experts.files import CONFIG_FILE, WEIGHTS_FILE, check_inside, read_header, read_json, weights_file
 from radargate.records import content_hash, file_hash, provenance, write_atomic
 
@@ -22,6 +23,21 @@ LOCK_FILE, CARD_FILE = "radargate.lock.json", "README.md"
 LOCK = 2
 HASHED = (CONFIG_FILE, WEIGHTS_FILE)
 MAX_BYTES = 64 << 20  # of a bundle's config or lock file; a large base with many experts has a few
+
+
+def bundle_folder(bundle: str | Path) -> Path:
+    """The folder of a bundle given by path or Hub id; of a Hub id nothing but a bundle's own files is fetched.
+
+    Raises:
+        BundleError: there is none.
+    """
+    path = Path(bundle)
+    if path.exists() and not (path / CONFIG_FILE).exists():
+        raise BundleError(f"{bundle} has no {CONFIG_FILE}. Give a folder written by save_pretrained.")
+    try:
+        return locate(bundle, also=(LOCK_FILE,))
+    except AdapterError as error:
+        raise BundleError(str(error)) from error
 
 
 def check_files(folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 
 from radargate.errors import OptionError, RadarGateError, first_line, out_of_memory, printable
+from radargate.launcher import process_count
 from radargate.registry import unknown_name
 from radargate.storage import write_fault
 
@@ -85,7 +86,7 @@ def _check_command(argv: list[str]) -> None:
 
 
 def _check_processes(command: str) -> None:
-    started = int(os.environ.get("WORLD_SIZE", "1"))
+    started = process_count()
     if started > 1 and command != "train":
         raise OptionError(
             f"the launcher started {started} processes, and of the commands only train shares its work among them. Start "

@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 from radargate import model as _registered  # noqa: F401  (PEFT must know RADAR before any bundle is read)
 from radargate.architectures import ARCHITECTURES
 from radargate.base_models import base_name, fingerprint, load_base
-from radargate.bundle import LOCK_FILE, check_files, check_fingerprint, read_lock
-from radargate.config import RadarConfig, check_works_under, gate_class, preset_options
-from radargate.errors import AdapterError, BundleError, OptionError, RadarGateError, shown
-from radargate.experts.adapters import base_sites, locate
+from radargate.bundle import bundle_folder, check_files, check_fingerprint, read_lock
+from radargate.config import RadarConfig, check_top_k, check_works_under, gate_class, preset_options
+from radargate.errors import AdapterError, BundleError, RadarGateError, shown
+from radargate.experts.adapters import base_sites
 from radargate.experts.bank import ExpertBank, SiteBank, check_equal_ranks, header_ranks, load_bank
 from radargate.gates.base import make_options
 from radargate.layer import RadarLayer, banks_come_later
@@ -79,8 +79,8 @@ def compose(
         if isinstance(base, PeftModel):
             named = {**_own_adapters(base, Path(work)), **named}
             base = base.unload()
-        if top_k is not None and not 1 <= top_k <= max(len(named), 1):
-            raise OptionError(f"top_k is {top_k}, expected 1 to {len(named)}, the number of adapters.")
+        if named:
+            check_top_k(top_k, len(named))
         kind.check(made, [str(name) for name in named], architecture)
         if kind.needs_equal_ranks(made) and architecture == "mole":  # hydra can make ranks equal; checked there later
             check_equal_ranks(gate, header_ranks(named))
@@ -135,7 +135,7 @@ def load(base: str | PreTrainedModel | None, bundle: str | Path, *,
     Raises:
         BundleError: the bundle is incomplete or altered, or belongs to another base, or its experts changed.
     """
-    folder = _bundle_folder(bundle)
+    folder = bundle_folder(bundle)
     lock = read_lock(folder)
     config = read_config(folder)
     if base is None:
@@ -196,6 +196,8 @@ def expert_bank(model: PeftModel, adapter_name: str = "default") -> ExpertBank:
     config = radar_config(model, adapter_name)
     sites = {}
     for layer in radar_layers(model):
+        if adapter_name not in layer.entries:
+            continue
         entry, bank = layer.entries[adapter_name][1], layer.bank(adapter_name)
         sites[layer.site] = SiteBank(
             bank.A.detach(), bank.B.detach(), tuple(entry["experts"]), tuple(entry["ranks"]),
@@ -233,17 +235,6 @@ def _finish(model: PeftModel) -> PeftModel:
     """Let calls carry ``experts=``, and generation work where training prepared inputs differently."""
     model.special_peft_forward_args = {*model.special_peft_forward_args, "experts"}
     return model
-
-
-def _bundle_folder(bundle: str | Path) -> Path:
-    """The folder of a bundle given by path or Hub id; of a Hub id nothing but a bundle's own files is fetched."""
-    path = Path(bundle)
-    if path.exists() and not (path / "adapter_config.json").exists():
-        raise BundleError(f"{bundle} has no adapter_config.json. Give a folder written by save_pretrained.")
-    try:
-        return locate(bundle, also=(LOCK_FILE,))
-    except AdapterError as error:
-        raise BundleError(str(error)) from error
 
 
 def _entry(site: SiteBank, shape: Any) -> dict[str, Any]:

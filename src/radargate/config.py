@@ -173,6 +173,16 @@ def gate_class(name: str) -> Any:
     return GATES.get(name)
 
 
+def check_top_k(top_k: int | None, adapters: int) -> None:
+    """Check that so many experts can be kept a token; None keeps all.
+
+    Raises:
+        OptionError: they cannot.
+    """
+    if top_k is not None and not 1 <= top_k <= adapters:
+        raise OptionError(f"top_k is {top_k}, expected 1 to {adapters}, the number of adapters.")
+
+
 def check_works_under(gate: str, architecture: str) -> None:
     """Raise `OptionError` where a gate or rule has no meaning under an architecture; the message says why."""
     kind = gate_class(gate)

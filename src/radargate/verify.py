@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from radargate.base_models import fingerprint, load_base, resolve_base
-from radargate.bundle import LOCK_FILE, MAX_BYTES, open_lock, tensor_hashes, write_sealed
+from radargate.bundle import LOCK_FILE, MAX_BYTES, bundle_folder, open_lock, tensor_hashes, write_sealed
 from radargate.errors import AdapterError, BundleError, RadarGateError, shown
 from radargate.experts.adapters import locate
 from radargate.experts.files import CONFIG_FILE, WEIGHTS_FILE, read_json
@@ -56,11 +56,8 @@ def verify(
         BundleError: there is no bundle, or no lock file to compare with.
     """
     folder = Path(bundle)
-    if not folder.is_dir():
-        try:
-            folder = locate(bundle, also=(LOCK_FILE,))
-        except AdapterError as error:
-            raise BundleError(str(error)) from error
+    if not folder.is_dir():  # a folder here may lack its very config: that is for the findings to say
+        folder = bundle_folder(bundle)
     try:
         lock = open_lock(folder)
     except BundleError as error:

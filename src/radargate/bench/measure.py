@@ -7,14 +7,14 @@ import gc
 import random
 import statistics
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+
+from radargate.live_bytes import LiveBytes
 
 Run = Callable[[], Any]
 
@@ -68,37 +68,6 @@ def half_of_free(device: str) -> int:
         return next(int(line.split()[1]) * 512 for line in lines if line.startswith("MemAvailable"))
 
 
-class _Live(TorchDispatchMode):
-    """Counts the bytes of storages that operations make, while they live."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {t.untyped_storage()._cdata for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)}
-        out = func(*args, **(kwargs or {}))
-        for t in tree_iter(out):
-            if isinstance(t, Tensor):
-                storage = t.untyped_storage()
-                key = storage._cdata
-                if key not in self.seen and key not in given:
-                    self._count(storage, key, storage.nbytes())
-        return out
-
-    def _count(self, storage: torch.UntypedStorage, key: int, size: int) -> None:
-        self.seen.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-
-        def gone() -> None:
-            self.seen.discard(key)
-            self.now -= size
-
-        weakref.finalize(storage, gone)
-
-
 def peak_bytes(run: Run) -> int:
     """Bytes that a run needs at its peak beyond what was there: tensors on the CPU, everything on a GPU."""
     gc.collect()
@@ -109,7 +78,7 @@ def peak_bytes(run: Run) -> int:
         run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with _Live() as live:
+    with LiveBytes() as live:
         run()
     return live.peak
 

@@ -23,7 +23,7 @@ STEP_PEERS = ("base", "lora", "xlora", "arrow", "loramoe", "literal")
 FORWARD_ONLY = ("base", "arrow")  # train nothing
 DECODE_PEERS = ("base", "lora", "xlora", "arrow")
 ANSWERED, SLOW_ANSWERED = 16, 2  # tokens an answer is timed over; X-LoRA keeps no cache and takes seconds a token
-MOST_SLOW = 128  # prompts times experts, beyond which X-LoRA takes minutes a token on a CPU and is left out
+MOST_SLOW = 40  # prompts times experts, beyond which X-LoRA takes minutes a token on a CPU and is left out
 # tensors of tokens × experts × width that a system keeps for its backward pass (measured)
 KEPT = {"literal": 9.0, "loramoe": 1.2}
 

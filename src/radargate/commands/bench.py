@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from radargate.commands import flags
-from radargate.errors import OptionError
 
 HELP = "measure speed and memory here, peers beside us"
 EXAMPLE = "radargate bench ops --quick --json"
@@ -49,16 +48,16 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print, store."""
     import torch
 
-    from radargate.base_models import QUANTISED
+    from radargate.base_models import plain_dtype
     from radargate.bench.measure import threads
     from radargate.bench.targets import figures, table
     from radargate.records import append_records, make_record
 
     say = flags.say_to()
     device = flags.pick_device(args.device)
-    if args.dtype in QUANTISED:
-        raise OptionError(f"--dtype {args.dtype}: benchmarks compare plain weights. Use float32, bfloat16 or float16.")
-    dtype = getattr(torch, args.dtype or ("float32" if device == "cpu" else "bfloat16"))
+    dtype = plain_dtype(
+        args.dtype or ("float32" if device == "cpu" else "bfloat16"), "benchmarks compare plain weights"
+    )
     records = []
     with threads(args.threads):
         facts = {"device": device, "dtype": str(dtype).replace("torch.", ""), "threads": torch.get_num_threads()}

@@ -36,13 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--convert", action="store_true",
                         help="let hydra convert adapters that do not share A; lossy, and labelled so")  # fmt: skip
     parser.add_argument("--seeds", type=flags.positive_int, default=1, help="seeds of everything trained (default 1)")
-    parser.add_argument("--top-k", type=flags.positive_int, default=2, help="experts kept per token (default 2)")
     parser.add_argument("--limit", type=flags.positive_int, help="scoring rows a task (default all)")
     parser.add_argument("--max-new-tokens", type=flags.positive_int, default=32, help="of free answers (default 32)")
-    flags.training_flags(parser, steps=120, lr=None, lr_help="rate of the weights' parameters (default 5e-3)")
-    parser.add_argument("--rotation-lr", type=flags.positive_float, help="rate of the rest (default 2e-2)")
-    parser.add_argument("--dense-start", type=float, metavar="SHARE",
-                        help="share of the steps with all experts before the cut to top-k (default 0.5)")  # fmt: skip
+    flags.training_flags(
+        parser, steps=120, lr=None, lr_help="rate of the weights' parameters (default 5e-3)", seed=False
+    )
+    flags.gate_flags(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the cells and predicted hours, and stop")
     parser.add_argument("--json", action="store_true", help="print the path of the records and of the report as JSON")
     flags.machine_flags(parser)

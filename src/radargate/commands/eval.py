@@ -52,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     if args.preset and (args.tasks or args.task):
         flag = "--tasks" if args.tasks else "--task"
         raise OptionError(f"--preset {args.preset} names its own tasks; leave out {flag}, or --preset.")
+    if args.task and not args.data:
+        raise OptionError("--task picks tasks of --data; lm-eval tasks are named by --tasks.")
     if args.num_fewshot is not None and (args.num_fewshot < 0 or not (args.tasks or (args.preset and not args.data))):
         raise OptionError(f"--num-fewshot {args.num_fewshot}: expected 0 or more, with lm-eval tasks; rows of --data have "
                           "their prompts written out.")  # fmt: skip

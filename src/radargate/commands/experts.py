@@ -53,6 +53,10 @@ def run(args: argparse.Namespace) -> int:
         raise OptionError(
             f"--joint trains HydraLoRA's shared A; it needs --architecture hydra, not {args.architecture}."
         )
+    ignored = ("--resume", args.resume), ("--dropout", args.dropout), ("--save-dtype", args.save_dtype != "float32")
+    for flag, given in ignored if args.joint else ():
+        if given:
+            raise OptionError(f"{flag} has no effect on --joint, which trains everything at once; leave it out.")
     if args.architecture == "hydra" and args.union:
         raise OptionError("--union is one plain LoRA; leave out --architecture hydra.")
     common: dict[str, Any] = {

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from radargate.errors import OptionError, printable
+from radargate.errors import OptionError, first_line, printable
+from radargate.launcher import is_main_process
 
 
 def data_flag(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -20,15 +21,26 @@ def data_flag(parser: argparse.ArgumentParser, required: bool = True) -> None:
     parser.add_argument("--task", action="append", metavar="TASK", help="use only this task (may be repeated)")
 
 
-def training_flags(parser: argparse.ArgumentParser, *, steps: int, lr: float | None, lr_help: str) -> None:
-    """``--steps --batch-size --lr --seed --max-length --resume``."""
+def training_flags(parser: argparse.ArgumentParser, *, steps: int, lr: float | None, lr_help: str,
+                   seed: bool = True) -> None:  # fmt: skip
+    """``--steps --batch-size --lr --seed --max-length --resume``, where ``seed`` without ``--seed``."""
     parser.add_argument("--steps", type=positive_int, default=steps, help="optimizer steps (default %(default)s)")
     parser.add_argument("--batch-size", type=positive_int, default=8, help="rows a step (default %(default)s)")
     parser.add_argument("--lr", type=positive_float, default=lr, help=lr_help)
-    parser.add_argument("--seed", type=int, default=0, help="seed of initial values and row order (default 0)")
+    if seed:
+        parser.add_argument("--seed", type=int, default=0, help="seed of initial values and row order (default 0)")
     parser.add_argument("--max-length", type=positive_int, default=512, metavar="TOKENS",
                         help="rows longer than this are dropped whole and counted (default %(default)s)")  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run in the same --out")
+
+
+def gate_flags(parser: argparse.ArgumentParser) -> None:
+    """``--top-k --rotation-lr --dense-start``."""
+    parser.add_argument("--top-k", type=positive_int, default=2, help="experts kept per token (default 2)")
+    parser.add_argument("--rotation-lr", type=positive_float,
+                        help="rate of what turns or else is beside the weights (default 2e-2; the printed form needs far more)")  # fmt: skip
+    parser.add_argument("--dense-start", type=float, metavar="SHARE",
+                        help="share of the steps with all experts before the cut to top-k (default 0.5)")  # fmt: skip
 
 
 def machine_flags(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +77,7 @@ def say_to(stream: TextIO | None = None) -> Callable[[str], None]:
     """A function that prints progress lines at once, to standard error by default."""
 
     def say(line: str) -> None:
-        if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        if is_main_process():
             print(printable(line), file=stream or sys.stderr, flush=True)
 
     return say
@@ -83,8 +95,8 @@ def adapters_argument(parser: argparse.ArgumentParser, required: bool) -> None:
                         help="folder or Hub id of a PEFT LoRA adapter, optionally NAME=PATH")  # fmt: skip
 
 
-def named_adapters(arguments: list[str]) -> dict[str, str]:
-    """``NAME=PATH`` or ``PATH`` (named by its last part) → path, in order.
+def named_adapters(arguments: list[str], what: str = "adapters") -> dict[str, str]:
+    """``NAME=PATH`` or ``PATH`` (named by its last part) → path, in order; ``what`` says of what, in messages.
 
     Raises:
         OptionError: two have one name.
@@ -95,19 +107,33 @@ def named_adapters(arguments: list[str]) -> dict[str, str]:
         if not equals or os.path.exists(argument):
             name, path = os.path.basename(argument.rstrip("/")), argument
         if name in named:
-            raise OptionError(f"two adapters are called {name!r}; name them, as NAME=PATH.")
+            raise OptionError(f"two {what} are called {name!r}; name them, as NAME=PATH.")
         named[name] = path
     return named
 
 
-def gate_options(pairs: list[str]) -> dict[str, Any]:
-    """``NAME=VALUE`` words → options, values read as YAML reads them (numbers, true, text)."""
+def gate_options(pairs: list[str], flag: str = "--option", example: str = "rotation_rank=4") -> dict[str, Any]:
+    """``NAME=VALUE`` words → options, values read as YAML reads them (numbers, true, text).
+
+    Args:
+        pairs: the words.
+        flag: what they were given with, for messages.
+        example: a word that could be among them, for messages.
+
+    Raises:
+        OptionError: a word is no pair, or YAML cannot read its value.
+    """
     import yaml
 
     options: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise OptionError(f"--option {pair}: expected NAME=VALUE, such as rotation_rank=4.")
-        options[name] = yaml.safe_load(value)
+            raise OptionError(f"{flag} {pair}: expected NAME=VALUE, such as {example}.")
+        try:
+            options[name] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+            raise OptionError(
+                f"{flag} {pair}: the value cannot be read ({first_line(error)}), expected one such as in {example}."
+            ) from error
     return options

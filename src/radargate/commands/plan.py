@@ -48,5 +48,5 @@ def run(args: argparse.Namespace) -> int:
         device=flags.pick_device(args.device),
     )  # fmt: skip
     plan = dataclasses.replace(plan, seconds=plan.seconds * args.runs)
-    print(json.dumps(plan.as_dict(), indent=2) if args.json else words(plan, options))
+    print(json.dumps(plan.as_dict(), indent=2) if args.json else words(plan, options, args.runs))
     return 0

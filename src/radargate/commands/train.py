@@ -25,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help=f"one of {', '.join([*GATES.names(), *RULES.names()])} (default %(default)s)")  # fmt: skip
     parser.add_argument("--architecture", default="mole", metavar="NAME",
                         help=f"one of {', '.join(ARCHITECTURES.names())} (default %(default)s)")  # fmt: skip
-    parser.add_argument("--top-k", type=flags.positive_int, default=2, help="experts kept per token (default 2)")
     parser.add_argument("--preset", choices=["paper"],
                         help="the gate as the paper prints it: unscaled relation, no dense start, one rate of 1e-4")  # fmt: skip
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE",
@@ -33,10 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--architecture-option", action="append", default=[], metavar="NAME=VALUE",
                         help="an option of the architecture, such as convert=true (may be repeated)")  # fmt: skip
     flags.training_flags(parser, steps=120, lr=None, lr_help="rate of the weights' parameters (default 5e-3)")
-    parser.add_argument("--rotation-lr", type=flags.positive_float,
-                        help="rate of the rotation's parameters (default 2e-2; the printed form needs far more)")  # fmt: skip
-    parser.add_argument("--dense-start", type=float, metavar="SHARE",
-                        help="share of the steps with all experts before the cut to top-k (default 0.5)")  # fmt: skip
+    flags.gate_flags(parser)
     parser.add_argument(
         "--save-every", type=flags.positive_int, default=20, help="steps between checkpoints (default 20)"
     )
@@ -53,16 +49,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and print the record."""
+    from radargate.launcher import is_main_process, process_count
     from radargate.training.gates import GateTraining, train_gates
-    from radargate.training.processes import count, is_main
 
     options = GateTraining(
-        architecture=args.architecture, architecture_options=flags.gate_options(args.architecture_option), gate=args.gate, top_k=args.top_k, preset=args.preset,
+        architecture=args.architecture, architecture_options=flags.gate_options(args.architecture_option, "--architecture-option", "convert=true"), gate=args.gate, top_k=args.top_k, preset=args.preset,
         gate_options=flags.gate_options(args.option), steps=args.steps, batch_size=args.batch_size, lr=args.lr,
         rotation_lr=args.rotation_lr, dense_start=args.dense_start, seed=args.seed, max_length=args.max_length,
         save_every=args.save_every,
     )  # fmt: skip
-    if args.shard and count() == 1:
+    if args.shard and process_count() == 1:
         raise OptionError(
             "--shard shares the base out among several processes, and there is one. Start it with torchrun."
         )
@@ -71,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         resume=args.resume, allow_inactive=args.allow_inactive, gate_only=args.gate_only, dtype=args.dtype,
         device=flags.pick_device(args.device), tensorboard=args.tensorboard, shard=args.shard, say=flags.say_to(),
     )  # fmt: skip
-    if not is_main():
+    if not is_main_process():
         return 0
     if args.json:
         print(json.dumps(record))

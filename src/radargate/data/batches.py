@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +107,8 @@ def step_order(lengths: list[int], batch_size: int, steps: int, seed: int) -> li
     """Choose the rows of every training step beforehand, so that a resumed run sees the same ones.
 
     Each pass over the data is shuffled, sorted by length within chunks of 16 batches, and its batches
-    are shuffled again: similar lengths share a batch, and no row repeats before all were seen.
+    are shuffled again: similar lengths share a batch. Rows that fill no batch are left out of a pass, others in
+    each, whatever their length.
 
     Returns:
         ``steps`` lists of ``batch_size`` row indices (fewer only where there are fewer rows).
@@ -116,27 +117,14 @@ def step_order(lengths: list[int], batch_size: int, steps: int, seed: int) -> li
     order: list[list[int]] = []
     while len(order) < steps:
         shuffled = torch.randperm(len(lengths), generator=generator).tolist()
+        shuffled = shuffled[: len(shuffled) // batch_size * batch_size] or shuffled
         batches: list[list[int]] = []
         chunk = 16 * batch_size
         for start in range(0, len(shuffled), chunk):
             block = sorted(shuffled[start : start + chunk], key=lambda i: -lengths[i])
             batches += [block[i : i + batch_size] for i in range(0, len(block), batch_size)]
-        full = [b for b in batches if len(b) == batch_size] or batches
-        order += [full[i] for i in torch.randperm(len(full), generator=generator).tolist()]
+        order += [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
     return order[:steps]
-
-
-class StepSampler(torch.utils.data.Sampler[list[int]]):
-    """A batch sampler over a fixed list of steps."""
-
-    def __init__(self, order: list[list[int]]) -> None:
-        self.order = order
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.order)
-
-    def __len__(self) -> int:
-        return len(self.order)
 
 
 def _pad(rows: list[list[int]], width: int, value: int, left: bool) -> torch.Tensor:

@@ -75,8 +75,14 @@ def parse_row(raw: Any, where: str, task: str = "", position: int = 0) -> Row:
     if choices is None and index is not None:
         raise DataError(f"{where}: field 'answer_index' is given without 'choices'.")
     if choices is not None:
-        if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) for c in choices):
-            raise DataError(f"{where}: field 'choices' is {_shown(choices)}, expected a list of at least 2 texts.")
+        if (
+            not isinstance(choices, list)
+            or len(choices) < 2
+            or not all(isinstance(c, str) and c.strip() for c in choices)
+        ):
+            raise DataError(
+                f"{where}: field 'choices' is {_shown(choices)}, expected a list of at least 2 texts, none empty."
+            )
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(choices):
             raise DataError(f"{where}: field 'answer_index' is {_shown(index)}, expected 0 to {len(choices) - 1}.")
     metric = raw.get("metric")

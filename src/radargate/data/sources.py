@@ -141,4 +141,7 @@ def _hub_rows(source: str, split: str) -> list[Row]:
     except Exception as error:  # the library raises many kinds; all mean that the rows are not to be had
         raise DataError(f"{source}: could not be loaded ({type(error).__name__}: {error}).") from error
     task = config or name.rsplit("/", 1)[-1]
-    return [parse_row(dict(raw), f"{source}, row {i}", task, i) for i, raw in enumerate(dataset)]
+    rows = [parse_row(dict(raw), f"{source}, row {i}", task, i) for i, raw in enumerate(dataset)]
+    if not rows:
+        raise DataError(f"{source}: holds no row.")
+    return rows

@@ -93,7 +93,7 @@ class Grid:
 
 
 def read_grid(records: Iterable[Mapping[str, Any]]) -> Grid:
-    """Gather the finished cells of a comparison; of two records of one thing the later counts.
+    """Gather the finished cells of the comparison that was asked for last; of two records of one thing the later counts.
 
     Raises:
         RadarGateError: no cell is finished, or a task was scored on different rows in two cells.
@@ -108,12 +108,15 @@ def read_grid(records: Iterable[Mapping[str, Any]]) -> Grid:
             cells[record["cell"]["id"]] = record
         elif record["suite"] == "eval" and "cell" in record and record["task"] != "mean":
             scores.setdefault(record["cell"]["id"], {})[record["task"]] = record
+    plan = (compare or {}).get("request", {}).get("plan")
+    if plan is not None:  # a folder may hold cells of other settings too
+        cells = {id: cells[id] for id in plan if id in cells}
     tasks = tuple(dict.fromkeys(task for cell in cells for task in scores.get(cell, {})))
     whole = {id: cell for id, cell in cells.items() if tasks and set(tasks) <= set(scores.get(id, {}))}
     if not whole:
         raise RadarGateError("no finished cell among the records: let radargate compare finish one, then read again.")
     _check_same_rows(tasks, [scores[id] for id in whole])
-    # a folder may hold an earlier run with other settings; a system and seed stands for its latest cell
+    # records from before runs said what they planned: a system and seed stands for its latest cell
     latest = {(cell["cell"]["label"], cell["cell"]["seed"]): cell for cell in whole.values()}
     by_label: dict[str, list[Mapping[str, Any]]] = {}
     for cell in latest.values():

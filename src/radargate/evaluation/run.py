@@ -138,7 +138,7 @@ def evaluate(target: str, adapters: Mapping[str, str], out: str | Path, *, data:
     check_writable(out, "the records")
     records: list[dict[str, Any]] = []
     for name, model, tokenizer in _systems(target, adapters, dtype, device, base):
-        facts = {"target": Path(target).name, "adapter": name if adapters else None, "dtype": str(dtype),
+        facts = {"target": Path(target).name, "adapter": name if adapters else None, "dtype": dtype,
                  "experts": _expert_hashes(model)}  # fmt: skip
         for part in _parts(name, model, tokenizer, work, scoring, facts, data, say):
             append_records(out, part)  # at once: a later benchmark that fails loses nothing

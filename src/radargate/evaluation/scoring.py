@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,7 @@ class Scorer:
         self.device = next(model.parameters()).device
 
     @torch.no_grad()
-    def score(self, rows: Sequence[Row], progress: Callable[[int], None] = lambda done: None) -> list[RowScore]:
+    def score(self, rows: Sequence[Row]) -> list[RowScore]:
         """Score every row, in the given order.
 
         Choices are ranked by summed log-likelihood; free answers are generated greedily and judged by their
@@ -73,7 +73,6 @@ class Scorer:
             for i in batch:
                 mine = [c for c in candidates if c.row == i]
                 scores[i] = _row_score(rows[i], mine, answers)
-            progress(len(scores))
         return [scores[i] for i in range(len(rows))]
 
     @torch.no_grad()

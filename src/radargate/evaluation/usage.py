@@ -30,6 +30,18 @@ class Usage:
 
 
 @torch.no_grad()
+def read_rows(model: Any, tokenizer: Any, rows: Sequence[Row]) -> None:
+    """Let a composed model read rows one by one, prompt and gold answer, for hooks to look at."""
+    model.eval()
+    seq2seq = bool(model.get_base_model().config.is_encoder_decoder)
+    device = next(model.parameters()).device
+    for row in rows:
+        pair = encode_row(row.prompt, row.target, tokenizer, seq2seq)
+        extra = {"decoder_input_ids": torch.tensor([pair.continuation], device=device)} if seq2seq else {}
+        ids = pair.context if seq2seq else pair.context + pair.continuation
+        model(input_ids=torch.tensor([ids], device=device), **extra)
+
+
 def expert_usage(model: Any, tokenizer: Any, by_task: Mapping[str, Sequence[Row]]) -> Usage:
     """Which experts a composition uses for which task, over tokens of prompts and answers.
 
@@ -57,18 +69,13 @@ def expert_usage(model: Any, tokenizer: Any, by_task: Mapping[str, Sequence[Row]
             entropy -= float(torch.xlogy(share, share).sum())
             tokens += dense.shape[0]
 
-    seq2seq = bool(model.get_base_model().config.is_encoder_decoder)
     hooks = [layer.register_forward_pre_hook(look) for layer in radar_layers(model)]
     usage: dict[str, dict[str, float]] = {}
     try:
         for task, rows in by_task.items():
             sums.zero_()
             count = 0
-            for row in rows:
-                pair = encode_row(row.prompt, row.target, tokenizer, seq2seq)
-                extra = {"decoder_input_ids": torch.tensor([pair.continuation])} if seq2seq else {}
-                ids = pair.context if seq2seq else pair.context + pair.continuation
-                model(input_ids=torch.tensor([ids], device=next(model.parameters()).device), **extra)
+            read_rows(model, tokenizer, rows)
             usage[task] = {name: float(s) / max(count, 1) for name, s in zip(config.experts, sums, strict=True)}
     finally:
         for hook in hooks:

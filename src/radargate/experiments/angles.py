@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from radargate.composition import radar_config, radar_layers
+from radargate.evaluation.usage import read_rows
 from radargate.experiments.cells import Cell
 from radargate.experiments.run_cell import Grid
-from radargate.experiments.site_outputs import outputs, read_rows, some_tokens
+from radargate.experiments.site_outputs import outputs, some_tokens
 
 ROWS = 4  # of each task
 # groups of the FLAN chain-of-thought tasks; a task that is not here is a group of its own
@@ -58,7 +59,7 @@ def measure_angles(model: Any, cell: Cell, grid: Grid) -> dict[str, Any]:
 
     hooks = [layer.register_forward_pre_hook(look) for layer in layers]
     try:
-        read_rows(model, grid.tokenizer, {task: rows[:ROWS] for task, rows in grid.test.items()}, lambda _: None)
+        read_rows(model, grid.tokenizer, [row for rows in grid.test.values() for row in rows[:ROWS]])
     finally:
         for hook in hooks:
             hook.remove()

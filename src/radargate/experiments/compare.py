@@ -13,10 +13,11 @@ from typing import Any
 
 from radargate.architectures import ARCHITECTURES
 from radargate.base_models import fingerprint, load_base, load_tokenizer
+from radargate.config import check_top_k
 from radargate.data.batches import AnswerCollator, encode_rows
 from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import load_rows
-from radargate.errors import AdapterError, OptionError, RadarGateError
+from radargate.errors import AdapterError, RadarGateError
 from radargate.evaluation.answers import check_metrics
 from radargate.evaluation.run import line
 from radargate.experiments.cells import Cell, plan
@@ -67,8 +68,7 @@ def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, 
     training = options.training.resolved()
     cells, left_out = plan(list(adapters), gates=options.gates, rules=options.rules,
                            architectures=options.architectures, seeds=options.seeds)  # fmt: skip
-    if training.top_k is not None and not 1 <= training.top_k <= len(adapters):
-        raise OptionError(f"top_k is {training.top_k}, expected 1 to {len(adapters)}, the number of adapters.")
+    check_top_k(training.top_k, len(adapters))
     used = {cell.architecture for cell in cells if cell.architecture} | {"mole"}
     for architecture in sorted(used):
         _check_adapters(own[architecture], architecture)
@@ -79,7 +79,7 @@ def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, 
     train, test = load_rows(data, "train", tasks), load_rows(data, "test", tasks, options.scoring.limit)
     check_metrics(row for rows in test.values() for row in rows)
     own = {architecture: own[architecture] for architecture in sorted(used)}
-    grid = _open(base, own, data, tasks, train, test, options, training, out, dtype, device)
+    grid = _open(base, own, train, test, options, training, out, dtype, device)
     finished = finished_cells(file)
     todo = [cell for cell in cells if cell.id(grid.conditions) not in finished]
     for reason in dict.fromkeys(left_out):
@@ -98,7 +98,8 @@ def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, 
     request = {"base": base, "experts": list(adapters), "tasks": list(test), "gates": list(options.gates),
                "rules": list(options.rules), "architectures": list(options.architectures), "seeds": options.seeds,
                "steps": training.steps, "batch_size": training.batch_size, "limit": options.scoring.limit,
-               "left_out": list(dict.fromkeys(left_out))}  # fmt: skip
+               "left_out": list(dict.fromkeys(left_out)),
+               "plan": [cell.id(grid.conditions) for cell in cells]}  # fmt: skip
     whole = sum(forecast.seconds(cell, training, test) for cell in cells)
     append_records(file, [_grid_record("start", cells, whole, file, request)])
     for number, cell in enumerate(todo, 1):
@@ -121,13 +122,17 @@ def _grid_record(
     case: str, cells: Sequence[Cell], predicted: float, file: Path, request: dict[str, Any]
 ) -> dict[str, Any]:
     """What was asked for, what was predicted for all of it, and what the finished cells took."""
-    done = [r["metrics"] for r in read_records(file) if r["suite"] == "cell"] if file.exists() else []
+    done = (
+        [r["metrics"] for r in read_records(file) if r["suite"] == "cell" and r["case"] in request["plan"]]
+        if file.exists()
+        else []
+    )
     taken = sum(m["train_seconds"] + m["score_seconds"] for m in done)
     metrics = {"cells": len(cells), "predicted_seconds": round(predicted), "seconds": round(taken)}
     return make_record("compare", case, metrics, request=request)
 
 
-def _open(base: str, own: dict[str, dict[str, str]], data: str, tasks: list[str] | None, train: dict[str, list[Row]],
+def _open(base: str, own: dict[str, dict[str, str]], train: dict[str, list[Row]],
           test: dict[str, list[Row]], options: Comparison, training: GateTraining, out: Path, dtype: str | None,
           device: str | None) -> Grid:  # fmt: skip
     model, tokenizer = load_base(base, dtype=dtype, device=device), load_tokenizer(base)
@@ -153,7 +158,7 @@ def _open(base: str, own: dict[str, dict[str, str]], data: str, tasks: list[str]
         "test_hash": rows_hash([row for task_rows in test.values() for row in task_rows]),
     }  # fmt: skip
     options = dataclasses.replace(options, training=training)
-    return Grid(model, tokenizer, own, data, tasks, train, test, encoded,
+    return Grid(model, tokenizer, own, train, test, encoded,
                  AnswerCollator(tokenizer.pad_token_id, seq2seq), options, conditions, out / ".work", device)  # fmt: skip
 
 

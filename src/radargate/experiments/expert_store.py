@@ -27,6 +27,7 @@ class ExpertStore:
         recipe: how experts are trained.
         material: the rows they are trained on.
         device: where to train.
+        dtype: of the base they are trained on; None for the checkpoint's own.
     """
 
     folder: Path
@@ -34,6 +35,7 @@ class ExpertStore:
     recipe: ExpertOptions
     material: Material
     device: str | None = None
+    dtype: str | None = None
 
     def check(self, tasks: Sequence[str]) -> None:
         """Read the headers of given adapters, before any model is loaded.
@@ -57,7 +59,9 @@ class ExpertStore:
         """Task → hash of its given adapter, or of all that determines the one that will be trained."""
         if self.given is not None:
             return {task: read_adapter(task, self.given / task).sha256() for task in tasks}
-        made = content_hash([asdict(self.recipe), self.material.source_hash, self._shared(tasks, architecture)])
+        made = content_hash(
+            [asdict(self.recipe), self.material.source_hash, self.dtype, self._shared(tasks, architecture)]
+        )
         return dict.fromkeys(tasks, made)
 
     def missing(self, base: str, identity: str, tasks: Sequence[str], architecture: str) -> list[str]:
@@ -81,7 +85,7 @@ class ExpertStore:
 
     def _folder(self, base: str, identity: str, tasks: Sequence[str], architecture: str) -> Path:
         shared = self._shared(tasks, architecture)
-        key = content_hash([identity, asdict(self.recipe), self.material.source_hash, shared])
+        key = content_hash([identity, asdict(self.recipe), self.material.source_hash, self.dtype, shared])
         return self.folder / f"{slug(base)}{'-shared-A' if shared else ''}-{key[:12]}"
 
     @staticmethod

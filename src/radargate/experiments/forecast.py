@@ -8,16 +8,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from radargate.composition import compose
+from radargate.config import gate_class
 from radargate.data.batches import AnswerCollator, EncodedRow, step_order
 from radargate.data.rows import Row
 from radargate.evaluation.scoring import Scorer
 from radargate.experiments.cells import UNION, Cell
+from radargate.gates.rotation import RotationOptions
 from radargate.training.gates import GateTraining
 from radargate.training.schedule import set_dense
 
 # work that a gate adds under an architecture beside the independent experts that were measured
 ARCHITECTURE_COST = {"mole": 1.0, "hydra": 1.0, "omoe": 1.6}
 SEARCH_STEPS = 15  # gradient steps that a search of 40 evaluations on 5 rows is about as long as
+
+
+def rotates(cell: Cell) -> bool:
+    """Whether it is a gate that turns outputs, which takes longer."""
+    return cell.kind == "gate" and issubclass(gate_class(cell.system).Options, RotationOptions)
 
 
 @dataclass(frozen=True)
@@ -76,5 +83,5 @@ class Forecast:
             return self.opening + scoring + factor * self.plain * SEARCH_STEPS
         share = training.dense_start or 0.0
         turning = share * self.turning_dense + (1 - share) * self.turning
-        step = turning if cell.system in ("radar", "rotation") else self.plain
+        step = turning if rotates(cell) else self.plain
         return self.opening + scoring + factor * step * training.steps

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from radargate.composition import radar_layers
 from radargate.errors import OptionError
+from radargate.evaluation.usage import read_rows
 from radargate.experiments.cells import Cell
 from radargate.experiments.run_cell import Grid
 from radargate.experiments.simplex import simplex_weights
-from radargate.experiments.site_outputs import outputs, read_rows, some_tokens
+from radargate.experiments.site_outputs import outputs, some_tokens
 from radargate.experts.adapters import read_adapter
 
 ROWS = 4
@@ -59,7 +60,7 @@ def measure_hull(model: Any, cell: Cell, grid: Grid) -> dict[str, Any]:
     hooks = [layer.register_forward_hook(look) for layer in radar_layers(model)]
     try:
         with model.disable_adapter():
-            read_rows(model, grid.tokenizer, {task: rows[:ROWS] for task, rows in grid.test.items()}, lambda _: None)
+            read_rows(model, grid.tokenizer, [row for rows in grid.test.values() for row in rows[:ROWS]])
     finally:
         for hook in hooks:
             hook.remove()

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 
-def reset_peak() -> None:
-    """Start a new peak, of the GPU where there is one, else of this process (Linux only)."""
-    if torch.cuda.is_available():
+def reset_peak(device: torch.device) -> None:
+    """Start a new peak, of a GPU, or for the CPU of this process (Linux only)."""
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return
     try:
@@ -18,9 +18,9 @@ def reset_peak() -> None:
         return
 
 
-def peak_mb() -> float | None:
-    """Peak since `reset_peak` in MiB: GPU memory allocated, else resident memory of this process; None where unknown."""
-    if torch.cuda.is_available():
+def peak_mb(device: torch.device) -> float | None:
+    """Peak since `reset_peak` in MiB: GPU memory allocated, or resident memory of this process; None where unknown."""
+    if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     try:
         for line in Path("/proc/self/status").read_text().splitlines():

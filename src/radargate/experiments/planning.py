@@ -52,7 +52,9 @@ def plan_places(experiment: Experiment, design: Design, material: Material, stor
         train, test = train_rows(point, material), test_rows(point, material)
         found = row_hashes(point, material)
         for cell in cells:
-            known = cell_conditions(cell, point, design, found, identities[point.base], hashes, experiment.probe)
+            known = cell_conditions(
+                cell, point, design, found, identities[point.base], hashes, experiment.probe, store.dtype
+            )
             seconds = rates.cell(cell, len(point.experts), point.top_k, train, test, design)
             if point.left_out is not None:
                 known["left_out"] = store.hashes([point.left_out], "mole")
@@ -60,18 +62,20 @@ def plan_places(experiment: Experiment, design: Design, material: Material, stor
     return places, list(dict.fromkeys(left_out))
 
 
-def expert_seconds(design: Design, material: Material, store: ExpertStore, places: Sequence[Place], todo: Sequence[Place],
-                    device: str) -> dict[tuple[str, str, str], float]:  # fmt: skip
+def expert_seconds(design: Design, material: Material, store: ExpertStore, todo: Sequence[Place], device: str
+                   ) -> dict[tuple[str, str, str], float]:  # fmt: skip
     """(base, bank's kind, task) → predicted seconds of the experts that are still to be trained."""
     found: dict[tuple[str, str, str], float] = {}
     for place in todo:
         point, rates = place.point, Rates(place.point.base, device)
-        shared = "hydra" if place.cell.architecture == "hydra" else "mole"
-        bank = [*point.experts, *([point.left_out] if point.left_out else [])]
-        for task in store.missing(point.base, base_identity(point.base), bank, shared):
-            kind = f"hydra {len(bank)}" if shared == "hydra" else shared
-            if (point.base, kind, task) not in found:
-                found[point.base, kind, task] = rates.expert(material.train[task], design)
+        banks = [(point.experts, "hydra" if place.cell.architecture == "hydra" else "mole")]
+        if point.left_out is not None:
+            banks.append(((point.left_out,), "mole"))
+        for bank, shared in banks:
+            kind = f"hydra {','.join(bank)}" if shared == "hydra" else shared  # hydra's experts belong to their bank
+            for task in store.missing(point.base, base_identity(point.base), bank, shared):
+                if (point.base, kind, task) not in found:
+                    found[point.base, kind, task] = rates.expert(material.train[task], design)
     return found
 
 
@@ -80,11 +84,12 @@ def announce(experiment: Experiment, preset: str, design: Design, material: Mate
     """Say what will be run and how long it should take."""
     cells, tests = len({place.id for place in places}), len(material.test)
     seconds = sum(place.seconds for place in todo) + sum(training.values())
-    say(f"{experiment.name} ({experiment.paper}), preset {preset}: {experiment.question}")
+    paper = f" ({experiment.paper})" if experiment.paper else ""
+    say(f"{experiment.name}{paper}, preset {preset}: {experiment.question}")
     for reason in left_out:
         say(f"left out: {reason}")
-    say(f"{cells} cells ({cells - len(todo)} finished before), {len(training)} experts to train, {tests} test tasks, "
-        f"{sum(map(len, material.test.values()))} test rows; predicted {duration(seconds)} ({seconds / 3600:.2f} hours).")  # fmt: skip
+    say(f"{cells} cells ({cells - len(todo)} finished before), {len(training)} experts to train, {tests} tasks, "
+        f"{sum(map(len, material.test.values()))} {design.split} rows; predicted {duration(seconds)} ({seconds / 3600:.2f} hours).")  # fmt: skip
     counts: dict[str, list[float]] = {}
     for place in {place.id: place for place in places}.values():
         counts.setdefault(f"{where(experiment, place.point)}{place.cell.label}", []).append(place.seconds)

@@ -162,11 +162,12 @@ def gate_training(point: Point, design: Design, convert: bool = False) -> GateTr
 
 def scoring(design: Design) -> Scoring:
     """How rows are scored."""
-    return Scoring(limit=design.limit, max_new_tokens=design.max_new_tokens)
+    return Scoring(split=design.split, limit=design.limit, max_new_tokens=design.max_new_tokens)
 
 
 def cell_conditions(cell: Cell, point: Point, design: Design, rows: tuple[str, str], base: str,
-                    experts: Mapping[str, Mapping[str, str]], probe: str | None) -> dict[str, Any]:  # fmt: skip
+                    experts: Mapping[str, Mapping[str, str]], probe: str | None,
+                    dtype: str | None = None) -> dict[str, Any]:  # fmt: skip
     """Everything a cell's result depends on and nothing else, so that points share cells; known without any model.
 
     Args:
@@ -177,9 +178,11 @@ def cell_conditions(cell: Cell, point: Point, design: Design, rows: tuple[str, s
         base: `base_identity` of the base.
         experts: architecture → expert → hash of it, or of its recipe and rows.
         probe: what looks at the trained gate.
+        dtype: of the base; None for the checkpoint's own.
     """
     shared = {
         "base": base,
+        "dtype": dtype,
         "scoring": asdict(scoring(design)),
         "test_hash": rows[1],
     }

@@ -13,7 +13,7 @@ from radargate.data.rows import Row
 from radargate.errors import BaseModelError
 from radargate.experiments.cells import UNION, Cell
 from radargate.experiments.design import Design
-from radargate.experiments.forecast import ARCHITECTURE_COST, SEARCH_STEPS
+from radargate.experiments.forecast import ARCHITECTURE_COST, SEARCH_STEPS, rotates
 
 # parameters, in millions, of bases whose config may be out of reach
 SIZES = {"smollm2-135m": 135, "ai4bharat/IndicBART": 244, "bigscience/mt0-base": 580, "google/flan-t5-small": 77,
@@ -67,7 +67,7 @@ class Rates:
         step *= (GATE + EXPERT * (bank + top_k) / 2) * ARCHITECTURE_COST.get(cell.architecture or "mole", 1.0)
         if cell.kind == "rule":
             return seconds + SEARCH_STEPS * step
-        return seconds + design.steps * step * (ROTATION if cell.system in ("radar", "rotation") else 1.0)
+        return seconds + design.steps * step * (ROTATION if rotates(cell) else 1.0)
 
     def _scoring(self, test: Mapping[str, list[Row]], design: Design) -> float:
         read = sum(_length(row) + 4 * max(len(row.choices), 1) for rows in test.values() for row in rows)

@@ -59,8 +59,6 @@ class Grid:
     model: Any
     tokenizer: Any
     adapters: dict[str, dict[str, str]]
-    data: str
-    tasks: list[str] | None
     train: dict[str, list[Row]]
     test: dict[str, list[Row]]
     encoded: list[EncodedRow]
@@ -81,7 +79,7 @@ def run_cell(cell: Cell, grid: Grid, cell_id: str | None = None) -> list[dict[st
         cell_id: what it is known by; by default `Cell.id` under the grid's conditions.
     """
     shutil.rmtree(grid.work, ignore_errors=True)
-    reset_peak()
+    reset_peak(grid.model.device)
     facts: dict[str, Any] = {"trained_parameters": 0, "seconds": 0.0, "final_loss": None, "curve": []}
     usage, angle, note, model = Usage({}, None, None), None, None, grid.model
     if cell.system == UNION:
@@ -103,7 +101,7 @@ def run_cell(cell: Cell, grid: Grid, cell_id: str | None = None) -> list[dict[st
     )
     metrics = {
         "trained_parameters": facts["trained_parameters"], "train_seconds": round(facts["seconds"], 2),
-        "score_seconds": round(time.monotonic() - begun, 2), "peak_memory_mb": peak_mb(), "final_loss": facts["final_loss"],
+        "score_seconds": round(time.monotonic() - begun, 2), "peak_memory_mb": peak_mb(grid.model.device), "final_loss": facts["final_loss"],
         "mean_angle": angle, "curve": facts.get("curve", []), "usage": usage.by_task or None, "entropy": usage.entropy,
         "experts_in_use": usage.experts_in_use, "search": facts.get("search"),
         "top_k": grid.options.training.top_k if cell.kind == "gate" else None,

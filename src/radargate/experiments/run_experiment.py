@@ -67,12 +67,12 @@ def run_experiment(name: str, preset: str, data: str, out: str | Path, *, smoke:
     if not dry_run:
         _check_out(file, name, resume)
     material = load_material(data, design)
-    store = ExpertStore(out / "experts", Path(experts) if experts else None, recipe(design), material, device)
+    store = ExpertStore(out / "experts", Path(experts) if experts else None, recipe(design), material, device, dtype)
     store.check(list(dict.fromkeys(task for point in points(design, material) for task in point.experts)))
     places, left_out = plan_places(experiment, design, material, store, device or "cpu")
     done = finished_cells(file)
     todo = list({place.id: place for place in places if place.id not in done}.values())
-    training = expert_seconds(design, material, store, places, todo, device or "cpu")
+    training = expert_seconds(design, material, store, todo, device or "cpu")
     announce(experiment, preset, design, material, places, todo, training, left_out, say)
     if dry_run:
         return file

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from radargate import ops
-from radargate.data.prompts import encode_row
-from radargate.data.rows import Row
 from radargate.layer import RadarLayer
 from radargate.ops.turning import turn_pairs
 
@@ -55,21 +51,6 @@ def outputs(layer: RadarLayer, x: Tensor) -> Outputs:
     angle = angle.expand(*plain.shape[:-1], angle.shape[-1])
     turned = turn_pairs(plain.flatten(0, 1), angle.flatten(0, 1)).view_as(plain)
     return Outputs(plain, turned, float(angle.detach().abs().mean()))
-
-
-@torch.no_grad()
-def read_rows(model: Any, tokenizer: Any, by_task: Mapping[str, Sequence[Row]], seen: Callable[[str], None]) -> None:
-    """Let a model read rows one by one, prompt and gold answer; ``seen`` is called before each task."""
-    model.eval()
-    seq2seq = bool(model.get_base_model().config.is_encoder_decoder)
-    device = next(model.parameters()).device
-    for task, rows in by_task.items():
-        seen(task)
-        for row in rows:
-            pair = encode_row(row.prompt, row.target, tokenizer, seq2seq)
-            extra = {"decoder_input_ids": torch.tensor([pair.continuation], device=device)} if seq2seq else {}
-            ids = pair.context if seq2seq else pair.context + pair.continuation
-            model(input_ids=torch.tensor([ids], device=device), **extra)
 
 
 def some_tokens(x: Tensor) -> Tensor:

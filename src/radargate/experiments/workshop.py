@@ -112,7 +112,7 @@ class Workshop:
             if point.left_out is not None:
                 adapters["left out"] = self._folders(point, [point.left_out], "mole", lambda _: None)
         work = self.out / f".work-{os.getpid()}"
-        return Grid(model, tokenizer, adapters, "", None, train, test, encoded,
+        return Grid(model, tokenizer, adapters, train, test, encoded,
                     AnswerCollator(tokenizer.pad_token_id, seq2seq), options, {}, work, self.device, probe)  # fmt: skip
 
 

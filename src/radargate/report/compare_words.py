@@ -56,9 +56,14 @@ def rotation_summary(analysis: Analysis) -> str:
         under = sum(c.better == c.second for c in held)
         over_all = sum(all(c.better == c.first for c in tests) for tests in by.values())
         answer = "yes" if over_all == len(by) else "in part" if over else "no" if under else "not shown"
-        words = f"{answer} by {WORDS[metric]}: radar is significantly better than stretch under {_share(over, len(held))} architectures"
-        words += f", significantly worse under {_share(under, len(held))}" if under else ""
-        parts.append(f"{words}, and better than stretch and every control under {_share(over_all, len(by))}")
+        clauses = []
+        if held:
+            clauses.append(f"significantly better than stretch under {_share(over, len(held))} architectures")
+            clauses[0] += f", significantly worse under {_share(under, len(held))}" if under else ""
+        controls = list(dict.fromkeys(_control(analysis, c) for tests in by.values() for c in tests))
+        if controls != ["stretch"]:
+            clauses.append(f"better than {_listed(controls, 99)} at once under {_share(over_all, len(by))}")
+        parts.append(f"{answer} by {WORDS[metric]}: radar is {', and '.join(clauses)}")
     return "Is rotation worth it? " + " ".join(f"{capital(part)}." for part in parts)
 
 

@@ -167,7 +167,8 @@ def _how(found: Findings) -> str:
     """What the numbers rest on."""
     request, design = found.request, found.request["design"]
     left_out = f" Left out: {'; '.join(request['left_out'])}." if request["left_out"] else ""
-    rows = "all test rows" if design["limit"] is None else f"up to {design['limit']} test rows a task"
+    split = design.get("split", "test")
+    rows = f"all {split} rows" if design["limit"] is None else f"up to {design['limit']} {split} rows a task"
     return (
         f"Made from `records.jsonl` (commit {request['commit'] or 'unknown'}): {rows}, {design['steps']} steps of {design['batch_size']} rows "
         f"for each gate, {design['expert_steps']} for each expert, seeds 0 to {design['seeds'] - 1}. Intervals resample rows within tasks, seeds "

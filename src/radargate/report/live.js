@@ -67,7 +67,7 @@ async function stream(asked, signal) {
       at("answer").append(delta.content ?? "");
       said.answer.push(...(ids ?? []));
       if (ids?.length && first === null) first = seconds();
-      at("progress").value = first === null ? "" : `${said.answer.length} tokens, the first after ${first} s, ${seconds()} s in all`;
+      at("progress").value = first === null ? "" : `${said.answer.length} ${said.answer.length === 1 ? "token" : "tokens"}, the first after ${first} s, ${seconds()} s in all`;
     }
   }
   return said;

@@ -85,9 +85,14 @@ class TrainContract(TrainerCallback):
         if frozen_hash(model) != self.before:
             raise TrainContractError("base or experts changed while the gates were trained; the result is not saved.")
         count = sum(p.numel() for p in self.gates.values())
+        moved = (
+            f"{len(self.unmoved)} had no gradient in so few steps"
+            if self.unmoved
+            else "each had a finite, non-zero gradient"
+        )
         lines = [
             f"train contract: the optimizer held exactly the {len(self.gates)} gate tensors ({count:,} numbers); "
-            "each had a finite, non-zero gradient; base and experts are unchanged (hash)."
+            f"{moved}; base and experts are unchanged (hash)."
         ]
         reasons: dict[str, int] = {}
         for reason in self.excused.values():

@@ -20,9 +20,10 @@ from radargate.data.batches import AnswerCollator, EncodedRow, encode_rows
 from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import load_rows
 from radargate.errors import DataError, RadarGateError, shown
+from radargate.experts.files import read_json
 from radargate.records import append_records, make_record
-from radargate.storage import AGAIN, alone, check_writable, enough_memory, flush, writing
-from radargate.training.loop import AnswerTrainer, duration, training_arguments
+from radargate.storage import AGAIN, check_writable, flush, writing
+from radargate.training.loop import AnswerTrainer, duration, training_arguments, training_run
 
 _FOLDER_NAME = re.compile(r"(?!\.)[\w .,+()&@=~-]{1,100}")
 
@@ -71,50 +72,64 @@ def train_experts(base: str | PreTrainedModel, data: str | Mapping[str, list[Row
         StorageError: ``out`` cannot be written, or another run writes there now.
         OutOfMemoryError: it needs more memory than there is.
     """
-    lower = f"--batch-size (now {options.batch_size}) or --max-length (now {options.max_length})"
-    with alone(out), enough_memory("training", lower):
-        return _train_experts(base, data, Path(out), options, tasks, union, frozen_A, resume, dtype, device, say)
+    out = Path(out)
+    with training_run(out, options):
+        by_task = dict(data) if isinstance(data, Mapping) else load_rows(data, "train", tasks)
+        if union:
+            by_task = {union: [row for rows in by_task.values() for row in rows]}
+        for task in by_task:
+            _check_folder_name(task)
+        existing = [task for task in by_task if (out / task / "adapter_config.json").exists()]
+        if existing and not resume:
+            raise RadarGateError(
+                f"{out / existing[0]} already holds an adapter. Use --resume to keep finished experts and train the "
+                "rest, or choose another --out."
+            )
+        for task in existing:
+            check_options(out / task, options)
+        check_writable(out / "records.jsonl", "the adapters")
+        model = load_base(base, dtype=dtype, device=device)
+        tokenizer = load_tokenizer(base)
+        seq2seq = bool(model.config.is_encoder_decoder)
+        folders: dict[str, Path] = {}
+        for number, (task, rows) in enumerate(by_task.items(), 1):
+            folders[task] = out / task
+            if task in existing:
+                say(f"[{number}/{len(by_task)}] {task}: already trained, kept.")
+                continue
+            encoded = encode_rows(rows, tokenizer, max_length=options.max_length, encoder_decoder=seq2seq)
+            say(f"[{number}/{len(by_task)}] {task}: {encoded.report(options.max_length)}")
+            torch.manual_seed(options.seed)
+            peft_model = cast(PeftModel, get_peft_model(model, lora_config(options, seq2seq)))
+            if frozen_A is not None:
+                share_A(peft_model, frozen_A)
+            facts = {"base": base_name(model), "data": None if isinstance(data, Mapping) else Path(data).name, "data_hash": rows_hash(rows), "rows": len(encoded.rows),
+                     "dropped": encoded.dropped, "options": asdict(options)}  # fmt: skip
+            peft_model.peft_config["default"].base_model_name_or_path = base_name(model)
+            with writing(f"the adapter {task}", out, again=AGAIN if resume else f"{AGAIN} with --resume"):
+                seconds = _train_one(peft_model, encoded.rows, AnswerCollator(tokenizer.pad_token_id, seq2seq),
+                                     folders[task], options, facts, device, say)  # fmt: skip
+            model = cast(PreTrainedModel, peft_model.unload())
+            say(f"[{number}/{len(by_task)}] {task}: saved to {folders[task]} after {duration(seconds)}.")
+        return folders
 
 
-def _train_experts(base: str | PreTrainedModel, data: str | Mapping[str, list[Row]], out: Path, options: ExpertOptions,
-                   tasks: list[str] | None, union: str | None, frozen_A: Path | None, resume: bool, dtype: str | None,
-                   device: str | None, say: Callable[[str], None]) -> dict[str, Path]:  # fmt: skip
-    by_task = dict(data) if isinstance(data, Mapping) else load_rows(data, "train", tasks)
-    if union:
-        by_task = {union: [row for rows in by_task.values() for row in rows]}
-    for task in by_task:
-        _check_folder_name(task)
-    existing = [task for task in by_task if (out / task / "adapter_config.json").exists()]
-    if existing and not resume:
+def check_options(folder: Path, options: ExpertOptions) -> None:
+    """Check that an adapter that is to be kept was trained with these options, where it says how it was.
+
+    Raises:
+        RadarGateError: it was not.
+    """
+    file = folder / "options.json"
+    if not file.is_file():
+        return
+    before, wanted = read_json(file), json.loads(json.dumps(asdict(options)))
+    differing = [key for key in wanted if key in before and before[key] != wanted[key]]
+    if differing:
+        key = differing[0]
         raise RadarGateError(
-            f"{out / existing[0]} already holds an adapter. Use --resume to keep finished experts and train the "
-            "rest, or choose another --out."
+            f"{folder} was trained with {key} {shown(before[key])}, not {wanted[key]}. Repeat its options, or choose another --out."
         )
-    check_writable(out / "records.jsonl", "the adapters")
-    model = load_base(base, dtype=dtype, device=device)
-    tokenizer = load_tokenizer(base)
-    seq2seq = bool(model.config.is_encoder_decoder)
-    folders: dict[str, Path] = {}
-    for number, (task, rows) in enumerate(by_task.items(), 1):
-        folders[task] = out / task
-        if task in existing:
-            say(f"[{number}/{len(by_task)}] {task}: already trained, kept.")
-            continue
-        encoded = encode_rows(rows, tokenizer, max_length=options.max_length, encoder_decoder=seq2seq)
-        say(f"[{number}/{len(by_task)}] {task}: {encoded.report(options.max_length)}")
-        torch.manual_seed(options.seed)
-        peft_model = cast(PeftModel, get_peft_model(model, lora_config(options, seq2seq)))
-        if frozen_A is not None:
-            share_A(peft_model, frozen_A)
-        facts = {"base": base_name(model), "data": None if isinstance(data, Mapping) else Path(data).name, "data_hash": rows_hash(rows), "rows": len(encoded.rows),
-                 "dropped": encoded.dropped, "options": asdict(options)}  # fmt: skip
-        peft_model.peft_config["default"].base_model_name_or_path = base_name(model)
-        with writing(f"the adapter {task}", out, again=AGAIN if resume else f"{AGAIN} with --resume"):
-            seconds = _train_one(peft_model, encoded.rows, AnswerCollator(tokenizer.pad_token_id, seq2seq),
-                                 folders[task], options, facts, device, say)  # fmt: skip
-        model = cast(PreTrainedModel, peft_model.unload())
-        say(f"[{number}/{len(by_task)}] {task}: saved to {folders[task]} after {duration(seconds)}.")
-    return folders
 
 
 def _train_one(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator, folder: Path,

@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -23,14 +22,16 @@ from radargate.data.batches import AnswerCollator, EncodedRow, encode_rows
 from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import load_rows
 from radargate.errors import OptionError, RadarGateError
+from radargate.experts.adapters import read_adapter
 from radargate.experts.domains import TEXTS, domain_vectors
 from radargate.gates.base import make_options
+from radargate.launcher import is_main_process
 from radargate.records import append_records, file_hash, make_record, read_records, write_atomic
 from radargate.rules.searched import SearchedRule
-from radargate.storage import AGAIN, alone, enough_memory, flush, writing
+from radargate.storage import AGAIN, flush, writing
 from radargate.training import checkpoints, processes
 from radargate.training.contract import TrainContract
-from radargate.training.loop import AnswerTrainer, duration, training_arguments
+from radargate.training.loop import AnswerTrainer, duration, training_arguments, training_run
 from radargate.training.schedule import DenseStart, parameter_groups
 from radargate.training.search import search_weights
 from radargate.verify import lock_base
@@ -106,64 +107,67 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
         StorageError: ``out`` cannot be written, or another run writes there now.
         OutOfMemoryError: it needs more memory than there is.
     """
-    lower = f"--batch-size (now {options.batch_size}) or --max-length (now {options.max_length})"
-    with alone(out) if processes.is_main() else nullcontext(), enough_memory("training", lower):
-        return _train_gates(base, adapters, data, Path(out), options.resolved(), tasks, resume, allow_inactive, gate_only,
-                            dtype, device, tensorboard, shard, say)  # fmt: skip
-
-
-def _train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: Path, options: GateTraining,
-                 tasks: list[str] | None, resume: bool, allow_inactive: bool, gate_only: bool, dtype: str | None,
-                 device: str | None, tensorboard: bool, shard: bool,
-                 say: Callable[[str], None]) -> dict[str, Any]:  # fmt: skip
-    run = {"base": base, "adapters": {k: str(v) for k, v in adapters.items()}, "data": str(data), "tasks": tasks,
-           "options": asdict(options), "dtype": dtype}  # fmt: skip
-    if _claim(out, run, resume, say):
-        return _read_own(out / "record.json")
-    _searched(options)  # a missing package is said before the model is loaded
-    again = AGAIN if resume else f"{AGAIN} with --resume"
-    by_task = load_rows(data, "train", tasks)
-    rows = [row for task_rows in by_task.values() for row in task_rows]
-    tokenizer, loaded = load_tokenizer(base), load_base(base, dtype=dtype, device=device)
-    gate_options = resolve_gate_options(options, loaded, tokenizer, by_task, list(adapters))
-    model = compose(loaded, adapters, architecture=options.architecture,
-                    architecture_options=options.architecture_options, gate=options.gate, top_k=options.top_k,
-                    preset=options.preset, seed=options.seed, allow_inactive=allow_inactive, **gate_options)  # fmt: skip
-    seq2seq = bool(cast(Any, model.get_base_model()).config.is_encoder_decoder)
-    encoded = encode_rows(rows, tokenizer, max_length=options.max_length, encoder_decoder=seq2seq)
-    layers = radar_layers(model)
-    if shard:
-        PartialState(cpu=device == "cpu")  # connects the processes
-        processes.shard(model)
-    say(f"{len(adapters)} experts at {len(layers)} layers of the model; {encoded.report(options.max_length)}")
-    backend, reason = ops.choose_backend(device=device or "cpu")
-    say(f"backend: {backend} ({reason}).")
-    collator = AnswerCollator(tokenizer.pad_token_id, seq2seq)
-    with writing("checkpoints and metrics", out, again=again):
-        metrics = fit_gates(
-            model, encoded.rows, collator, out, options, resume=resume, device=device, tensorboard=tensorboard, say=say
-        )
-    metrics["mean_angle"] = mean_angle(model, encoded.rows[: options.batch_size], collator)
-    if metrics["mean_angle"] is not None:
-        weak = " The rotation did next to nothing." if metrics["mean_angle"] < 0.02 else ""
-        say(f"mean rotation angle: {metrics['mean_angle']:.3f} rad ({math.degrees(metrics['mean_angle']):.0f}°).{weak}")
-    radar_config(model).gate_only = gate_only
-    processes.gather_experts(model)
-    facts = {
-        "base": base, "data": Path(data).name, "data_hash": rows_hash(rows), "rows": len(encoded.rows),
-        "dropped": encoded.dropped, "options": asdict(options), "dtype": dtype,
-        "experts": {name: known["sha256"] for name, known in radar_config(model).expert_facts.items()},
-    }  # fmt: skip
-    if processes.is_main():
-        with writing("the bundle", out, again=again):
-            _save(model, out, metrics, facts, base)
-    processes.wait()
-    record = _read_own(out / "record.json")
-    if not processes.is_main():
+    out, options = Path(out), options.resolved()
+    with training_run(out, options):
+        by_task = load_rows(data, "train", tasks)
+        rows = [row for task_rows in by_task.values() for row in task_rows]
+        run = {"base": base, "adapters": {k: str(v) for k, v in adapters.items()}, "data": str(data), "tasks": tasks,
+               "options": asdict(options), "dtype": dtype, "gate_only": gate_only, "data_hash": rows_hash(rows),
+               "experts": {name: read_adapter(name, source).sha256() for name, source in adapters.items()}}  # fmt: skip
+        if _claim(out, run, resume, say):
+            return _read_own(out / "record.json")
+        _searched(options)  # a missing package is said before the model is loaded
+        again = AGAIN if resume else f"{AGAIN} with --resume"
+        tokenizer, loaded = load_tokenizer(base), load_base(base, dtype=dtype, device=device)
+        gate_options = resolve_gate_options(options, loaded, tokenizer, by_task, list(adapters))
+        model = compose(loaded, adapters, architecture=options.architecture,
+                        architecture_options=options.architecture_options, gate=options.gate, top_k=options.top_k,
+                        preset=options.preset, seed=options.seed, allow_inactive=allow_inactive, **gate_options)  # fmt: skip
+        seq2seq = bool(cast(Any, model.get_base_model()).config.is_encoder_decoder)
+        encoded = encode_rows(rows, tokenizer, max_length=options.max_length, encoder_decoder=seq2seq)
+        layers = radar_layers(model)
+        if shard:
+            PartialState(cpu=device == "cpu")  # connects the processes
+            processes.shard(model)
+        say(f"{len(adapters)} experts at {len(layers)} layers of the model; {encoded.report(options.max_length)}")
+        backend, reason = ops.choose_backend(device=device or "cpu")
+        say(f"backend: {backend} ({reason}).")
+        collator = AnswerCollator(tokenizer.pad_token_id, seq2seq)
+        with writing("checkpoints and metrics", out, again=again):
+            metrics = fit_gates(
+                model,
+                encoded.rows,
+                collator,
+                out,
+                options,
+                resume=resume,
+                device=device,
+                tensorboard=tensorboard,
+                say=say,
+            )
+        metrics["mean_angle"] = mean_angle(model, encoded.rows[: options.batch_size], collator)
+        if metrics["mean_angle"] is not None:
+            weak = " The rotation did next to nothing." if metrics["mean_angle"] < 0.02 else ""
+            say(
+                f"mean rotation angle: {metrics['mean_angle']:.3f} rad ({math.degrees(metrics['mean_angle']):.0f}°).{weak}"
+            )
+        radar_config(model).gate_only = gate_only
+        processes.gather_experts(model)
+        facts = {
+            "base": base, "data": Path(data).name, "data_hash": rows_hash(rows), "rows": len(encoded.rows),
+            "dropped": encoded.dropped, "options": asdict(options), "dtype": dtype,
+            "experts": {name: known["sha256"] for name, known in radar_config(model).expert_facts.items()},
+        }  # fmt: skip
+        if is_main_process():
+            with writing("the bundle", out, again=again):
+                _save(model, out, metrics, facts, base)
+        processes.wait()
+        record = _read_own(out / "record.json")
+        if not is_main_process():
+            return record
+        _tidy(out)
+        say(f"saved to {out} after {duration(metrics['seconds'])}.")
         return record
-    _tidy(out)
-    say(f"saved to {out} after {duration(metrics['seconds'])}.")
-    return record
 
 
 def _tidy(out: Path) -> None:
@@ -320,7 +324,7 @@ def mean_angle(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollato
 
 def _claim(out: Path, run: dict[str, Any], resume: bool, say: Callable[[str], None]) -> bool:
     """Take ``out`` for this run; True where the same run is finished there already. The main process takes it."""
-    if not processes.is_main():
+    if not is_main_process():
         return resume and (out / "record.json").exists()
     run = json.loads(json.dumps(run))
     file = out / "run.json"
@@ -333,7 +337,7 @@ def _claim(out: Path, run: dict[str, Any], resume: bool, say: Callable[[str], No
             key = differing[0]
             raise RadarGateError(
                 f"--resume: the run in {out} had another {key} ({json.dumps(before.get(key))[:200]}). Repeat its "
-                "options, or choose another --out."
+                "options, data and adapters, or choose another --out."
             )
         if (out / "record.json").exists():
             _tidy(out)

@@ -20,8 +20,8 @@ from radargate.data.sources import load_rows
 from radargate.errors import RadarGateError
 from radargate.experts.bank import write_expert
 from radargate.records import append_records, make_record
-from radargate.training.experts import ExpertOptions, lora_config, train_experts
-from radargate.training.loop import AnswerTrainer, duration, training_arguments
+from radargate.training.experts import ExpertOptions, check_options, lora_config, train_experts
+from radargate.training.loop import AnswerTrainer, duration, training_arguments, training_run
 
 JOINT_BUNDLE = "joint"
 
@@ -39,7 +39,9 @@ def train_hydra_experts(base: str | PreTrainedModel, data: str | Mapping[str, li
     model = load_base(base, dtype=dtype, device=device)
     shared = out / ".shared" / "union"
     say("First one LoRA on all tasks together: its A will be shared, and frozen.")
-    if not (shared / "adapter_config.json").exists():
+    if (shared / "adapter_config.json").exists():
+        check_options(shared, options)
+    else:
         train_experts(model, data, out / ".shared", options, tasks=tasks, union="union", device=device, say=say)
     return train_experts(model, data, out, options, tasks=tasks, resume=resume, device=device, say=say, frozen_A=shared)
 
@@ -71,38 +73,41 @@ def train_hydra_jointly(base: str | PreTrainedModel, data: str, out: str | Path,
     out = Path(out)
     if (out / JOINT_BUNDLE).exists():
         raise RadarGateError(f"{out / JOINT_BUNDLE} already holds a bundle; choose another --out.")
-    model = load_base(base, dtype=dtype, device=device)
-    tokenizer, seq2seq = load_tokenizer(base), bool(model.config.is_encoder_decoder)
-    rows = [row for task_rows in load_rows(data, "train", tasks).values() for row in task_rows]
-    encoded = encode_rows(rows, tokenizer, max_length=options.max_length, encoder_decoder=seq2seq)
-    say(f"{heads} heads; {encoded.report(options.max_length)}")
-    work = out / f".{JOINT_BUNDLE}.tmp"
-    shutil.rmtree(work, ignore_errors=True)
-    composed = _untrained(model, work / "heads", heads, options, seq2seq)
-    for parameter in _banks(composed):
-        parameter.requires_grad_(True)
-    arguments = training_arguments(work / "run", steps=options.steps, batch_size=options.batch_size, lr=options.lr,
-                                   seed=options.seed, device=device)  # fmt: skip
-    trainer = AnswerTrainer(composed, encoded.rows, arguments, AnswerCollator(tokenizer.pad_token_id, seq2seq), say=say)
-    result = trainer.train()
-    for parameter in _banks(composed):
-        parameter.requires_grad_(False)
-    bank, folders = expert_bank(composed), {}
-    for name in bank.names:
-        folders[name] = out / name
-        write_expert(bank, name, folders[name])
-    composed.save_pretrained(str(work / "bundle"), save_embedding_layers=False)
-    (work / "bundle").rename(out / JOINT_BUNDLE)
-    composed.unload()
-    shutil.rmtree(work, ignore_errors=True)
-    seconds = result.metrics["train_runtime"]
-    append_records(out / "records.jsonl", [make_record(
-        "experts", JOINT_BUNDLE, {"final_loss": result.training_loss, "seconds": seconds}, base=base_name(model),
-        data=Path(data).name, data_hash=rows_hash(rows), rows=len(encoded.rows), dropped=encoded.dropped,
-        options=asdict(options), heads=heads, architecture="hydra",
-    )])  # fmt: skip
-    say(f"A, {heads} heads and router: saved to {out} after {duration(seconds)}.")
-    return folders
+    with training_run(out, options):
+        model = load_base(base, dtype=dtype, device=device)
+        tokenizer, seq2seq = load_tokenizer(base), bool(model.config.is_encoder_decoder)
+        rows = [row for task_rows in load_rows(data, "train", tasks).values() for row in task_rows]
+        encoded = encode_rows(rows, tokenizer, max_length=options.max_length, encoder_decoder=seq2seq)
+        say(f"{heads} heads; {encoded.report(options.max_length)}")
+        work = out / f".{JOINT_BUNDLE}.tmp"
+        shutil.rmtree(work, ignore_errors=True)
+        composed = _untrained(model, work / "heads", heads, options, seq2seq)
+        for parameter in _banks(composed):
+            parameter.requires_grad_(True)
+        arguments = training_arguments(work / "run", steps=options.steps, batch_size=options.batch_size, lr=options.lr,
+                                       seed=options.seed, device=device)  # fmt: skip
+        trainer = AnswerTrainer(
+            composed, encoded.rows, arguments, AnswerCollator(tokenizer.pad_token_id, seq2seq), say=say
+        )
+        result = trainer.train()
+        for parameter in _banks(composed):
+            parameter.requires_grad_(False)
+        bank, folders = expert_bank(composed), {}
+        for name in bank.names:
+            folders[name] = out / name
+            write_expert(bank, name, folders[name])
+        composed.save_pretrained(str(work / "bundle"), save_embedding_layers=False)
+        (work / "bundle").rename(out / JOINT_BUNDLE)
+        composed.unload()
+        shutil.rmtree(work, ignore_errors=True)
+        seconds = result.metrics["train_runtime"]
+        append_records(out / "records.jsonl", [make_record(
+            "experts", JOINT_BUNDLE, {"final_loss": [line["loss"] for line in trainer.state.log_history if "loss" in line][-1], "seconds": seconds}, base=base_name(model),
+            data=Path(data).name, data_hash=rows_hash(rows), rows=len(encoded.rows), dropped=encoded.dropped,
+            options=asdict(options), heads=heads, architecture="hydra",
+        )])  # fmt: skip
+        say(f"A, {heads} heads and router: saved to {out} after {duration(seconds)}.")
+        return folders
 
 
 def _untrained(model: PreTrainedModel, folder: Path, heads: int, options: ExpertOptions, seq2seq: bool) -> PeftModel:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +18,35 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from radargate.data.batches import AnswerCollator, EncodedRow, step_order
+from radargate.launcher import is_main_process
 from radargate.records import write_atomic
+from radargate.storage import alone, enough_memory
 from radargate.training import checkpoints, processes
 
 
+class _Sizes(Protocol):
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def max_length(self) -> int: ...
+
+
+@contextlib.contextmanager
+def training_run(out: Path, options: _Sizes) -> Iterator[None]:
+    """A training into ``out``: the only one there, and with a word on what to lower where memory runs out.
+
+    Raises:
+        StorageError: another run writes there now.
+        OutOfMemoryError: it needs more memory than there is.
+    """
+    lower = f"--batch-size (now {options.batch_size}) or --max-length (now {options.max_length})"
+    with alone(out) if is_main_process() else contextlib.nullcontext(), enough_memory("training", lower):
+        yield
+
+
 def training_arguments(out: str | Path, *, steps: int, batch_size: int, lr: float, seed: int, save_every: int = 0,
-                       tensorboard: bool = False, device: str | None = None, warmup: float = 0.05,
-                       ) -> TrainingArguments:  # fmt: skip
+                       tensorboard: bool = False, device: str | None = None) -> TrainingArguments:  # fmt: skip
     """Arguments for `AnswerTrainer`: AdamW without decay, short warm-up then cosine, clipping at 1.
 
     Args:
@@ -35,7 +58,6 @@ def training_arguments(out: str | Path, *, steps: int, batch_size: int, lr: floa
         save_every: steps between checkpoints, 0 for none.
         tensorboard: also log to TensorBoard under ``out/tensorboard``.
         device: ``"cpu"`` forces the CPU.
-        warmup: share of the steps with a rising rate.
     """
     if tensorboard:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(out) / "tensorboard")
@@ -47,7 +69,7 @@ def training_arguments(out: str | Path, *, steps: int, batch_size: int, lr: floa
         weight_decay=0.0,
         max_grad_norm=1.0,
         lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(warmup * steps),
+        warmup_steps=math.ceil(0.05 * steps),
         optim="adamw_torch",
         logging_steps=max(1, min(10, steps // 10)),
         save_strategy="steps" if save_every else "no",
@@ -82,6 +104,8 @@ class AnswerTrainer(Trainer):
                  *, groups: list[dict[str, Any]] | None = None, say: Callable[[str], None] | None = None,
                  callbacks: list[TrainerCallback] | None = None) -> None:  # fmt: skip
         self.groups = groups
+        # a step never holds a row twice: with fewer rows than a batch, a step takes all of them
+        args.per_device_train_batch_size = max(1, min(args.per_device_train_batch_size, len(rows) // args.world_size))
         self.order = step_order(
             [row.length for row in rows], args.per_device_train_batch_size * args.world_size, args.max_steps, args.seed
         )

@@ -7,7 +7,6 @@ up; so nothing is loaded, and every gate, rule and architecture is planned by th
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,17 +17,15 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel, get_peft_model
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
 from radargate.architectures import ARCHITECTURES
-from radargate.base_models import load_config, meta_base, resolve_base
+from radargate.base_models import load_config, meta_base, plain_dtype, resolve_base
 from radargate.composition import radar_layers
-from radargate.config import RadarConfig, gate_class, preset_options
-from radargate.errors import OptionError
+from radargate.config import RadarConfig, check_top_k, gate_class, preset_options
 from radargate.experiments.predict import STEP
 from radargate.experts.adapters import SiteShape, base_sites, check_fit, read_adapter
 from radargate.gates.base import make_options
+from radargate.live_bytes import LiveBytes
 from radargate.training.gates import GateTraining
 from radargate.training.schedule import set_dense
 
@@ -87,13 +84,13 @@ def plan_training(base: str, adapters: Mapping[str, str | Path], options: GateTr
     options = options.resolved()
     config = load_config(resolve_base(base))
     stored = str(dtype or getattr(config, "dtype", None) or torch.float32).removeprefix("torch.")
-    model = meta_base(base).to(getattr(torch, stored))
+    model = meta_base(base).to(plain_dtype(stored, "a plan knows the sizes of plain weights"))
     base_bytes = sum(p.nbytes for p in model.parameters())
     composed = _compose_shapes(model, adapters, options)
     gates = [p for layer in radar_layers(composed) for p in layer.gate("default").parameters()]
     trained = [p for p in gates if p.requires_grad]
     batch, length = options.batch_size, options.max_length
-    counter = _Live(composed)
+    counter = _Usual()
     with torch.device("meta"), counter, _flash_attention():
         flops = _step(
             composed, config, batch, length, min(answer_tokens + 2, length), options.dense_start or 0.0, trained
@@ -109,8 +106,8 @@ def plan_training(base: str, adapters: Mapping[str, str | Path], options: GateTr
     )
 
 
-def words(plan: Plan, options: GateTraining) -> str:
-    """The plan for people."""
+def words(plan: Plan, options: GateTraining, runs: int = 1) -> str:
+    """The plan for people; its seconds are those of ``runs`` trainings."""
     rows = [
         ("base", plan.base_bytes), ("experts", plan.expert_bytes), ("gates", plan.gate_bytes), ("optimizer", plan.optimizer_bytes),
         (f"a step of {options.batch_size} rows of {options.max_length} tokens", plan.step_bytes), ("together", plan.peak_bytes),
@@ -119,7 +116,7 @@ def words(plan: Plan, options: GateTraining) -> str:
     lines = [f"{name:<{width}}  {value / 1e6:>10,.1f} MB" for name, value in rows]
     return "\n".join([
         *lines,
-        f"{plan.trained_parameters:,} numbers to train; roughly {plan.seconds / 60:,.1f} minutes for {options.steps} steps.",
+        f"{plan.trained_parameters:,} numbers to train; roughly {plan.seconds / 60:,.1f} minutes for {f'{runs} × ' if runs > 1 else ''}{options.steps} steps.",
         "Python and torch take some 500 MB more. For less: a smaller --batch-size or --max-length, --dtype bfloat16.",
     ])  # fmt: skip
 
@@ -130,8 +127,7 @@ def _compose_shapes(model: Any, adapters: Mapping[str, str | Path], options: Gat
     read = [read_adapter(str(name), source) for name, source in adapters.items()]
     for adapter in read:
         check_fit(adapter, shapes)
-    if options.top_k is not None and not 1 <= options.top_k <= len(read):
-        raise OptionError(f"top_k is {options.top_k}, expected 1 to {len(read)}, the number of adapters.")
+    check_top_k(options.top_k, len(read))
     kind = gate_class(options.gate)
     chosen, _ = kind.take(preset_options(options.preset, options.gate, options.gate_options))
     make_options(kind, chosen)
@@ -139,7 +135,7 @@ def _compose_shapes(model: Any, adapters: Mapping[str, str | Path], options: Gat
     config = RadarConfig(
         task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM", architecture=options.architecture,
         architecture_options=dict(options.architecture_options), gate=options.gate, gate_options=chosen,
-        top_k=options.top_k and min(options.top_k, len(read)), preset=options.preset, seed=options.seed,
+        top_k=options.top_k, preset=options.preset, seed=options.seed,
         experts=[adapter.name for adapter in read],
         sites={site: _entry(site, shape, read) for site, shape in shapes.items() if any(site in a.sites for a in read)},
     )  # fmt: skip
@@ -184,40 +180,24 @@ def _step(
     return float(counted.get_total_flops())
 
 
-class _Live(TorchDispatchMode):
-    """Adds up the bytes of all tensors that operations make, as long as they live; a model's own are left out."""
+class _Usual(LiveBytes):
+    """Counts, and answers code that looks into a tensor: all is usual (no padding), nothing is not."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
-        self.known = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
-        self.asked: set[int] = set()  # what `any` has answered
+        self.asked: set[int] = set()  # storages of what `any` has answered
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            # code that looks into a tensor asks whether all is usual (no padding) or anything is not: it is usual
             return args[0].dtype == torch.bool and args[0].untyped_storage()._cdata not in self.asked
-        result = func(*args, **(kwargs or {}))
+        result = super().__torch_dispatch__(func, types, args, kwargs)
         if func.overloadpacket is torch.ops.aten.any:
             self.asked.add(result.untyped_storage()._cdata)
-        tree_map_only(Tensor, self._note, result)
         return result
 
-    def _note(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self.known:
-            return
-        size = storage.nbytes()
-        self.known.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._gone, key, size)
-
     def _gone(self, key: int, size: int) -> None:
-        self.known.discard(key)
+        super()._gone(key, size)
         self.asked.discard(key)
-        self.now -= size
 
 
 class _Flash(torch.autograd.Function):

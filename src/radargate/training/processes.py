@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, cast
 
 import torch.distributed as dist
@@ -13,16 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from radargate.composition import radar_layers
 from radargate.errors import OptionError
-
-
-def count() -> int:
-    """How many processes the launcher started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main() -> bool:
-    """Whether this process is the one that writes and prints."""
-    return int(os.environ.get("RANK", "0")) == 0
+from radargate.launcher import is_main_process, process_count
 
 
 def share_of(batch_size: int) -> int:
@@ -31,11 +21,11 @@ def share_of(batch_size: int) -> int:
     Raises:
         OptionError: the rows cannot be shared out evenly.
     """
-    if batch_size % count():
+    if batch_size % process_count():
         raise OptionError(
-            f"batch_size is {batch_size} rows a step, which {count()} processes cannot share evenly. Use a multiple of {count()}."
+            f"batch_size is {batch_size} rows a step, which {process_count()} processes cannot share evenly. Use a multiple of {process_count()}."
         )
-    return batch_size // count()
+    return batch_size // process_count()
 
 
 def wait() -> None:
@@ -77,5 +67,5 @@ def gather_experts(model: PeftModel) -> None:
             for name, parameter in list(bank.named_parameters(recurse=False)):
                 if isinstance(parameter, DTensor):
                     whole: Any = parameter.full_tensor()
-                    if is_main():
+                    if is_main_process():
                         setattr(bank, name, nn.Parameter(whole.cpu(), requires_grad=False))
