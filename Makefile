@@ -33,9 +33,9 @@ lint: install
 bench: install
 	rm -rf $(MEASURED) && mkdir -p $(MEASURED) $(SPEED)
 	$(BIN)/radargate bench ops --quick --out $(MEASURED)/ops.jsonl
-	$(BIN)/radargate bench ops $(GRID) --widths 2048 --tokens 512 --out $(MEASURED)/ops.jsonl
-	$(BIN)/radargate bench ops $(GRID) --widths 2048 --tokens 1 16 --experts 8 40 320 --out $(MEASURED)/ops.jsonl
-	$(BIN)/radargate bench ops $(GRID) --widths 2048 --tokens 4096 --top-k 2 --out $(MEASURED)/ops.jsonl
+	$(BIN)/radargate bench ops $(GRID) --widths 2048 --tokens 512 --top-k 2 0 --out $(MEASURED)/ops.jsonl
+	$(BIN)/radargate bench ops $(GRID) --widths 2048 --tokens 1 16 --top-k 2 0 --experts 8 40 320 --out $(MEASURED)/ops.jsonl
+	$(BIN)/radargate bench ops $(GRID) --widths 2048 --tokens 4096 --top-k 2 --experts 8 40 320 --out $(MEASURED)/ops.jsonl
 	$(BIN)/radargate bench ops $(GRID) --widths 576 4096 --tokens 1 512 --top-k 2 --experts 8 40 --out $(MEASURED)/ops.jsonl
 	$(BIN)/radargate bench step --rounds 3 --out $(MEASURED)/step.jsonl
 	$(BIN)/radargate bench decode --rounds 3 --out $(MEASURED)/decode.jsonl

@@ -138,6 +138,7 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_NO_TQDM", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says on import which kernels it lacks
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # of processes that we start
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", module=r"(peft|transformers|accelerate|torch)\.")
 
