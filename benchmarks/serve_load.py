@@ -16,8 +16,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,12 +69,14 @@ def serving(bundle: str, *flags: str) -> Iterator[tuple[str, psutil.Process]]:
         for line in process.stderr:
             said.append(line)
             if found := re.search(r" at (http://\S+)/v1", line):
+                # whatever else it says is thrown away: a full pipe would hold it up
+                threading.Thread(target=deque, args=(process.stderr, 0), daemon=True).start()
                 yield found[1], psutil.Process(process.pid)
                 return
         raise SystemExit(f"the server did not start:\n{''.join(said)}")
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.wait(timeout=60)
 
 
 async def client(http: httpx.AsyncClient, number: int, until: float, expert: str, max_tokens: int, seen: Seen) -> None:
@@ -84,7 +87,7 @@ async def client(http: httpx.AsyncClient, number: int, until: float, expert: str
                   "prompt": PROMPTS[count % len(PROMPTS)],
                   "experts": {expert: 0.0} if count % 2 else {}}  # fmt: skip
         count += 1
-        begun, first, tokens, ended = time.monotonic(), None, 0, False
+        begun, first, tokens, ended, failed = time.monotonic(), None, 0, False, False
         try:
             async with http.stream("POST", "/v1/completions", json=fields) as response:
                 if response.status_code != 200:
@@ -95,16 +98,15 @@ async def client(http: httpx.AsyncClient, number: int, until: float, expert: str
                         continue
                     ended = line == "data: [DONE]"
                     event = {} if ended else json.loads(line.removeprefix("data: "))
-                    if "error" in event:
-                        seen.errors["error in the stream"] += 1
+                    failed = failed or "error" in event
                     if first is None and any(one.get("text") for one in event.get("choices", [])):
                         first = time.monotonic() - begun
                     tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
         except httpx.HTTPError as error:
             seen.errors[type(error).__name__] += 1
             continue
-        if not ended:
-            seen.errors["cut off"] += 1
+        if failed or not ended:
+            seen.errors["error in the stream" if failed else "cut off"] += 1
             continue
         seen.whole.append(time.monotonic() - begun)
         seen.first.append(seen.whole[-1] if first is None else first)

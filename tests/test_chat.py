@@ -81,6 +81,14 @@ def test_experts_are_listed_switched_and_explained(say, bundle):
     assert re.search(rf"^math .* {sum('math' in site_experts(layer) for layer in config_sites)}$", out, re.M)
 
 
+def test_a_factor_that_cannot_be_read_ends_no_conversation(say):
+    code, out, err = say("/experts law=[", "/experts law=2026-13-45", "/experts law", "/experts law=0")
+    assert code == 0 and re.search(r"^law +0$", out, re.M)
+    assert "/experts law=[: the value cannot be read" in err and "/experts law=2026-13-45: the value" in err
+    assert "/experts law: expected NAME=VALUE, such as math=0" in err
+    assert "--expert law: expected NAME=VALUE" in say(flags=("--expert", "law"))[2]
+
+
 def site_experts(layer):
     config, entry = layer.entries["default"]
     return [config.experts[i] for i in entry["experts"]]

@@ -182,6 +182,30 @@ def test_the_command_writes_a_page_of_two_bundles(zoo, load_tiny, tmp_path, caps
     assert "is a folder, expected a file" in capsys.readouterr().err
 
 
+def drawn(folder, page, place=""):
+    """What a browser makes of a page, and what it logs."""
+    (folder / "page.html").write_text(page)
+    found = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}",
+         "--enable-logging=stderr", "--virtual-time-budget=8000", "--dump-dom", f"file://{folder / 'page.html'}{place}"],
+        capture_output=True, text=True, timeout=280, check=True,
+    )  # fmt: skip
+    return found.stdout, found.stderr
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium here")
+def test_an_expert_has_one_colour_wherever_it_stands_in_a_trace(tmp_path):
+    traces = [
+        made(tmp_path / name, list("abcd"), experts, ["model.layers.0.q"])
+        for name, experts in (("one", ["math", "law"]), ("two", ["law", "code", "math"]))
+    ]
+    document, _ = drawn(tmp_path, explorer(traces, ["one", "two"]))
+    legend = dict(re.findall(r'<li><span class="swatch"[^>]*--c: ?(#\w+)[^>]*>A</span>(\w+)</li>', document))
+    bars = re.findall(r'<span>(\w+)</span><span class="bar"[^>]*--c: ?(#\w+)', document)
+    assert set(legend.values()) == {"math", "law", "code"} and len(legend) == 3
+    assert len(bars) == 5 and all(legend[colour] == expert for expert, colour in bars)
+
+
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium here")
 def test_a_browser_draws_every_chart_without_an_error(tmp_path):
     trace = made(
@@ -190,18 +214,13 @@ def test_a_browser_draws_every_chart_without_an_error(tmp_path):
         ["math", "</script><b>", "code"],
         ["model.layers.0.q", "model.layers.1.v"],
     )
-    (tmp_path / "page.html").write_text(explorer([trace, trace], ["one", "two"]))
-    found = subprocess.run(
-        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-         "--enable-logging=stderr", "--virtual-time-budget=8000", "--dump-dom", f"file://{tmp_path / 'page.html'}#token-3"],
-        capture_output=True, text=True, timeout=280, check=True,
-    )  # fmt: skip
-    assert "CONSOLE" not in found.stderr, [line for line in found.stderr.splitlines() if "CONSOLE" in line]
-    assert 'data-drawn="yes"' in found.stdout
-    charts = dict(re.findall(r'<figure id="([\w-]+)">(.*?)</figure>', found.stdout, re.S))
+    document, said = drawn(tmp_path, explorer([trace, trace], ["one", "two"]), "#token-3")
+    assert "CONSOLE" not in said, [line for line in said.splitlines() if "CONSOLE" in line]
+    assert 'data-drawn="yes"' in document
+    charts = dict(re.findall(r'<figure id="([\w-]+)">(.*?)</figure>', document, re.S))
     for section, names in CHARTS.items():
         for name in names:
             for place in (0, 1):
                 assert "main-svg" in charts[f"{section}-{place}-{name}"], name
-    assert re.search(r'id="token-3"[^>]*aria-selected="true"', found.stdout)
-    assert "<img src=x" not in found.stdout.split("</script>")[-1]
+    assert re.search(r'id="token-3"[^>]*aria-selected="true"', document)
+    assert "<img src=x" not in document.split("</script>")[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -230,6 +231,32 @@ def test_what_cannot_be_fitted_says_so(zoo, load_tiny, rows, tmp_path, tasks):
     tutel = radargate.compose(load_tiny(), zoo["llama"]["adapters"], gate="tutel", top_k=2, capacity=1.0)
     with pytest.raises(RadarGateError, match="depend on the other tokens"):
         fit_lora(tutel, tmp_path / "tutel", *rows, Fitting(2), tokenizer=tiny_tokenizer())
+
+
+def test_rows_that_are_too_long_are_measured_nowhere(zoo, load_tiny, rows, tmp_path, monkeypatch):
+    model, (fit, held_out) = compose(zoo, load_tiny()), rows
+    long = replace(held_out["add"][0], prompt="x" * 600)
+    records = []
+    for name, given in (("plain", held_out), ("long", {**held_out, "add": [long, *held_out["add"]], "words": [long]})):
+        records.append(fit_lora(model, tmp_path / name, fit, given, Fitting(2), tokenizer=tiny_tokenizer()))
+    plain, with_long = records
+    assert with_long["dropped_held_out"] and not plain["dropped_held_out"]
+    assert all(plain[key] == with_long[key] for key in ("rows", "data_hash", "metrics"))
+    monkeypatch.setattr(fitted_lora, "fit_sites", None)  # it must not come so far
+    with pytest.raises(DataError, match="No row is left"):
+        fit_lora(model, tmp_path / "lora", fit, {"words": [long]}, Fitting(2), tokenizer=tiny_tokenizer())
+
+
+def test_of_two_compositions_on_one_base_the_named_one_is_exported(zoo, rows, tmp_path):
+    for name, experts in (("mine", ("math", "law")), ("other", ("code",))):
+        adapters = {expert: zoo["llama"]["adapters"][expert] for expert in experts}
+        radargate.compose(str(zoo["llama"]["base"]), adapters, gate="uniform", top_k=1).save_pretrained(tmp_path / name)
+    first = radargate.load(None, tmp_path / "mine", adapter_name="mine")
+    both = radargate.load(first.get_base_model(), tmp_path / "other", adapter_name="other")
+    radargate.save_as_lora(both, tmp_path / "lora", adapter_name="other")
+    assert all(site.endswith("q_proj") for site in read_adapter("lora", tmp_path / "lora").sites)
+    with pytest.raises(OptionError, match="composition 'mine' is not active, found other"):
+        fit_lora(both, tmp_path / "fitted", *rows, Fitting(2), tokenizer=tiny_tokenizer(), adapter_name="mine")
 
 
 def test_rows_to_measure_on_are_others_than_those_to_fit_to(tasks, tmp_path):

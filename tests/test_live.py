@@ -148,6 +148,23 @@ def test_errands_wait_their_turn_have_a_limit_and_keep_their_errors(bundle):
         running.engine.between(int)
 
 
+def test_a_trace_is_taken_back_when_its_client_leaves(open_server):
+    hold, begun = threading.Event(), threading.Event()
+
+    def busy():
+        begun.set()
+        return hold.wait(30)
+
+    first = open_server.engine.between(busy)
+    assert begun.wait(30)
+    with pytest.raises(httpx.TimeoutException):
+        httpx.post(open_server.url + "/v1/traces", json={"model": "first", "prompt_token_ids": [5, 6]}, timeout=0.5)
+    waiting = [promised for promised, _ in open_server.engine._errands]
+    assert len(waiting) == 1 and wait_until(waiting[0].cancelled, 10)
+    hold.set()
+    assert first.result(30) is True
+
+
 def test_the_page_needs_no_key_loads_nothing_and_its_requests_do(bundle):
     running = Running({"first": bundle}, api_key=KEY)
     page = httpx.get(running.url + "/")
@@ -163,6 +180,7 @@ def test_without_plotly_the_page_says_what_to_install(bundle, monkeypatch):
     running = Running({"first": bundle})
     answer = httpx.get(running.url + "/")
     assert answer.status_code == 501 and "radargate[report]" in answer.json()["error"]["message"]
+    assert answer.json()["error"]["type"] == "server_error"
     running.stop()
 
 

@@ -285,6 +285,11 @@ MESSAGES = [{"role": "user", "content": "x"}]
         ({"model": "first", "prompt": "x", "stop": [""]}, "completions", 400, "stop", "none empty"),
         ({"model": "first", "prompt": "x", "experts": {"lwa": 0}}, "completions", 400, "experts", "Did you mean 'law'"),
         ({"model": "first", "prompt": "x", "experts": {"law": -1}}, "completions", 400, "experts", "finite number"),
+        ({"model": "first", "prompt": "x", "experts": {"law": 1e39}}, "completions", 400, "experts", "at most 1,000,000"),
+        ({"model": "first", "prompt": "x", "experts": {"law": 10**400}}, "completions", 400, "experts", "at most 1,000,000"),
+        ({"model": "first", "prompt": "x", "temperature": 10**400}, "completions", 400, "temperature", "from 0 to 2"),
+        ({"model": "first", "prompt": "\ud83d"}, "completions", 400, None, "not JSON"),
+        ({"\ud800": 1}, "completions", 400, None, "not JSON"),
         ({"model": "first", "prompt": "x", "experts": ["law"]}, "completions", 400, "experts", "expected an object"),
         ({"model": "first", "prompt": "x", "temprature": 1}, "completions", 400, "temprature", "Did you mean 'temperature'"),
         ({"model": "first", "prompt": "x", "frequency_penalty": 1}, "completions", 400, "frequency_penalty", "not supported"),
@@ -292,6 +297,9 @@ MESSAGES = [{"role": "user", "content": "x"}]
         ({"model": "first", "messages": []}, "chat/completions", 400, "messages", "missing or empty"),
         ({"model": "first", "messages": [{"role": "tool", "content": "x"}]}, "chat/completions", 400, "messages", "'tool'"),
         ({"model": "first", "messages": [{"role": "user", "content": 3}]}, "chat/completions", 400, "messages", "expected text"),
+        ({"model": "first", "messages": [{**MESSAGES[0], "name": "Ada"}]}, "chat/completions", 400, "messages[0]", "'name'"),
+        ({"model": "first", "messages": [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]}, "chat/completions", 400, "messages", "no text"),
+        ({"model": "first", "messages": MESSAGES, "stream": True, "stream_options": {"usage": True}}, "chat/completions", 400, "stream_options", "'include_usage'"),
         ({"model": "first", "messages": MESSAGES, "top_logprobs": 2}, "chat/completions", 400, "top_logprobs", "needs logprobs"),
         ({"model": "first", "messages": MESSAGES, "tools": [{}]}, "chat/completions", 400, "tools", "not supported"),
         ({}, "embeddings", 404, None, "There are /v1/models"),
@@ -358,10 +366,10 @@ def test_a_bundle_with_gates_only_joins_another(zoo, tmp_path):
 def test_what_cannot_be_served_is_refused_at_the_start(zoo, tmp_path, bundles, capsys):
     with pytest.raises(RadarGateError, match="causal model"):
         Residents({"t5": str(save_bundle(zoo, tmp_path / "t5", "t5"))})
-    with pytest.raises(RadarGateError, match="depend on the other tokens"):
+    with pytest.raises(RadarGateError, match=r"TutelGate at .* depend on the other tokens"):
         radargate.compose(str(zoo["llama"]["base"]), zoo["llama"]["adapters"], gate="tutel", top_k=2,
                           capacity=1.0).save_pretrained(tmp_path / "tutel")  # fmt: skip
-        Residents({"tutel": str(tmp_path / "tutel")})
+        Residents({"first": bundles["first"], "tutel": str(tmp_path / "tutel")})
     with pytest.raises(BundleError, match="One server holds one base"):
         Residents({"first": bundles["first"], "gpt2": str(save_bundle(zoo, tmp_path / "gpt2", "gpt2"))})
     assert main(["serve", bundles["first"], bundles["first"]]) == 1

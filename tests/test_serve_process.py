@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -176,6 +177,22 @@ def test_two_clients_with_other_experts_never_see_each_others_answers_and_memory
         assert second == [expected(f"question {i % 5}", MASKS[1]) for i in range(30)]
         memory.append(psutil.Process(process.process.pid).memory_info().rss)
     assert memory[-1] - memory[0] < 30e6, "MB kept by 120 answers"
+
+
+def test_the_load_benchmark_counts_a_failed_stream_once():
+    stream = 'data: {"choices": [{"text": "a"}]}\n\ndata: {"error": {"message": "no room"}}\n\n'
+
+    async def load(answer):
+        seen = serve_load.Seen()
+        async with httpx.AsyncClient(
+            transport=httpx.MockTransport(lambda request: httpx.Response(200, text=answer)), base_url="http://here"
+        ) as http:
+            await serve_load.client(http, 0, time.monotonic() + 0.02, "law", 8, seen)
+        return seen
+
+    for answer, kind in ((stream, "error in the stream"), (stream.split("\n\n")[0], "cut off")):
+        seen = asyncio.run(load(answer))
+        assert set(seen.errors) == {kind} and not seen.whole
 
 
 def test_the_load_benchmark_records_one_client_and_many(bundle, tmp_path, capsys):

@@ -220,6 +220,44 @@ def test_an_answer_may_be_token_ids_and_factors_around_a_trace_stay(zoo, load_ti
     torch.testing.assert_close(torch.tensor(trace.without["law"]), torch.tensor(both.nll))
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"gate": "stretch"}, {"reference": "selected"}, {"architecture": "omoe"}, {"gate": "uniform"}]
+)
+def test_where_all_experts_are_off_nothing_is_added_and_every_number_is_one(zoo, load_tiny, options):
+    model = compose(zoo, load_tiny(), **options)
+    with using(model, dict.fromkeys(("math", "law", "code"), 0.0)):
+        trace = radargate.trace(model, PROMPT, leave_one_out=False)
+    for site in trace.sites():
+        assert all(bool(torch.isfinite(t).all()) for t in vars(site).values() if isinstance(t, torch.Tensor))
+        assert (site.weights == 0).all() and (site.update == 0).all() and (site.base > 0).all()
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, tiny_tokenizer().encode(PROMPT)])
+def test_prompt_and_answer_part_where_the_answer_begins(zoo, load_tiny, prompt):
+    model, tokenizer = compose(zoo, load_tiny()), tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %} assistant:{{ '\\n' }}"
+    more = {"answer": ANSWER, "tokenizer": tokenizer, "pairs": False, "leave_one_out": False}
+    for chat, begins in ((True, PROMPT + " assistant:\n"), (False, PROMPT)):
+        trace = radargate.trace(model, prompt, chat=chat, **more)
+        begins = begins if isinstance(prompt, str) else PROMPT
+        assert "".join(trace.tokens) == begins + ANSWER
+        assert "".join(trace.tokens[trace.prompt_length :]) == ANSWER
+
+
+def test_a_composition_of_another_name_is_traced_while_it_is_active(zoo, tmp_path):
+    for name, experts in (("mine", ("math", "law")), ("other", ("code",))):
+        adapters = {expert: zoo["llama"]["adapters"][expert] for expert in experts}
+        radargate.compose(str(zoo["llama"]["base"]), adapters, gate="uniform", top_k=1).save_pretrained(tmp_path / name)
+    first = radargate.load(None, tmp_path / "mine", adapter_name="mine")
+    trace = radargate.trace(first, PROMPT, adapter_name="mine")  # without a tokenizer: the base's own is found
+    assert trace.experts == ["math", "law"] and "".join(trace.tokens) == PROMPT
+    second = radargate.load(first.get_base_model(), tmp_path / "other", adapter_name="other")
+    assert radargate.trace(second, PROMPT, adapter_name="other").experts == ["code"]
+    for name in ("mine", "default"):
+        with pytest.raises(OptionError, match=f"composition '{name}' is not active, found other"):
+            radargate.trace(second, PROMPT, adapter_name=name)
+
+
 def test_a_trace_reads_back_from_disk_without_pairs_where_they_were_not_asked_for(zoo, load_tiny, tmp_path):
     model = compose(zoo, load_tiny()).train()
     trace = radargate.trace(model, PROMPT, out=tmp_path / "trace", pairs=False, leave_one_out=False)

@@ -209,6 +209,8 @@ def expert_bank(model: PeftModel, adapter_name: str = "default") -> ExpertBank:
 def _fill(model: PeftModel, bank: ExpertBank, adapter_name: str) -> None:
     """Copy experts into the layers built for them."""
     for layer in radar_layers(model):
+        if adapter_name not in layer.entries:
+            continue  # a layer of another composition
         here, there = bank.sites[layer.site], layer.bank(adapter_name)
         there.A.data = here.A.to(there.A.device)
         there.B.data = here.B.to(there.B.device)

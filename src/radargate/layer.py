@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from radargate import ops
 from radargate.architectures import ARCHITECTURES
 from radargate.architectures.mole import MoLE
 from radargate.config import RadarConfig, gate_class
-from radargate.errors import OptionError, RadarGateError
+from radargate.errors import OptionError, RadarGateError, shown
 from radargate.experts.bank import Bank
 from radargate.gates.base import Call, Gate, GateOutput, GateSite, OneExpert, make_options
 from radargate.per_call import PerCall
@@ -23,6 +24,8 @@ from radargate.registry import unknown_name
 
 # what `using` sets for the calls inside it: expert name → factor
 active_multipliers: PerCall[Mapping[str, float]] = PerCall("radargate_multipliers")
+# of such a factor: in float32 less may be 0, and more may overflow
+SMALLEST_FACTOR, LARGEST_FACTOR = 1e-30, 1e6
 # True while `radargate.load` reads a bundle that holds gates only, before it fills the banks
 banks_come_later: ContextVar[bool] = ContextVar("radargate_banks_come_later", default=False)
 Masks = tuple[Tensor | None, Tensor | None]
@@ -93,7 +96,7 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         if self.disable_adapters:
             return y
         for name in self.active_adapters:
-            if name in self.radar_gate and not self._silent(name):
+            if name in self.radar_gate and not self.silent(name):
                 y = self.update(x, name, onto=y)
         return y
 
@@ -163,7 +166,7 @@ class RadarLayer(nn.Module, BaseTunerLayer):
             self._remembered = (masks, asked)
         return masks, asked
 
-    def _silent(self, name: str) -> bool:
+    def silent(self, name: str) -> bool:
         """Whether the call switched every expert of this site off."""
         _, asked = self._call()
         config, entry = self.entries[name]
@@ -228,7 +231,7 @@ def using(model: nn.Module, experts: Mapping[str, float]) -> Iterator[None]:
             experts not named keep 1.
 
     Raises:
-        OptionError: an unknown expert, or a negative or non-finite factor.
+        OptionError: an unknown expert, or a factor that is no number from 0 to 1,000,000.
     """
     token = active_multipliers.set(check_multipliers(model, experts) or None)
     try:
@@ -246,9 +249,27 @@ def check_multipliers(model: nn.Module, experts: Mapping[str, float]) -> dict[st
                 known += [name for name in config.experts if name not in known]
     if not known:
         raise OptionError("this model holds no composition; make one with radargate.compose.")
-    for name, factor in experts.items():
+    return check_factors(experts, known)
+
+
+def check_factors(experts: Mapping[str, Any], known: Sequence[str]) -> dict[str, float]:
+    """Expert factors whose names are known and whose values can work.
+
+    Raises:
+        OptionError: an unknown expert (the nearest are named), or a factor that is no number from 0 to 1,000,000.
+    """
+    checked = {}
+    for name, given in experts.items():
         if name not in known:
-            raise OptionError(unknown_name("expert", name, known))
-        if not 0 <= float(factor) < float("inf"):
-            raise OptionError(f"expert {name!r} has factor {factor}, expected a finite number of at least 0.")
-    return {name: float(factor) for name, factor in experts.items()}
+            raise OptionError(unknown_name("expert", name, list(known)))
+        try:
+            factor = math.nan if isinstance(given, (bool, str)) else float(given)
+        except (TypeError, ValueError, OverflowError):  # OverflowError: a whole number of hundreds of digits
+            factor = math.nan
+        if not 0 <= factor <= LARGEST_FACTOR:
+            raise OptionError(
+                f"expert {name!r} has factor {shown(repr(given))}, expected a finite number of at least 0 and at most "
+                f"{LARGEST_FACTOR:,.0f}."
+            )
+        checked[name] = factor if factor >= SMALLEST_FACTOR else 0.0
+    return checked

@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from radargate.config import RadarConfig
-from radargate.errors import BundleError, RadarGateError, shown
+from radargate.errors import BundleError, OptionError, RadarGateError, shown
 from radargate.experts.adapters import base_sites
 from radargate.gates.base import Gate, auxiliary_terms
 from radargate.layer import RadarLayer, active_multipliers, banks_come_later, check_multipliers, token_masks
@@ -170,11 +170,22 @@ class RadarModel(BaseTuner):
         """Raise `RadarGateError` where tokens cannot be read one after the other with the same result."""
         for module in self.model.modules():
             if isinstance(module, RadarLayer) and not module.decodes():
-                gate = next(iter(module.radar_gate.values()))
+                active = [module.gate(name) for name in module.active_adapters if name in module.radar_gate]
+                gate = next(gate for gate in active if not gate.token_local)
                 raise RadarGateError(
                     f"{type(gate).__name__} at {module.site} makes a token's output depend on the other tokens of its batch, so "
                     "generation and scoring with a cache would answer differently. Use capacity=0 (Tutel) or another gate."
                 )
+
+    def check_active(self, adapter_name: str) -> None:
+        """Raise `OptionError` where this composition is not at work: no call would show what it does."""
+        layers = [module for module in self.model.modules() if isinstance(module, RadarLayer)]
+        active = sorted({name for layer in layers for name in layer.active_adapters if name in layer.radar_gate})
+        if adapter_name not in active:
+            raise OptionError(
+                f"composition {adapter_name!r} is not active, found {', '.join(active) or 'none'}. Call "
+                f"model.set_adapter({adapter_name!r}) first, or give the adapter_name of an active one."
+            )
 
     @classmethod
     def _get_adapter_state_dict(cls, model: nn.Module, config: RadarConfig, adapter_name: str,

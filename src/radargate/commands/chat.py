@@ -13,6 +13,7 @@ from radargate.errors import OptionError, RadarGateError
 if TYPE_CHECKING:
     from radargate.serve.engine import Engine
     from radargate.serve.residents import Residents
+    from radargate.tracing.files import Trace
 
 HELP = "talk to a bundle in the terminal"
 EXAMPLE = "radargate chat bundle --expert law=0"
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     engine = Engine(residents, slots=1, queue=1)
     talk = Talk(residents, engine, args)
     try:
-        talk.set_experts(args.expert)
+        talk.set_experts(args.expert, "--expert")
         for line in _lines():
             try:
                 talk.hear(line)
@@ -116,9 +117,9 @@ class Talk:
         self.messages = [{"role": "system", "content": self.args.system}] if self.args.system else []
         self.last = None
 
-    def set_experts(self, pairs: list[str]) -> None:
+    def set_experts(self, pairs: list[str], flag: str = "/experts") -> None:
         """Set factors from ``NAME=FACTOR`` words, all of them or, where one is wrong, none."""
-        asked = {**self.factors, **flags.gate_options(pairs)}
+        asked = {**self.factors, **flags.gate_options(pairs, flag, f"{self.names()[0]}=0")}
         self.residents.mask("bundle", asked)
         self.factors = asked
 
@@ -171,10 +172,15 @@ class Talk:
         from radargate.tracing.trace import trace
 
         prompt, answer, factors = self.last
-        model = self.residents.activate("bundle")
-        with using(model, factors):
-            traced = trace(model, prompt + answer, tokenizer=self.residents.tokenizer, pairs=False, leave_one_out=False,
-                           adapter_name=self.residents.adapter("bundle"))  # fmt: skip
+
+        def look() -> Trace:
+            model = self.residents.activate("bundle")
+            with using(model, factors):
+                return trace(model, prompt + answer, tokenizer=self.residents.tokenizer, pairs=False, leave_one_out=False,
+                             adapter_name=self.residents.adapter("bundle"))  # fmt: skip
+
+        # in the thread that owns the model: after Ctrl-C it may still be in its last step
+        traced = self.engine.between(look).result()
         weights: dict[str, list[float]] = {name: [] for name in self.names()}
         chosen: dict[str, list[float]] = {name: [] for name in self.names()}
         for site in traced.sites():

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from radargate.evaluation.scoring import generate
     from radargate.layer import using
 
-    factors = {name: float(value) for name, value in flags.gate_options(args.expert).items()}
+    factors = flags.gate_options(args.expert, "--expert", "law=0")
     model, tokenizer = open_system(args.target, dtype=args.dtype, device=flags.pick_device(args.device), base=args.base)
     options = {"do_sample": True, "temperature": args.temperature} if args.temperature > 0 else {}
     torch.manual_seed(args.seed)

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "bundles", metavar="BUNDLE", nargs="+", help="folder or Hub id of a bundle, optionally NAME=PATH"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="default %(default)s")
+    parser.add_argument("--port", type=port, default=8000, help="0 takes a free one (default %(default)s)")
     parser.add_argument(
         "--api-key", metavar="KEY", help=f"ask requests for this key (default: ${KEY_VARIABLE}, else none)"
     )
@@ -55,22 +55,15 @@ def run(args: argparse.Namespace) -> int:
     key = args.api_key if args.api_key is not None else os.environ.get(KEY_VARIABLE) or None
     if key == "":
         raise OptionError("--api-key is empty. Give a key, or leave the flag out to ask for none.")
-    residents = Residents(named_bundles(args.bundles), base=args.base, dtype=args.dtype,
+    residents = Residents(flags.named_adapters(args.bundles, "bundles"), base=args.base, dtype=args.dtype,
                           device=flags.pick_device(args.device))  # fmt: skip
     limits = Limits(args.max_tokens_limit, args.batch_size, args.queue, args.body_limit, args.shutdown_seconds, key)
     return serve(residents, limits, args.host, args.port, say)
 
 
-def named_bundles(arguments: list[str]) -> dict[str, str]:
-    """``NAME=PATH`` or ``PATH`` (named by its last part) → path, in order.
-
-    Raises:
-        OptionError: two have one name.
-    """
-    named: dict[str, str] = {}
-    for argument in arguments:
-        ((name, path),) = flags.named_adapters([argument]).items()
-        if name in named:
-            raise OptionError(f"two bundles are called {name!r}; name them, as NAME=PATH.")
-        named[name] = path
-    return named
+def port(text: str) -> int:
+    """A port's number, 0 to 65535."""
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not within 0 to 65535")
+    return value

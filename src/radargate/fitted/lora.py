@@ -18,7 +18,7 @@ from radargate.errors import AdapterError, OptionError
 from radargate.experts.bank import write_expert
 from radargate.experts.plain import plain_bank
 from radargate.fitted.quality import Factors, measure
-from radargate.fitted.reading import Batches, ByTask, make_batches, read, watching
+from radargate.fitted.reading import Batches, ByTask, make_batches, read, rows_that_fit, watching
 from radargate.fitted.reduced_rank import LowRank, Moments, reduced_rank
 from radargate.layer import RadarLayer
 from radargate.records import make_record, write_atomic
@@ -69,11 +69,12 @@ def fit_lora(model: Any, folder: str | Path, fit: ByTask, held_out: ByTask, fitt
         relative residual there.
 
     Raises:
-        OptionError: a rank that no site can have.
-        DataError: every row is too long.
+        OptionError: a rank that no site can have, or a composition that is not active.
+        DataError: every row to fit to, or to measure on, is too long.
         AdapterError: the folder already holds an adapter, or the composition adds nothing.
         RadarGateError: the composition cannot be scored token by token.
     """
+    model.base_model.check_active(adapter_name)
     folder, config = Path(folder), radar_config(model, adapter_name)
     layers = [layer for layer in radar_layers(model) if adapter_name in layer.radar_gate]
     check_rank(layers, adapter_name, fitting.rank)
@@ -84,17 +85,17 @@ def fit_lora(model: Any, folder: str | Path, fit: ByTask, held_out: ByTask, fitt
     was_training = model.training
     model.eval()
     try:
-        rows, others = _flat(fit), _flat(held_out)
         sizes = {"batch_size": fitting.batch_size, "max_length": fitting.max_length}
-        batches, encoded = make_batches(model, tokenizer, rows, **sizes)
+        batches, encoded = make_batches(model, tokenizer, _flat(fit), **sizes)
+        others_batches, others_encoded = make_batches(model, tokenizer, _flat(held_out), **sizes)
+        fit, held_out = (rows_that_fit(model, tokenizer, given, fitting.max_length) for given in (fit, held_out))
         say(f"fitting rank {fitting.rank} at {len(layers)} sites; {encoded.report(fitting.max_length)}")
         fits = fit_sites(model, layers, batches, fitting.rank, adapter_name, say)
         made = f"rank {fitting.rank} fitted to {config.gate} of {', '.join(config.experts)}"
         factors = {site: (found.A, found.B) for site, found in fits.items()}
         bank = plain_bank("lora", factors, expert_bank(model, adapter_name), made)
         stored: Factors = {site: (here.A, here.B) for site, here in bank.sites.items()}
-        others_batches, others_encoded = make_batches(model, tokenizer, others, **sizes)
-        say(f"measuring on {len(others)} held-out rows")
+        say(f"measuring on {len(others_encoded.rows)} held-out rows")
         metrics = measure(model, tokenizer, stored, held_out, others_batches, adapter_name, fitting)
     finally:
         model.train(was_training)
@@ -107,8 +108,8 @@ def fit_lora(model: Any, folder: str | Path, fit: ByTask, held_out: ByTask, fitt
         architecture=config.architecture, top_k=config.top_k, base=config.base_model_name_or_path,
         experts={name: known["sha256"] for name, known in config.expert_facts.items()},
         tokens=sum(len(row.input_ids) for row in encoded.rows), dropped=encoded.dropped, dropped_held_out=others_encoded.dropped,
-        data_hash={"fit": rows_hash(rows), "held_out": rows_hash(others)},
-        rows={"fit": len(encoded.rows), "held_out": len(others)},
+        data_hash={"fit": rows_hash(_flat(fit)), "held_out": rows_hash(_flat(held_out))},
+        rows={"fit": len(encoded.rows), "held_out": len(others_encoded.rows)},
     )  # fmt: skip
     with writing("the adapter", folder):
         write_expert(bank, "lora", folder)

@@ -73,6 +73,21 @@ def make_batches(model: Any, tokenizer: Any, rows: Sequence[Row], *, batch_size:
     return batches, encoded
 
 
+def rows_that_fit(model: Any, tokenizer: Any, by_task: ByTask, max_length: int) -> dict[str, list[Row]]:
+    """Task → those of its rows that `make_batches` keeps; a task without any is left out."""
+    seq2seq = bool(model.get_base_model().config.is_encoder_decoder)
+
+    def fits(row: Row) -> bool:
+        try:
+            encode_rows([row], tokenizer, max_length=max_length, encoder_decoder=seq2seq)
+        except DataError:
+            return False
+        return True
+
+    kept = {task: [row for row in rows if fits(row)] for task, rows in by_task.items()}
+    return {task: rows for task, rows in kept.items() if rows}
+
+
 @torch.no_grad()
 def read(model: Any, batches: Batches) -> Iterator[int]:
     """Let a model read batches; gives how many it has read after each."""
@@ -91,7 +106,7 @@ def watching(model: Any, name: str, see: Callable[[RadarLayer, Tensor, Tensor], 
 
     def look(layer: RadarLayer, args: tuple[Any, ...], output: Tensor) -> None:
         x = args[0]
-        u = layer.update(x, name)
+        u = torch.zeros_like(output) if layer.silent(name) else layer.update(x, name)
         real = real_tokens(token_masks.get() or (None, None), layer.site, layer.two_stacks, x.shape[:-1])
         if real is None:
             see(layer, x.reshape(-1, x.shape[-1]), u.reshape(-1, u.shape[-1]))

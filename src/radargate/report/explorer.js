@@ -37,7 +37,7 @@ class Text {
     });
     this.panel = make("div", { class: "panel", "aria-live": "polite" });
     const id = `${this.prefix}numbers`, { box, csv } = numbersBox(id, () => this.rows());
-    this.holder = make("div", { class: "text" }, make("h3", {}, `${encoder ? "What the encoder reads" : encoder === false && trace.encoder.length ? "What the decoder reads" : "Text"}${TRACES.length > 1 ? `, ${trace.name}` : ""}`),
+    this.holder = make("div", {}, make("h3", {}, `${encoder ? "What the encoder reads" : encoder === false && trace.encoder.length ? "What the decoder reads" : "Text"}${TRACES.length > 1 ? `, ${trace.name}` : ""}`),
       this.box, this.panel, make("div", { class: "tools" }, csv), box);
     const tokenOf = (event) => this.spans.indexOf(event.target.closest(".tok"));
     this.box.addEventListener("pointerover", (event) => { const t = tokenOf(event); if (t >= 0) this.show(t); });
@@ -61,10 +61,10 @@ class Text {
   paint(sites) {
     this.per = perToken(this.trace, sites, this.encoder);
     this.spans.forEach((span, t) => {
-      const [best, most] = leading(this.per, t);
-      span.style.setProperty("--c", best < 0 ? "transparent" : colour(best));
+      const [best, most] = leading(this.per, t), name = this.trace.experts[best];
+      span.style.setProperty("--c", best < 0 ? "transparent" : colour(name));
       span.style.setProperty("--w", Math.min(1, 0.15 + most).toFixed(3));
-      span.style.setProperty("--s", best < 0 ? "solid" : cycle(best, BORDERS));
+      span.style.setProperty("--s", best < 0 ? "solid" : cycle(name, BORDERS));
     });
     const details = this.holder.querySelector("details");
     if (details.open) details.lastChild.replaceWith(tableOf(this.rows()));
@@ -89,7 +89,7 @@ class Text {
     const most = Math.max(...order.map((e) => Math.abs(per.weights[t * per.N + e])), 1e-9), bars = make("div", { class: "bars" });
     for (const e of order) {
       const bar = make("span", { class: "bar" });
-      bar.style.setProperty("--c", colour(e));
+      bar.style.setProperty("--c", colour(this.trace.experts[e]));
       bar.style.setProperty("--w", Math.abs(per.weights[t * per.N + e]) / Math.max(most, 1));
       bars.append(make("span", {}, this.trace.experts[e]), bar, make("span", {}, say(per.weights[t * per.N + e])));
     }
@@ -125,11 +125,10 @@ const drawSite = () => views("rotation").forEach((view, i) => drawRotation(view,
 const drawEffects = () => views("effect").forEach((view, i) => drawEffect(view, TRACES[i]));
 
 function legend() {
-  const names = [...new Set(TRACES.flatMap((t) => t.experts))];
-  at("legend").replaceChildren(...names.map((name) => {
-    const e = TRACES.map((t) => t.experts.indexOf(name)).find((i) => i >= 0), swatch = make("span", { class: "swatch", "aria-hidden": "true" }, "A");
-    swatch.style.setProperty("--c", colour(e));
-    swatch.style.setProperty("--s", cycle(e, BORDERS));
+  at("legend").replaceChildren(...NAMES.map((name) => {
+    const swatch = make("span", { class: "swatch", "aria-hidden": "true" }, "A");
+    swatch.style.setProperty("--c", colour(name));
+    swatch.style.setProperty("--s", cycle(name, BORDERS));
     return make("li", {}, swatch, name);
   }));
 }
@@ -153,6 +152,7 @@ function show(traces) {
   texts.length = 0;
   Object.assign(choice, { layer: "", kind: "" });
   TRACES = traces.map(unpack);
+  NAMES = [...new Set(TRACES.flatMap((trace) => trace.experts))];
   TRACES.forEach((trace, place) => {
     const { base, gate, architecture, top_k: k } = trace.facts;
     at("facts").append(make("p", { class: "fact" }, [`${TRACES.length > 1 ? `${trace.name}: ` : ""}${base ?? "a base model"}`, `gate ${gate}`, architecture, k ? `top ${k}` : "all experts kept",

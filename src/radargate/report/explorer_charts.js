@@ -1,9 +1,10 @@
 /* Charts: each in a figure with its numbers as a table, a CSV file, and a picture to save. */
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const ink = () => (dark.matches ? "#eceef0" : "#16181b");
-const colour = (e) => { const c = DATA.colours[e % DATA.colours.length]; return c === "#000000" ? ink() : c; };
+/* An expert looks the same in two traces, wherever it stands in each: by its name's place among all. */
+const colour = (name) => { const c = DATA.colours[NAMES.indexOf(name) % DATA.colours.length]; return c === "#000000" ? ink() : c; };
 const DASHES = ["solid", "dash", "dot", "dashdot"], BORDERS = ["solid", "dashed", "dotted", "double"];
-const cycle = (e, list) => list[Math.floor(e / DATA.colours.length) % list.length];
+const cycle = (name, list) => list[Math.floor(NAMES.indexOf(name) / DATA.colours.length) % list.length];
 const SCALE = "Cividis";
 const narrow = () => innerWidth < 640;
 /* Plotly reads some markup and %{…} in texts; names are plain. */
@@ -116,7 +117,7 @@ function drawNorms(view, trace, sites) {
   const line = (name, y, c, dash, width) => ({ type: "scatter", mode: "lines+markers", name, x: x.map((_, i) => i), y: y.map((v) => v || null), text: x, marker: { size: 5, color: c },
     line: { color: c, dash, width }, hovertemplate: `layer %{text}, ${name}: %{y:.3g}<extra></extra>` });
   chart(view, "norms", "Mean length of what is added, by layer", !found.length ? {} : {
-    data: [...there.map((e) => line(short(trace.experts[e]), found.map((one) => one.added[e]), colour(e), cycle(e, DASHES), 2)),
+    data: [...there.map((e) => line(short(trace.experts[e]), found.map((one) => one.added[e]), colour(trace.experts[e]), cycle(trace.experts[e], DASHES), 2)),
       line("base", found.map((one) => one.base), ink(), "dash", 3)],
     height: 360, layout: { xaxis: ticks(x, { title: { text: "layer" } }), yaxis: axis({ type: "log", dtick: 1, title: { text: "length" } }),
       showlegend: there.length <= 14, legend: LEGEND },
@@ -129,8 +130,8 @@ function drawRotation(view, trace, name) {
   const names = site ? site.experts.map((e) => trace.experts[e]) : [];
   const rows = () => [["expert", "x before", "y before", "x after", "y after"], ...names.map((n, i) => [n, ...site.maps[0][i], ...site.maps[1][i]])];
   const legend = { showlegend: names.length <= 14, legend: LEGEND };
-  const look = (i) => ({ mode: "lines+markers", name: short(names[i]), line: { color: colour(site.experts[i]), dash: cycle(site.experts[i], DASHES) },
-    marker: { size: [10, 10], symbol: ["circle-open", "circle"], color: colour(site.experts[i]) }, text: ["before", "after"] });
+  const look = (i) => ({ mode: "lines+markers", name: short(names[i]), line: { color: colour(names[i]), dash: cycle(names[i], DASHES) },
+    marker: { size: [10, 10], symbol: ["circle-open", "circle"], color: colour(names[i]) }, text: ["before", "after"] });
   const polar = ([x, y]) => [Math.hypot(x, y), Math.atan2(y, x) * 180 / Math.PI];
   const angular = { gridcolor: "rgba(136,136,136,.3)", linecolor: "rgba(136,136,136,.6)" };
   chart(view, "map", "Experts on the plane", !site ? {} : {

@@ -1,7 +1,7 @@
 "use strict";
 /* From the numbers in the page to means over the chosen sites. */
 const DATA = JSON.parse(document.getElementById("data").textContent);
-let TRACES = [];  // what is shown now; `show` in explorer.js sets them
+let TRACES = [], NAMES = [];  // what is shown now, and the experts of all of it; `show` in explorer.js sets them
 
 function bytes(text) {
   const raw = atob(text), found = new Uint8Array(raw.length);
@@ -45,8 +45,8 @@ function entropyOf(weights) {
 
 /* Weights [tokens × experts], entropy and angle of every token, averaged over sites with more than one expert. */
 function perToken(trace, sites, encoder) {
-  const tokens = encoder ? trace.encoder : trace.tokens, T = tokens.length, N = trace.experts.length;
-  const found = { tokens, T, N, weights: new Float64Array(T * N), entropy: new Float64Array(T), angle: new Float64Array(T), sites: 0, turning: 0 };
+  const T = (encoder ? trace.encoder : trace.tokens).length, N = trace.experts.length;
+  const found = { N, weights: new Float64Array(T * N), entropy: new Float64Array(T), angle: new Float64Array(T), sites: 0, turning: 0 };
   for (const site of sites) {
     if (site.encoder !== encoder || site.n < 2) continue;
     found.sites++;

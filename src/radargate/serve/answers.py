@@ -113,18 +113,27 @@ class Answer:
                 for chosen, _ in tokens
             ], "refusal": None}  # fmt: skip
         return {
-            "tokens": [self._text(chosen.id) for chosen, _ in tokens],
+            "tokens": [self._name(chosen.id) for chosen, _ in tokens],
             "token_logprobs": [chosen.logprob for chosen, _ in tokens],
-            "top_logprobs": [{self._text(token): logprob for token, logprob in chosen.top} for chosen, _ in tokens],
+            "top_logprobs": [{self._name(token): logprob for token, logprob in chosen.top} for chosen, _ in tokens],
             "text_offset": [start for _, start in tokens],
         }
 
     def _shown(self, token: int, logprob: float | None) -> dict[str, Any]:
-        text = self.tokenizer.decode([token])
-        whole = "\ufffd" not in text
-        return {"token": self._text(token), "logprob": logprob, "bytes": list(text.encode()) if whole else None}
+        text = self._text(token)
+        return {
+            "token": self._name(token), "logprob": logprob, "bytes": None if text is None else list(text.encode()),
+        }  # fmt: skip
 
-    def _text(self, token: int) -> str:
+    def _name(self, token: int) -> str:
         """A token as text; the vocabulary's own name for one that is no whole character, so that no two look alike."""
-        text = self.tokenizer.decode([token])
-        return self.tokenizer.convert_ids_to_tokens(token) if "\ufffd" in text else text
+        text = self._text(token)
+        return self.tokenizer.convert_ids_to_tokens(token) if text is None else text
+
+    def _text(self, token: int) -> str | None:
+        """What a token adds to a text; None for one that is no whole character."""
+        alone = self.tokenizer.decode([token])
+        if "\ufffd" in alone:
+            return None
+        # behind another one, because some decoders drop the space in front of whatever comes first
+        return self.tokenizer.decode([token, token])[len(alone) :]

@@ -14,15 +14,17 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from radargate.serve.answers import Answer
+from radargate.serve.clients import answer_unless_gone
 from radargate.serve.engine import Engine, QueueFull
 from radargate.serve.explore import PATH, add_page
 from radargate.serve.fields import ApiError, read_body
 from radargate.serve.jobs import Job, Piece
 from radargate.serve.metrics import Metrics
-from radargate.serve.requests import Asked, read_request
+from radargate.serve.requests import Asked, check_model, read_request
 from radargate.serve.residents import Residents
 
 ENDPOINTS = ("/", PATH, "/health", "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions")
@@ -71,6 +73,14 @@ def make_app(residents: Residents, limits: Limits) -> FastAPI:
     async def refused(request: Request, error: ApiError) -> Response:
         return JSONResponse(error.body(), error.status)
 
+    @app.exception_handler(QueueFull)
+    async def full(request: Request, error: QueueFull) -> Response:
+        return await refused(request, ApiError(429 if engine.alive else 503, str(error), code="queue_full"))
+
+    @app.exception_handler(ClientDisconnect)
+    async def left(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # in the middle of its request; nobody reads it
+
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
         return JSONResponse(ApiError(500, f"the server failed: {type(error).__name__}.").body(), 500)
@@ -98,10 +108,9 @@ def make_app(residents: Residents, limits: Limits) -> FastAPI:
     async def models() -> Response:
         return JSONResponse({"object": "list", "data": [described(name) for name in residents.names]})
 
-    @app.get("/v1/models/{name}")
+    @app.get("/v1/models/{name:path}")  # a Hub id has a slash
     async def model(name: str) -> Response:
-        if name not in residents.names:
-            raise ApiError(404, f"no model {name!r}. Known: {', '.join(residents.names)}.", "model", "model_not_found")
+        check_model(name, residents)
         return JSONResponse(described(name))
 
     @app.post("/v1/completions")
@@ -118,17 +127,10 @@ def make_app(residents: Residents, limits: Limits) -> FastAPI:
         answer, running = Answer(asked, residents.tokenizer), _Running(engine, asked)
         if asked.stream:
             return _Stream(answer, running)
-        gathering = asyncio.ensure_future(_gather(answer, running))
-        leaving = asyncio.ensure_future(_gone(request))
         try:
-            await asyncio.wait({gathering, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not gathering.done():
-                return Response(status_code=499)  # nobody reads it
-            return JSONResponse(gathering.result())
+            return await answer_unless_gone(request, _gather(answer, running))
         finally:
             running.cancel()
-            for task in (gathering, leaving):
-                task.cancel()
 
     return app
 
@@ -145,10 +147,7 @@ class _Running:
                 loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
 
         self._engine, self._job = engine, Job(asked.group, asked.prompts, asked.sampling, tell)
-        try:
-            engine.submit(self._job)
-        except QueueFull as error:
-            raise ApiError(429 if engine.alive else 503, str(error), code="queue_full") from error
+        engine.submit(self._job)
 
     async def next(self) -> Piece:
         piece = await self.pieces.get()
@@ -226,6 +225,9 @@ class _Door:
                 await refusal(scope, receive, noting)
             else:
                 await self.app(scope, receive, noting)
+        except Exception:  # it is answered further out
+            status = 500
+            raise
         finally:
             endpoint = scope["path"] if scope["path"] in ENDPOINTS else "other"
             self.metrics.request(endpoint, status, time.monotonic() - begun)
@@ -233,9 +235,3 @@ class _Door:
     def _may(self, scope: Scope) -> bool:
         given = dict(scope["headers"]).get(b"authorization", b"").removeprefix(b"Bearer ")
         return self.key is None or secrets.compare_digest(given, self.key.encode())
-
-
-async def _gone(request: Request) -> None:
-    """Returns when the client has closed the connection."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

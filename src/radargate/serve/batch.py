@@ -31,8 +31,8 @@ class Batch:
         return len(self.mask)
 
     @torch.no_grad()
-    def join(self, model: Any, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Read prompts and add their sequences behind those that are here; logits [prompts, vocabulary]."""
+    def read(self, model: Any, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, DynamicCache, Tensor]:
+        """Read prompts, without a change here: logits [prompts, vocabulary], and cache and mask for `merge`."""
         width = max(map(len, prompts))
         ids = torch.full((len(prompts), width), self.pad, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -40,18 +40,20 @@ class Batch:
             ids[i, width - len(prompt) :], mask[i, width - len(prompt) :] = torch.tensor(prompt), 1
         mask = mask.to(self.device)
         cache = DynamicCache()
-        logits = self._read(model, ids.to(self.device), mask, cache)
+        return self._read(model, ids.to(self.device), mask, cache), cache, mask
+
+    def merge(self, cache: DynamicCache, mask: Tensor) -> None:
+        """Add sequences that were read behind those that are here."""
         if self.cache is None:
             self.cache, self.mask = cache, mask
-            return logits
-        longest = max(width, self.mask.shape[1])
+            return
+        longest = max(mask.shape[1], self.mask.shape[1])
         layer: Any  # the servers' models keep keys and values, which not every layer of a cache has
         new: Any
         for layer, new in zip(self.cache.layers, cache.layers, strict=True):
             layer.keys = torch.cat([_widened(layer.keys, longest), _widened(new.keys, longest)])
             layer.values = torch.cat([_widened(layer.values, longest), _widened(new.values, longest)])
         self.mask = torch.cat([_left(self.mask, longest), _left(mask, longest)])
-        return logits
 
     @torch.no_grad()
     def step(self, model: Any, tokens: Sequence[int]) -> Tensor:

@@ -18,6 +18,7 @@ from radargate.serve.residents import Residents, masked
 STEPS_A_TURN = 4
 PREFILL_TOKENS = 4096  # a batch of prompts has no more, padding included, unless a single one is longer
 MAX_ERRANDS = 8
+ENDED = "the server is shutting down or has failed. Try another one, or later."
 
 
 class QueueFull(RadarGateError):
@@ -68,14 +69,14 @@ class Engine:
         """Queue all sequences of a request.
 
         Raises:
-            QueueFull: not all of them find room.
+            QueueFull: not all of them find room, or the engine is stopping.
         """
         sequences = [
             Sequence(job, i, self.residents.tokenizer, self._ends, self._penalty) for i in range(len(job.prompts))
         ]
         with self._changed:
-            if self._stopping:
-                raise QueueFull("the server is shutting down. Try another one, or later.")
+            if not self.alive:
+                raise QueueFull(ENDED)
             free = self.slots - self.running + self.queue - len(self._waiting)
             if len(sequences) > free:
                 raise QueueFull(
@@ -93,8 +94,8 @@ class Engine:
         """
         promised: Future[Any] = Future()
         with self._changed:
-            if self._stopping:
-                raise QueueFull("the server is shutting down. Try another one, or later.")
+            if not self.alive:
+                raise QueueFull(ENDED)
             if len(self._errands) >= MAX_ERRANDS:
                 raise QueueFull(f"the queue is full: {len(self._errands)} requests of this kind wait. Try again later.")
             self._errands.append((promised, errand))
@@ -151,7 +152,10 @@ class Engine:
             gone = sum(s.job.cancelled.is_set() for s in self._waiting)
             self._waiting = deque(s for s in self._waiting if not s.job.cancelled.is_set())
         for group in list(self._running):
-            gone += self._keep(group, [not s.job.cancelled.is_set() for s in self._running[group][1]])
+            try:
+                gone += self._keep(group, [not s.job.cancelled.is_set() for s in self._running[group][1]])
+            except Exception as error:  # a smaller cache takes memory too, until the larger one is gone
+                self._fail(group, error)
         if gone:
             self.count("cancelled", gone)
 
@@ -179,10 +183,16 @@ class Engine:
                 running.extend(joining)
             try:
                 with masked(group.mask):
-                    logits = batch.join(self.residents.activate(group.bundle), [s.prompt for s in joining])
+                    model = self.residents.activate(group.bundle)
+                    logits, cache, mask = batch.read(model, [s.prompt for s in joining])
+            except Exception as error:  # running out of memory, above all: those asked for it, the others go on
+                self._fail(group, error, before)
+                continue
+            try:
+                batch.merge(cache, mask)
                 self.count("prompt_tokens", sum(len(s.prompt) for s in joining))
                 self._take(group, logits, before)
-            except Exception as error:  # running out of memory, above all: those asked for it, the others go on
+            except Exception as error:
                 self._fail(group, error)
 
     def _turn(self, group: Group) -> None:
@@ -219,8 +229,13 @@ class Engine:
                     del self._running[group]
         return going.count(False)
 
-    def _fail(self, group: Group, error: Exception) -> None:
+    def _fail(self, group: Group, error: Exception, first: int = 0) -> None:
+        """End the sequences from ``first`` on; they are told why."""
         with self._changed:
-            _, sequences = self._running.pop(group)
-        for sequence in sequences:
+            sequences = self._running[group][1]
+            lost = sequences[first:]
+            del sequences[first:]
+            if not sequences:
+                del self._running[group]
+        for sequence in lost:
             sequence.job.tell(Piece(sequence.index, error=f"{type(error).__name__}: {first_line(error)}"))

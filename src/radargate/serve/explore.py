@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, Response
 
 from radargate.errors import RadarGateError
 from radargate.report.explorer import live_page, payload
-from radargate.serve.engine import Engine, QueueFull
+from radargate.serve.clients import answer_unless_gone
+from radargate.serve.engine import ENDED, Engine
 from radargate.serve.fields import ApiError, check_names, flag, read_body, read_object
 from radargate.serve.jobs import Group
 from radargate.serve.requests import read_group, token_ids
@@ -58,18 +59,15 @@ def add_page(app: FastAPI, residents: Residents, engine: Engine, body_bytes: int
     async def traces(request: Request) -> Response:
         body = await read_body(request, body_bytes)
         asked = await asyncio.to_thread(read_asked, body, residents)
+        made = engine.between(lambda: make_trace(asked, residents))
         try:
-            made = engine.between(lambda: make_trace(asked, residents))
-        except QueueFull as error:
-            raise ApiError(429 if engine.alive else 503, str(error), code="queue_full") from error
-        try:
-            return JSONResponse(await asyncio.wrap_future(made))
+            return await answer_unless_gone(request, asyncio.wrap_future(made))
         except RadarGateError as error:  # the request was checked: it is the server's fault, such as a full disk
             raise ApiError(500, f"the trace failed: {error}") from error
         except asyncio.CancelledError as error:
             if not made.cancelled():
                 raise
-            raise ApiError(503, "the server is shutting down. Try another one, or later.") from error
+            raise ApiError(503, ENDED) from error
 
 
 def read_asked(body: bytes, residents: Residents) -> AskedTrace:

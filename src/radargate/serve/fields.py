@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,8 +21,8 @@ class ApiError(RadarGateError):
 
     def body(self) -> dict[str, Any]:
         """What is sent."""
-        kinds = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
-        kind = kinds.get(self.status, "invalid_request_error")
+        kinds = {401: "authentication_error", 429: "rate_limit_error"}
+        kind = kinds.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
@@ -49,6 +48,7 @@ def read_object(body: bytes) -> dict[str, Any]:
     """
     try:
         fields = json.loads(body)
+        json.dumps(fields, ensure_ascii=False).encode()  # half a character, such as "\ud83d", could not be answered
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON ({error}).", code="invalid_json") from error
     if not isinstance(fields, dict):
@@ -56,15 +56,22 @@ def read_object(body: bytes) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def check_names(fields: Mapping[str, Any], known: Sequence[str], others: Sequence[str] = ()) -> None:
+def check_names(fields: Mapping[str, Any], known: Sequence[str], others: Sequence[str] = (), within: str = "") -> None:
     """Check that each field is known, or one of the others.
+
+    Args:
+        fields: of a request, or of an object in it.
+        known: what is honoured.
+        others: what is passed over.
+        within: the object's place in the request.
 
     Raises:
         ApiError: one is neither; the nearest known ones are named.
     """
     for name in fields:
         if name not in (*known, *others):
-            raise ApiError(400, unknown_name("parameter", name, list(known)), name, "unknown_parameter")
+            problem = unknown_name("parameter", name, list(known))
+            raise ApiError(400, f"{within}: {problem}" if within else problem, within or name, "unknown_parameter")
 
 
 def flag(fields: Mapping[str, Any], name: str) -> bool:
@@ -98,6 +105,6 @@ def number(fields: Mapping[str, Any], name: str, default: float, low: float, hig
         ApiError: it is something else.
     """
     value = fields.get(name, default)
-    if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
+    if type(value) not in (int, float) or not low <= value <= high:  # so are NaN and infinity
         raise ApiError(400, f"{name} is {value!r}, expected a number from {low} to {high}.", name)
     return float(value)

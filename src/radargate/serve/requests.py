@@ -119,9 +119,14 @@ def read_group(fields: Mapping[str, Any], residents: Residents) -> Group:
     model = fields.get("model")
     if not isinstance(model, str):
         raise ApiError(400, f"model is {model!r}, expected one of: {', '.join(residents.names)}.", "model")
-    if model not in residents.names:
-        raise ApiError(404, unknown_name("model", model, residents.names), "model", "model_not_found")
+    check_model(model, residents)
     return Group(model, _mask(fields, model, residents))
+
+
+def check_model(name: str, residents: Residents) -> None:
+    """Raise `ApiError` (404) for a model that is not there; the nearest are named."""
+    if name not in residents.names:
+        raise ApiError(404, unknown_name("model", name, residents.names), "model", "model_not_found")
 
 
 def token_ids(value: Any, name: str, residents: Residents) -> list[int]:
@@ -150,6 +155,9 @@ def _chat_prompt(fields: Mapping[str, Any], residents: Residents) -> list[list[i
             raise ApiError(
                 400, f"messages[{i}].role is {message['role']!r}, expected system, user or assistant.", "messages"
             )
+        # clients send what an answer said of nothing back with it, such as tool_calls: null
+        check_names({key: value for key, value in message.items() if value not in (None, [])}, ("role", "content"),
+                    within=f"messages[{i}]")  # fmt: skip
         role = "system" if message["role"] == "developer" else message["role"]
         read.append({"role": role, "content": _content(message.get("content"), i)})
     try:
@@ -160,7 +168,17 @@ def _chat_prompt(fields: Mapping[str, Any], residents: Residents) -> list[list[i
 
 def _content(content: Any, i: int) -> str:
     """Text, or a list of parts that are all text."""
-    if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
+    if isinstance(content, list):
+        for part in content:
+            if (
+                not isinstance(part, dict)
+                or part.get("type", "text") != "text"
+                or not isinstance(part.get("text"), str)
+            ):
+                raise ApiError(
+                    400, f"messages[{i}].content has a part that is no text, expected {{type: text, text}}.", "messages"
+                )
+            check_names(part, ("type", "text"), within=f"messages[{i}].content")
         return "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise ApiError(400, f"messages[{i}].content is a {type(content).__name__}, expected text.", "messages")
@@ -190,7 +208,7 @@ def _max_tokens(fields: Mapping[str, Any], endpoint: str, limit: int) -> tuple[i
     if len(names) == 2 and fields[names[0]] != fields[names[1]]:
         raise ApiError(400, "max_tokens and max_completion_tokens differ. Give one of them.", names[0])
     name = names[0] if names else "max_tokens"
-    return integer(fields, name, 16 if endpoint == "completions" else None, 1, limit), name
+    return integer(fields, name, min(16, limit) if endpoint == "completions" else None, 1, limit), name
 
 
 def _room(prompts: list[list[int]], max_tokens: int | None, residents: Residents, name: str) -> int:
@@ -240,7 +258,9 @@ def _usage(fields: Mapping[str, Any], stream: bool) -> bool:
     options = fields.get("stream_options", {})
     if not isinstance(options, dict) or (options and not stream):
         raise ApiError(400, "stream_options is an object, and only for stream: true.", "stream_options")
-    return flag(options, "include_usage")
+    given = {name: value for name, value in options.items() if value is not None}
+    check_names(given, ("include_usage",), within="stream_options")
+    return flag(given, "include_usage")
 
 
 def _top_p(fields: Mapping[str, Any]) -> float:

@@ -12,8 +12,7 @@ from radargate.composition import load, radar_config, read_config
 from radargate.config import RadarConfig
 from radargate.data.prompts import encode_to_answer, render_messages
 from radargate.errors import BundleError, OptionError
-from radargate.layer import active_multipliers
-from radargate.registry import unknown_name
+from radargate.layer import active_multipliers, check_factors
 
 Mask = tuple[tuple[str, float], ...]
 
@@ -79,15 +78,10 @@ class Residents:
         """Expert factors of a request, checked; those of 1 change nothing and are left out.
 
         Raises:
-            OptionError: an unknown expert (the nearest are named), or a factor that is no finite number of at least 0.
+            OptionError: an unknown expert (the nearest are named), or a factor that is no number from 0 to 1,000,000.
         """
-        known = list(self.config(name).experts)
-        for expert, factor in factors.items():
-            if expert not in known:
-                raise OptionError(unknown_name("expert", expert, known))
-            if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 <= factor < float("inf"):
-                raise OptionError(f"expert {expert!r} has factor {factor!r}, expected a finite number of at least 0.")
-        return tuple(sorted((expert, float(factor)) for expert, factor in factors.items() if factor != 1))
+        checked = check_factors(factors, list(self.config(name).experts))
+        return tuple(sorted((expert, factor) for expert, factor in checked.items() if factor != 1))
 
     def chat_ids(self, messages: list[dict[str, str]]) -> list[int]:
         """Token ids of a conversation, up to where the next answer starts.

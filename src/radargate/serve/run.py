@@ -35,8 +35,9 @@ def serve(residents: Residents, limits: Limits, host: str, port: int, say: Calla
     open_to_all = host not in ("127.0.0.1", "localhost", "::1") and limits.api_key is None
     listening = server.config.bind_socket()  # a port in use is told before anything is promised
     port = listening.getsockname()[1]
-    say(f"{', '.join(residents.names)} at http://{host}:{port}/v1 (Ctrl-C stops after the requests that run)")
-    say(f"ask and see the routing: http://{host}:{port}/")
+    url = address(host, port)
+    say(f"{', '.join(residents.names)} at {url}/v1 (Ctrl-C stops after the requests that run)")
+    say(f"ask and see the routing: {url}/")
     if open_to_all:
         say(f"note: everybody who reaches {host} may use it; give --api-key to ask for a key.")
     with _signals_stop(server):
@@ -44,6 +45,11 @@ def serve(residents: Residents, limits: Limits, host: str, port: int, say: Calla
     if server.started:
         say("stopped.")
     return 0 if server.started else 1
+
+
+def address(host: str, port: int) -> str:
+    """The URL of a server; an IPv6 address goes into brackets."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 @contextlib.contextmanager

@@ -65,11 +65,12 @@ class Chooser:
 
     def choose(self, logits: Tensor, seen: list[int]) -> Chosen:
         """The next token, from logits [vocabulary] in float32 on the CPU and the tokens so far."""
+        weighed = logits
         if self.penalty != 1.0:
             at = torch.tensor(sorted(set(seen)))
             old = logits[at]
-            logits = logits.index_copy(0, at, torch.where(old < 0, old * self.penalty, old / self.penalty))
-        token = int(logits.argmax()) if self.sampling.temperature == 0 else self._sample(logits)
+            weighed = logits.index_copy(0, at, torch.where(old < 0, old * self.penalty, old / self.penalty))
+        token = int(weighed.argmax()) if self.sampling.temperature == 0 else self._sample(weighed)
         if self.sampling.logprobs is None:
             return Chosen(token)
         logs = logits.log_softmax(-1).clamp(min=LEAST)
@@ -82,7 +83,9 @@ class Chooser:
 
         So another batch's rounding changes a choice only where the number falls within that rounding of a border.
         """
-        share = (logits.double() / self.sampling.temperature).softmax(-1)
+        logits = logits.double()
+        # the highest becomes 0 first: divided by a tiny temperature it would be infinite
+        share = ((logits - logits.max()) / self.sampling.temperature).softmax(-1)
         order = None
         if self.sampling.top_p < 1:
             share, order = share.sort(descending=True, stable=True)

@@ -43,31 +43,33 @@ def trace(model: Any, text_or_ids: str | Sequence[int] | Tensor, *, answer: str 
         max_new_tokens: without an answer, let the model write one of so many tokens at most.
         pairs: also relate all experts to each other, which takes every expert's output.
         leave_one_out: also read the text once without each expert; factors of `radargate.using` around the call stay.
-        chat: render a prompt in the tokenizer's chat template, as in training; False takes it as it is.
+        chat: render a prompt in the tokenizer's chat template, as in training; False takes prompt and answer as they are.
         adapter_name: of the composition.
 
     Raises:
-        OptionError: a model without composition, no tokens, or a folder that holds something else.
+        OptionError: a model without this composition at work, no tokens, or a folder that holds something else.
     """
     layers = radar_layers(model)
     if not layers:
         raise OptionError("this model holds no composition; make one with radargate.compose or radargate.load.")
+    model.base_model.check_active(adapter_name)
+    config = radar_config(model, adapter_name)
     folder, keep = _folder(out)
     was_training = model.training
     model.eval()
     try:
-        text = _Text.of(model, text_or_ids, answer, tokenizer, max_new_tokens, chat)
+        base = config.base_model_name_or_path or ""
+        text = _Text.of(model, base, text_or_ids, answer, tokenizer, max_new_tokens, chat)
         with _watched(layers, adapter_name, folder, pairs) as sites:
             nll = text.nll(model)
         asked = active_multipliers.get() or {}
         without = {}
         if leave_one_out:
-            for name in radar_config(model, adapter_name).experts:
+            for name in config.experts:
                 with using(model, {**asked, name: 0.0}):
                     without[name] = text.nll(model)
     finally:
         model.train(was_training)
-    config = radar_config(model, adapter_name)
     write_facts(folder, {
         "tokens": text.shown(), "ids": text.ids, "prompt_length": text.prompt_length, "experts": list(config.experts), "sites": sites,
         "nll": nll, "without": without, "gate": config.gate, "architecture": config.architecture,
@@ -90,28 +92,28 @@ class _Text:
 
     @classmethod
     def of(
-        cls, model: Any, given: Any, answer: str | Sequence[int] | None, tokenizer: Any, new: int, chat: bool
+        cls, model: Any, base: str, given: Any, answer: str | Sequence[int] | None, tokenizer: Any, new: int, chat: bool
     ) -> _Text:
         config = model.get_base_model().config
         seq2seq = bool(config.is_encoder_decoder)
         start = [config.decoder_start_token_id] if seq2seq else []
         if isinstance(given, str) or isinstance(answer, str) or new or seq2seq:
-            tokenizer = tokenizer or load_tokenizer(radar_config(model).base_model_name_or_path or "")
-        told = answer if isinstance(answer, str) else None
-        continuation = [] if answer is None or told is not None else [int(token) for token in answer]
-        if isinstance(given, str):
-            if chat or told is not None:
-                pair = encode_row(given, "x" if told is None else told, tokenizer, seq2seq)
-                context = pair.context + ([] if seq2seq or told is not None else pair.continuation[: pair.lead])
-                continuation = continuation if told is None else pair.continuation
-            else:
-                context = tokenizer.encode(given)
+            tokenizer = tokenizer or load_tokenizer(base)
+        if isinstance(answer, str):
+            continuation = tokenizer.encode(answer, add_special_tokens=False)
+        else:
+            continuation = [] if answer is None else [int(token) for token in answer]
+        if isinstance(given, str) and chat:
+            pair = encode_row(given, answer if isinstance(answer, str) else "x", tokenizer, seq2seq)
+            context = pair.context + pair.continuation[: pair.lead]
+            continuation = pair.continuation[pair.lead :] if isinstance(answer, str) else continuation
+        elif isinstance(given, str):
+            context = tokenizer.encode(given)
         else:
             ids = torch.as_tensor(given)
             if ids.dim() > 1 and ids.shape[0] != 1:
                 raise OptionError(f"found ids of shape {list(ids.shape)}, expected one text: [tokens] or [1, tokens].")
             context = ids.reshape(-1).tolist()
-            continuation = continuation if told is None else tokenizer.encode(told, add_special_tokens=False)
         if not context:
             raise OptionError("the text has no tokens; give a prompt or token ids.")
         if answer is None and new:
@@ -203,8 +205,9 @@ def _all_codes(layer: RadarLayer, name: str) -> Iterator[None]:
 
 
 def _look(layer: RadarLayer, name: str, x: Tensor, output: Tensor, experts: tuple[str, ...], pairs: bool) -> SiteTrace:
-    call = layer.call(x, name)
-    gate = layer.gate(name)
+    call, gate, silent = layer.call(x, name), layer.gate(name), layer.silent(name)
+    if silent:  # the forward leaves such a site out, and a gate has no weights to share out
+        call = dataclasses.replace(call, multipliers=None, all_multipliers=None)
     gated = gate(call)
     n, tokens = len(experts), x[..., 0].numel()
     weights = gated.weights.reshape(tokens, -1)
@@ -212,9 +215,12 @@ def _look(layer: RadarLayer, name: str, x: Tensor, output: Tensor, experts: tupl
     chosen = torch.arange(n).expand(tokens, n) if indices is None else indices.reshape(tokens, -1)
     norms = ops.expert_norms(gated.codes.h, gated.codes.B, gated.codes.ranks).reshape(tokens, n)
     own = norms.gather(1, chosen.to(norms.device))
-    update = layer.update(x, name)
+    if silent:
+        weights, update = torch.zeros_like(weights), weights.new_zeros(output.shape)
+    else:
+        update = layer.update(x, name)
     angles, lengths = torch.zeros_like(weights), torch.zeros_like(weights)
-    if gated.turn is not None:
+    if gated.turn is not None and not silent:
         codes = gated.turn.codes.reshape(tokens, -1, gated.turn.codes.shape[-1])
         for slot in range(weights.shape[1]):
             code = codes[:, slot if codes.shape[1] > 1 else 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import inspect
 import json
 import math
@@ -18,6 +19,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from radargate.data.batches import AnswerCollator, EncodedRow, step_order
+from radargate.errors import OptionError
 from radargate.launcher import is_main_process
 from radargate.records import write_atomic
 from radargate.storage import alone, enough_memory
@@ -58,8 +60,13 @@ def training_arguments(out: str | Path, *, steps: int, batch_size: int, lr: floa
         save_every: steps between checkpoints, 0 for none.
         tensorboard: also log to TensorBoard under ``out/tensorboard``.
         device: ``"cpu"`` forces the CPU.
+
+    Raises:
+        OptionError: TensorBoard is asked for and not installed.
     """
     if tensorboard:
+        if importlib.util.find_spec("tensorboard") is None:
+            raise OptionError("--tensorboard needs tensorboard. Install it with: pip install 'radargate[tensorboard]'.")
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(out) / "tensorboard")
     return TrainingArguments(
         output_dir=str(out),
