@@ -31,6 +31,9 @@ from radargate.training.schedule import set_dense
 
 # a LoRA's step takes 4 operations a parameter and token: forward, and backward to the activations
 OPERATIONS = 4e6
+# what a process holds beside a step's tensors, as a share of them: freed blocks that the C library keeps. Measured once
+# with SmolLM2-135M (docs/log.md); a GPU's allocator is not measured
+KEPT = {"cpu": 0.3}
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Plan:
         gate_bytes: the gates' parameters.
         optimizer_bytes: AdamW's two moments of them.
         step_bytes: the most that a step holds beside those, gradients included; compiled operations on a CPU need somewhat less.
+        kept_bytes: freed memory that the C library does not give back between steps, on a CPU.
         trained_parameters: numbers that are trained.
         seconds: of all steps, roughly.
     """
@@ -52,13 +56,15 @@ class Plan:
     gate_bytes: int
     optimizer_bytes: int
     step_bytes: int
+    kept_bytes: int
     trained_parameters: int
     seconds: float
 
     @property
     def peak_bytes(self) -> int:
         """Everything at once. A process takes some 0.5 GB more for Python and torch, a GPU some 0.5 GB for its context."""
-        return self.base_bytes + self.expert_bytes + self.gate_bytes + self.optimizer_bytes + self.step_bytes
+        held = self.base_bytes + self.expert_bytes + self.gate_bytes + self.optimizer_bytes
+        return held + self.step_bytes + self.kept_bytes
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -101,6 +107,7 @@ def plan_training(base: str, adapters: Mapping[str, str | Path], options: GateTr
         gate_bytes=sum(p.nbytes for p in gates),
         optimizer_bytes=2 * sum(p.nbytes for p in trained),
         step_bytes=counter.peak,
+        kept_bytes=round(KEPT.get(torch.device(device).type, 0.0) * counter.peak),
         trained_parameters=sum(p.numel() for p in trained),
         seconds=options.steps * flops * STEP["cpu" if device == "cpu" else "cuda"] / OPERATIONS if trained else 0.0,
     )
@@ -110,7 +117,8 @@ def words(plan: Plan, options: GateTraining, runs: int = 1) -> str:
     """The plan for people; its seconds are those of ``runs`` trainings."""
     rows = [
         ("base", plan.base_bytes), ("experts", plan.expert_bytes), ("gates", plan.gate_bytes), ("optimizer", plan.optimizer_bytes),
-        (f"a step of {options.batch_size} rows of {options.max_length} tokens", plan.step_bytes), ("together", plan.peak_bytes),
+        (f"a step of {options.batch_size} rows of {options.max_length} tokens", plan.step_bytes),
+        ("freed, not given back", plan.kept_bytes), ("together", plan.peak_bytes),
     ]  # fmt: skip
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value / 1e6:>10,.1f} MB" for name, value in rows]
