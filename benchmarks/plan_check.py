@@ -106,7 +106,7 @@ def write_rows(file: Path, base: Path, length: int, encoder_decoder: bool) -> No
     words = [
         w for w in (tokenizer.decode([i]) for i in range(2000, 6000)) if len(w) > 3 and w[0] == " " and w.isascii()
     ]
-    prompt = length - 10 if encoder_decoder else length - 64 - 40
+    prompt = length - 64 - (10 if encoder_decoder else 40)  # the rest is the chat template's
 
     def text(tokens: int) -> str:
         return "".join(rng.choice(words) for _ in range(tokens)).strip()
