@@ -15,6 +15,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,6 @@ def fuzz(target: Target, folder: Path, inputs: int, number: int = 0, seconds: fl
         number: seed; the same seed tries the same inputs.
         seconds: stop early after as long.
     """
-    from radargate.errors import RadarGateError
-
     result, read = Result(), target.prepare(folder)
     begun = time.perf_counter()
 
@@ -74,19 +73,7 @@ def fuzz(target: Target, folder: Path, inputs: int, number: int = 0, seconds: fl
     def tried(value: Any) -> None:
         if result.inputs >= inputs or time.perf_counter() - begun > seconds:
             return
-        result.inputs += 1
-        start = time.perf_counter()
-        try:
-            read(value)
-            result.taken += 1
-        except RadarGateError as error:
-            result.refused[type(error).__name__] += 1
-            if not str(error).isprintable():  # more than one line, or one that a terminal would obey
-                _escaped(result, error, value)
-        except Exception as error:
-            _escaped(result, error, value)
-        if (taken := time.perf_counter() - start) > SLOW:
-            result.slow.append(taken)
+        attempt(read, value, result)
 
     offset = 0
     while result.inputs < inputs and time.perf_counter() - begun < seconds:
@@ -97,6 +84,25 @@ def fuzz(target: Target, folder: Path, inputs: int, number: int = 0, seconds: fl
             break
     result.seconds = time.perf_counter() - begun
     return result
+
+
+def attempt(read: Callable[[Any], object], value: Any, result: Result) -> None:
+    """Let one input be read, and count what becomes of it."""
+    from radargate.errors import RadarGateError
+
+    result.inputs += 1
+    start = time.perf_counter()
+    try:
+        read(value)
+        result.taken += 1
+    except RadarGateError as error:
+        result.refused[type(error).__name__] += 1
+        if not str(error).isprintable():  # more than one line, or one that a terminal would obey
+            _escaped(result, error, value)
+    except Exception as error:
+        _escaped(result, error, value)
+    if (taken := time.perf_counter() - start) > SLOW:
+        result.slow.append(taken)
 
 
 def _escaped(result: Result, error: BaseException, value: Any) -> None:
