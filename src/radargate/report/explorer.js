@@ -115,7 +115,7 @@ function views(section) {
 
 function drawChoice() {
   const sites = TRACES.map((trace) => matching(trace, choice.layer, choice.kind));
-  at("chosen").value = `${sites.map((s) => s.length).join(" and ")} of ${TRACES.map((t) => t.sites.length).join(" and ")} sites`;
+  at("chosen").value = [...new Set(TRACES.map((t, i) => `${sites[i].length} of ${t.sites.length} sites`))].join(" and ");
   texts.forEach(({ text, place }) => text.paint(sites[place]));
   views("layers").forEach((view, i) => drawLayers(view, TRACES[i], matching(TRACES[i], "", choice.kind)));
   views("norms").forEach((view, i) => drawNorms(view, TRACES[i], matching(TRACES[i], "", choice.kind)));
