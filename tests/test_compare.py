@@ -134,6 +134,21 @@ def test_one_adapter_or_no_common_site_or_no_shared_A_is_refused(zoo, adapters, 
     assert "share A" in capsys.readouterr().err
 
 
+def test_what_a_cell_does_not_depend_on_is_not_in_its_id():
+    given = {"base": "b", "dtype": None, "scoring": {"limit": 3}, "test_hash": "t", "train_hash": "r", "training": {"steps": 2},
+             "experts": {"mole": {"add": "1", "even": "2"}}}  # fmt: skip
+    longer = {**given, "training": {"steps": 9}}
+    other = {**given, "experts": {"mole": {"add": "1", "even": "3"}}}
+    turned = {**given, "experts": {"mole": {"even": "2", "add": "1"}}}
+    cells = {c.label: c for c in plan(["add", "even"], gates=["radar"], rules=[], architectures=["mole"], seeds=1)[0]}
+    ids = {name: [cell.id(c) for c in (given, longer, other, turned)] for name, cell in cells.items()}
+    for name in ("base", "expert: add"):
+        assert len(set(ids[name])) == 1, name
+    assert ids["expert: even"][0] == ids["expert: even"][1] != ids["expert: even"][2]
+    assert len(set(ids["radar (mole)"][:3])) == 3 and ids["radar (mole)"][0] == ids["radar (mole)"][3]
+    assert len(set(ids["union LoRA"])) == 4, "it takes over the first adapter's rank"
+
+
 def test_systems_are_named_with_their_options():
     assert parse_system("arrow:mixing=ab,top_k=2") == ("arrow", {"mixing": "ab", "top_k": 2})
     found, left_out = plan(

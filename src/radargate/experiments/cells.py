@@ -41,8 +41,17 @@ class Cell:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def id(self, conditions: Mapping[str, Any]) -> str:
-        """Hash of everything the cell's result depends on; of the experts those of its own architecture only."""
-        own = {**conditions, "experts": conditions["experts"][self.architecture or "mole"]}
+        """Hash of everything the cell's result depends on; of the experts those of its own architecture only.
+
+        Base and single experts are neither trained nor mixed, so that nothing of training, or of other experts, counts.
+        """
+        experts = conditions["experts"][self.architecture or "mole"]
+        own = {**conditions, "experts": experts}
+        if self.kind in ("base", "expert"):
+            own = {key: conditions[key] for key in ("base", "dtype", "scoring", "test_hash") if key in conditions}
+            own["experts"] = {self.system: experts[self.system]} if self.kind == "expert" else {}
+        elif self.system == UNION:
+            own["first"] = next(iter(experts))  # whose rank and targets it takes over
         return content_hash({"cell": asdict(self), "conditions": own})
 
     @property
