@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -123,24 +124,34 @@ def test_wrong_requests_for_a_trace_get_openais_error(open_server, fields, statu
     assert response.status_code == status and error["param"] == param and message in error["message"]
 
 
-def test_errands_wait_their_turn_have_a_limit_and_keep_their_errors(bundle):
-    running = Running({"first": bundle})
+@contextlib.contextmanager
+def busy(engine):
+    """An errand that holds the engine until the block ends; gives what it promised."""
     hold, begun = threading.Event(), threading.Event()
 
-    def busy():
+    def held():
         begun.set()
         return hold.wait(30)
 
-    first = running.engine.between(busy)
+    promised = engine.between(held)
     assert begun.wait(30)
-    waiting = [running.engine.between(lambda i=i: 1 // i) for i in range(MAX_ERRANDS)]
-    with pytest.raises(QueueFull, match="requests of this kind wait"):
-        running.engine.between(int)
-    refused = traced(running, [5, 6], [])
-    assert refused.status_code == 429 and refused.json()["error"]["code"] == "queue_full"
-    waiting[2].cancel()
-    hold.set()
-    assert first.result(30) is True and waiting[1].result(30) == 1
+    try:
+        yield promised
+    finally:
+        hold.set()
+    assert promised.result(30) is True
+
+
+def test_errands_wait_their_turn_have_a_limit_and_keep_their_errors(bundle):
+    running = Running({"first": bundle})
+    with busy(running.engine):
+        waiting = [running.engine.between(lambda i=i: 1 // i) for i in range(MAX_ERRANDS)]
+        with pytest.raises(QueueFull, match="requests of this kind wait"):
+            running.engine.between(int)
+        refused = traced(running, [5, 6], [])
+        assert refused.status_code == 429 and refused.json()["error"]["code"] == "queue_full"
+        waiting[2].cancel()
+    assert waiting[1].result(30) == 1
     assert isinstance(waiting[0].exception(30), ZeroDivisionError)
     running.stop()  # what waits is done first
     assert waiting[-1].result(30) == 0 and waiting[2].cancelled()
@@ -149,20 +160,11 @@ def test_errands_wait_their_turn_have_a_limit_and_keep_their_errors(bundle):
 
 
 def test_a_trace_is_taken_back_when_its_client_leaves(open_server):
-    hold, begun = threading.Event(), threading.Event()
-
-    def busy():
-        begun.set()
-        return hold.wait(30)
-
-    first = open_server.engine.between(busy)
-    assert begun.wait(30)
-    with pytest.raises(httpx.TimeoutException):
-        httpx.post(open_server.url + "/v1/traces", json={"model": "first", "prompt_token_ids": [5, 6]}, timeout=0.5)
-    waiting = [promised for promised, _ in open_server.engine._errands]
-    assert len(waiting) == 1 and wait_until(waiting[0].cancelled, 10)
-    hold.set()
-    assert first.result(30) is True
+    with busy(open_server.engine):
+        with pytest.raises(httpx.TimeoutException):
+            httpx.post(open_server.url + "/v1/traces", json={"model": "first", "prompt_token_ids": [5, 6]}, timeout=0.5)
+        waiting = [promised for promised, _ in open_server.engine._errands]
+        assert len(waiting) == 1 and wait_until(waiting[0].cancelled, 10)
 
 
 def test_the_page_needs_no_key_loads_nothing_and_its_requests_do(bundle):

@@ -29,9 +29,10 @@ class EncodedRow:
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """Training examples, and how many rows were left out because they are longer than ``max_length``."""
+    """Training examples, the rows they come from, and how many were left out, being longer than ``max_length``."""
 
     rows: list[EncodedRow]
+    kept: list[Row]
     dropped: dict[str, int]
 
     def report(self, max_length: int) -> str:
@@ -53,6 +54,7 @@ def encode_rows(rows: Iterable[Row], tokenizer: Any, *, max_length: int, encoder
         DataError: nothing is left.
     """
     encoded: list[EncodedRow] = []
+    kept: list[Row] = []
     dropped: dict[str, int] = {}
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     for row in rows:
@@ -67,11 +69,12 @@ def encode_rows(rows: Iterable[Row], tokenizer: Any, *, max_length: int, encoder
             dropped[row.task] = dropped.get(row.task, 0) + 1
         else:
             encoded.append(example)
+            kept.append(row)
     if not encoded:
         raise DataError(
             f"No row is left: all {sum(dropped.values())} are longer than --max-length {max_length} tokens."
         )
-    return EncodedRows(encoded, dropped)
+    return EncodedRows(encoded, kept, dropped)
 
 
 @dataclass(frozen=True)

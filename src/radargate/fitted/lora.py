@@ -88,7 +88,7 @@ def fit_lora(model: Any, folder: str | Path, fit: ByTask, held_out: ByTask, fitt
         sizes = {"batch_size": fitting.batch_size, "max_length": fitting.max_length}
         batches, encoded = make_batches(model, tokenizer, _flat(fit), **sizes)
         others_batches, others_encoded = make_batches(model, tokenizer, _flat(held_out), **sizes)
-        fit, held_out = (rows_that_fit(model, tokenizer, given, fitting.max_length) for given in (fit, held_out))
+        fit, held_out = rows_that_fit(fit, encoded), rows_that_fit(held_out, others_encoded)
         say(f"fitting rank {fitting.rank} at {len(layers)} sites; {encoded.report(fitting.max_length)}")
         fits = fit_sites(model, layers, batches, fitting.rank, adapter_name, say)
         made = f"rank {fitting.rank} fitted to {config.gate} of {', '.join(config.experts)}"

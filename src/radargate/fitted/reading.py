@@ -73,18 +73,10 @@ def make_batches(model: Any, tokenizer: Any, rows: Sequence[Row], *, batch_size:
     return batches, encoded
 
 
-def rows_that_fit(model: Any, tokenizer: Any, by_task: ByTask, max_length: int) -> dict[str, list[Row]]:
-    """Task → those of its rows that `make_batches` keeps; a task without any is left out."""
-    seq2seq = bool(model.get_base_model().config.is_encoder_decoder)
-
-    def fits(row: Row) -> bool:
-        try:
-            encode_rows([row], tokenizer, max_length=max_length, encoder_decoder=seq2seq)
-        except DataError:
-            return False
-        return True
-
-    kept = {task: [row for row in rows if fits(row)] for task, rows in by_task.items()}
+def rows_that_fit(by_task: ByTask, encoded: EncodedRows) -> dict[str, list[Row]]:
+    """Task → those of its rows that were kept; a task without any is left out."""
+    there = {id(row) for row in encoded.kept}
+    kept = {task: [row for row in rows if id(row) in there] for task, rows in by_task.items()}
     return {task: rows for task, rows in kept.items() if rows}
 
 

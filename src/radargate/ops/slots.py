@@ -165,14 +165,14 @@ def _reference(h: Tensor, B: Tensor, total: Tensor, v: Tensor, rest: Tensor | No
 
 def make_slot(ranks: Sequence[int], owner: Tensor, indices: Tensor | None, index: int, dtype: torch.dtype) -> Slot:
     """The slot ``index`` of a selection; without one, expert ``index`` for every token."""
-    ends = list(itertools.accumulate(ranks))
-    spans = [slice(end - rank, end) for end, rank in zip(ends, ranks, strict=True)]
     if indices is None:
-        return Slot(None, ((None, spans[index]),))
+        start = sum(ranks[:index])
+        return Slot(None, ((None, slice(start, start + ranks[index])),))
     chosen = indices[:, index]
     few = len(ranks) < GROUPED_EXPERTS or len(chosen) < GROUPED_TOKENS * len(ranks)
     if few or owner.device.type != "cpu":
         return Slot((owner == chosen.unsqueeze(-1)).to(dtype))
+    spans = [slice(end - rank, end) for end, rank in zip(itertools.accumulate(ranks), ranks, strict=True)]
     tokens = chosen.argsort().split(torch.bincount(chosen, minlength=len(ranks)).tolist())
     return Slot(None, tuple((where, span) for where, span in zip(tokens, spans, strict=True) if len(where)))
 
