@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from transformers import Trainer, TrainingArguments
 
 import radargate
+from radargate import ops
 from radargate.architectures.base import Codes
 from radargate.cli import main
 from radargate.composition import radar_layers
@@ -299,8 +300,35 @@ def test_controls_have_as_many_parameters_as_what_they_control_for():
         return sum(p.numel() for p in gate.parameters())
 
     radar = count("radar")
+    assert count("multiplicative") == radar
     assert count("mlp") == pytest.approx(radar, rel=0.05) and count("lora") == pytest.approx(radar, rel=0.05)
     assert count("vector") == count("stretch") + 576 and count("signed") == count("stretch") + 9
+
+
+@pytest.mark.parametrize("top_k", [1, 2, None])
+def test_the_multiplicative_control_is_a_factor_on_every_coordinate(top_k):
+    seen, v = call(top_k)
+    gate = make("multiplicative", 3 if top_k is None else top_k, rank=4)
+    others = v.sum(-2, keepdim=True) - v
+    code = literal.unit_rms(v) * literal.unit_rms(others) @ gate.rotation_down * D**-0.5
+    factors = 1 + code @ gate.rotation_up
+    weights, indices = gate.weigh(seen)
+    dense = weights if indices is None else torch.zeros(*v.shape[:-1], dtype=F64).scatter(-1, indices, weights)
+    expected = (dense.unsqueeze(-1) * v * factors).sum(-2)
+
+    gated = gate(seen)
+    found = ops.mix(seen.h, seen.B, seen.ranks, gated.weights, gated.indices) + gated.extra
+    torch.testing.assert_close(found, expected)
+    parameters = list(gate.parameters())
+    sense = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3), dtype=F64)
+    for a, b in zip(*(torch.autograd.grad((y * sense).sum(), parameters) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", ["lora", "vector", "multiplicative"])
+def test_controls_that_turn_nothing_refuse_rotated_outputs_as_input(name):
+    with pytest.raises(OptionError, match="needs a rotation"):
+        make(name, gate_input="rotated")
 
 
 def test_the_signed_control_keeps_sign_and_size_and_the_largest():

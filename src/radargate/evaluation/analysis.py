@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -24,7 +24,8 @@ from radargate.evaluation.ranking import (
 
 ROTATING = "radar"
 # stretch is radar without rotation; each of the others spends radar's parameters, or more freedom, on something else
-CONTROLS = ("stretch", "signed", "mlp", "vector", "lora")
+CONTROLS = ("stretch", "signed", "mlp", "vector", "lora", "multiplicative")
+RIVALS = ("stretch", "rotation", "nexus", "tutel", *CONTROLS[1:])  # the paper's other gates, then the controls
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,11 @@ def contestants(grid: Grid) -> list[str]:
     return [s.label for s in grid.systems.values() if s.kind != "oracle"]
 
 
-def rotation_pairs(grid: Grid) -> list[tuple[str, str]]:
-    """Radar with stretch, and with each control that is in, under each architecture."""
+def rotation_pairs(grid: Grid, others: Sequence[str] = CONTROLS) -> list[tuple[str, str]]:
+    """Radar with each of ``others`` that is in, under each architecture."""
     pairs = []
     for architecture in grid.architectures():
         radar = grid.systems.get(f"{ROTATING} ({architecture})")
-        found = [grid.find(name, architecture) for name in CONTROLS]
+        found = [grid.find(name, architecture) for name in others]
         pairs += [(radar.label, control.label) for control in found if radar and control]
     return pairs

@@ -16,5 +16,6 @@ GATES = Registry(
         "mlp": "radargate.gates.mlp:MLPGate",
         "vector": "radargate.gates.vector:VectorGate",
         "lora": "radargate.gates.lora:LoRAGate",
+        "multiplicative": "radargate.gates.multiplicative:MultiplicativeGate",
     },
 )

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from radargate.errors import OptionError
 from radargate.gates.base import Call, GateSite
 from radargate.gates.rotation import rotation_size
-from radargate.gates.stretch import StretchGate, StretchOptions
+from radargate.gates.stretch import StretchGate
 
 
 class LoRAGate(StretchGate):
     """Control: stretch plus one small LoRA of its own, with as many parameters as radar's rotation (it starts at 0)."""
 
     @dataclass(frozen=True)
-    class Options(StretchOptions):
+    class Options(StretchGate.Options):
         """Options of stretch, and the LoRA's size.
 
         Attributes:

@@ -78,16 +78,21 @@ def size_of_down(down: Tensor) -> float:
 def site_codes(gate: Any, call: Call, indices: Tensor | None) -> Tensor:
     """Rotation codes [..., k or 1, r_a] of the chosen experts, as the gate's options say."""
     options, down = gate.options, gate.rotation_down
-    scale = 1.0 if down is None else size_of_down(down)
-    down = None if down is None else down.to(call.x)
-    if options.rotation_input == "input":
-        code = ops.input_codes(call.x, down, options.angle_norm)
-        return code if scale == 1 else code * scale
-    summed = call.codes.summed if options.reference == "all" else None
+    if options.rotation_input == "experts":
+        return relation_codes(call, indices, down, options.reference, options.angle_norm)
+    code = ops.input_codes(call.x, None if down is None else down.to(call.x), options.angle_norm)
+    return code if down is None else code * size_of_down(down)
+
+
+def relation_codes(
+    call: Call, indices: Tensor | None, down: Tensor | None, reference: str = "all", angle_norm: str = "unit"
+) -> Tensor:
+    """Codes [..., k, r_a] of how each chosen expert's output relates to the others': (v_i ⊙ Σ_{j≠i} v_j) P."""
+    summed = call.codes.summed if reference == "all" else None
     total, rounding = (None, None) if summed is None else summed()
     return ops.rotation_codes(
-        call.h, call.B, call.ranks, down, indices=indices, reference=options.reference, angle_norm=options.angle_norm,
-        total=total, rounding=rounding, scale=scale,
+        call.h, call.B, call.ranks, None if down is None else down.to(call.x), indices=indices, reference=reference,
+        angle_norm=angle_norm, total=total, rounding=rounding, scale=1.0 if down is None else size_of_down(down),
     )  # fmt: skip
 
 
