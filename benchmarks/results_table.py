@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import compare_section
+import experiments_section
 import readme_tables
 import scale_page
 import speed_tables
@@ -49,7 +50,8 @@ def main() -> int:
         (ROOT / "docs" / "scale.md").write_text(scale)
     if speed_tables.records():
         (ROOT / "docs" / "speed.md").write_text(speed_tables.page())
-    for name, picture in (speed_tables.pictures() if speed_tables.records() else {}).items():
+    pictures = speed_tables.pictures() if speed_tables.records() else {}
+    for name, picture in (pictures | experiments_section.pictures(RESULTS / "experiments")).items():
         (ROOT / "docs" / name).write_text(picture)
     return 0
 
@@ -137,7 +139,13 @@ def page() -> str:
     ]
     return (
         "\n\n".join(
-            [*top, *three_seeds(RESULTS / "three_seeds"), *compare_section.section(RESULTS / "compare"), *parts]
+            [
+                *top,
+                *three_seeds(RESULTS / "three_seeds"),
+                *experiments_section.section(RESULTS / "experiments"),
+                *compare_section.section(RESULTS / "compare"),
+                *parts,
+            ]
         )
         + "\n"
     )

@@ -92,6 +92,18 @@ def test_the_same_cell_gives_the_same_scores(zoo, adapters, tasks, tmp_path):
     assert rows[0] == rows[1]
 
 
+def test_a_gate_trains_with_its_own_rates_and_the_others_with_the_grids(zoo, adapters, tasks, tmp_path):
+    words = ("--gates", "radar radar:rotation_lr=2e-1 radar:dense_start=0")
+    assert main(command(zoo, adapters, tasks, tmp_path / "rates", *words)) == 0
+    records = read_records(tmp_path / "rates" / "records.jsonl")
+    found = {r["cell"]["label"]: r for r in records if r["suite"] == "cell" and r["cell"]["kind"] == "gate"}
+    rates = {label: (r["options"]["rotation_lr"], r["options"]["dense_start"]) for label, r in found.items()}
+    assert rates == {"radar (mole)": (0.02, 0.5), "radar rotation_lr=0.2 (mole)": (0.2, 0.5), "radar dense_start=0 (mole)": (0.02, 0)}  # fmt: skip
+    assert all(r["options"]["gate_options"] == {} for r in found.values())
+    angle = {label: r["metrics"]["mean_angle"] for label, r in found.items()}
+    assert angle["radar rotation_lr=0.2 (mole)"] > 2 * angle["radar (mole)"] > 0
+
+
 def test_a_dry_run_prints_cells_and_hours_and_writes_nothing(zoo, adapters, tasks, tmp_path, capsys):
     assert main(command(zoo, adapters, tasks, tmp_path / "dry", "--gates", "all", "--seeds", "3", "--dry-run")) == 0
     shown = capsys.readouterr().err
@@ -105,7 +117,10 @@ def test_a_dry_run_prints_cells_and_hours_and_writes_nothing(zoo, adapters, task
     (("--gates", "stretch:temperature=0"), "temperature is 0"), (("--experts", "hydra"), "expected ARCHITECTURE=DIR"),
     (("--experts", "hydra=/nowhere"), "holds no folder with an adapter_config.json"),
     (("--rules", "pems", "--architectures", "omoe"), "mixes A and B apart"),
-    (("--gates", "stretch:temperature"), "expected NAME:option=value"),
+    (("--gates", "stretch:temperature"), "stretch: temperature: expected NAME=VALUE"),
+    (("--gates", "radar:rotation_lr=0"), "rotation_lr is 0, expected a number above 0"),
+    (("--gates", "radar:dense_start=2"), "dense_start is 2, expected a share"),
+    (("--rules", "ties:lr=0.1"), "lr"),
 ])  # fmt: skip
 def test_what_cannot_work_is_said_before_a_model_is_loaded(adapters, tasks, tmp_path, capsys, words, message):
     argv = [

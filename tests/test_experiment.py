@@ -98,6 +98,19 @@ def test_a_stopped_experiment_goes_on_and_recomputes_nothing(zoo, sources, tmp_p
     )
 
 
+def test_cells_of_one_experiment_serve_another(zoo, sources, tmp_path, monkeypatch, capsys):
+    from radargate.experiments import workshop as module
+
+    first, second = tmp_path / "modules", tmp_path / "convergence"
+    assert main(command("modules", zoo, sources, first, "--gates", "stretch")) == 0
+    monkeypatch.setattr(module, "load_base", None)  # all is there, so nothing is left to load a model for
+    words = command("convergence", zoo, sources, second, "--gates", "stretch")
+    assert main([*words, "--reuse", str(tmp_path)]) == 1 and "found no records.jsonl" in capsys.readouterr().err
+    assert not second.exists()
+    assert main([*words, "--reuse", str(first)]) == 0
+    assert cells(second) == cells(first) and "](figure-1.svg)" in (second / "report.md").read_text()
+
+
 def test_tables_show_the_records_numbers(zoo, sources, tmp_path):
     out = tmp_path / "numbers"
     assert main(command("fitting", zoo, sources, out, "--gates", "stretch", "--seeds", "2", "--json")) == 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from radargate.commands import flags
 from radargate.errors import OptionError, RadarGateError
+from radargate.option_text import read_options
 
 if TYPE_CHECKING:
     from radargate.serve.engine import Engine
@@ -119,7 +120,7 @@ class Talk:
 
     def set_experts(self, pairs: list[str], flag: str = "/experts") -> None:
         """Set factors from ``NAME=FACTOR`` words, all of them or, where one is wrong, none."""
-        asked = {**self.factors, **flags.gate_options(pairs, flag, f"{self.names()[0]}=0")}
+        asked = {**self.factors, **read_options(pairs, flag, f"{self.names()[0]}=0")}
         self.residents.mask("bundle", asked)
         self.factors = asked
 

@@ -31,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="base model instead of the preset's (may be repeated)")  # fmt: skip
     parser.add_argument("--experts", metavar="DIR",
                         help="folder of adapter folders named like the tasks (default: train them, into --out)")  # fmt: skip
+    parser.add_argument("--reuse", metavar="DIR", action="append",
+                        help="--out of another experiment: cells that are also this one's are not run again (may be repeated)")  # fmt: skip
     parser.add_argument("--seeds", type=flags.positive_int, help="seeds of everything trained")
     parser.add_argument("--limit", type=flags.positive_int, help="test rows a task")
     parser.add_argument("--steps", type=flags.positive_int, help="training steps of each gate")
@@ -61,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.nullcontext() if args.dry_run else alone(args.out):
         file = run_experiment(
             args.name, args.preset, args.data, args.out, smoke=args.smoke, resume=args.resume, dry_run=args.dry_run,
-            experts=args.experts, changes=changes, slots=args.slots, ray=args.ray, dtype=args.dtype, device=flags.pick_device(args.device), say=say,
+            experts=args.experts, reuse=args.reuse or (), changes=changes, slots=args.slots, ray=args.ray, dtype=args.dtype,
+            device=flags.pick_device(args.device), say=say,
         )  # fmt: skip
     if args.dry_run:
         return 0

@@ -7,9 +7,9 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import TextIO
 
-from radargate.errors import OptionError, first_line, printable
+from radargate.errors import OptionError, printable
 from radargate.launcher import is_main_process
 
 
@@ -110,30 +110,3 @@ def named_adapters(arguments: list[str], what: str = "adapters") -> dict[str, st
             raise OptionError(f"two {what} are called {name!r}; name them, as NAME=PATH.")
         named[name] = path
     return named
-
-
-def gate_options(pairs: list[str], flag: str = "--option", example: str = "rotation_rank=4") -> dict[str, Any]:
-    """``NAME=VALUE`` words → options, values read as YAML reads them (numbers, true, text).
-
-    Args:
-        pairs: the words.
-        flag: what they were given with, for messages.
-        example: a word that could be among them, for messages.
-
-    Raises:
-        OptionError: a word is no pair, or YAML cannot read its value.
-    """
-    import yaml
-
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise OptionError(f"{flag} {pair}: expected NAME=VALUE, such as {example}.")
-        try:
-            options[name] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
-            raise OptionError(
-                f"{flag} {pair}: the value cannot be read ({first_line(error)}), expected one such as in {example}."
-            ) from error
-    return options

@@ -6,6 +6,7 @@ import argparse
 import json
 
 from radargate.commands import flags
+from radargate.option_text import read_options
 
 HELP = "answer prompts with a bundle (or a base model)"
 EXAMPLE = 'radargate generate bundle --prompt "Is a whale a fish?" --expert law=0'
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from radargate.evaluation.scoring import generate
     from radargate.layer import using
 
-    factors = flags.gate_options(args.expert, "--expert", "law=0")
+    factors = read_options(args.expert, "--expert", "law=0")
     model, tokenizer = open_system(args.target, dtype=args.dtype, device=flags.pick_device(args.device), base=args.base)
     options = {"do_sample": True, "temperature": args.temperature} if args.temperature > 0 else {}
     torch.manual_seed(args.seed)

@@ -6,6 +6,7 @@ import argparse
 import json
 
 from radargate.commands import flags
+from radargate.option_text import read_options
 
 HELP = "predict memory and time of training gates from shapes, before anything is loaded"
 EXAMPLE = "radargate plan smollm2-135m experts/*/ --gate radar --batch-size 8 --max-length 512"
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from radargate.training.plan import plan_training, words
 
     options = GateTraining(
-        architecture=args.architecture, gate=args.gate, top_k=args.top_k, gate_options=flags.gate_options(args.option),
+        architecture=args.architecture, gate=args.gate, top_k=args.top_k, gate_options=read_options(args.option),
         steps=args.steps, batch_size=args.batch_size, max_length=args.max_length,
     )  # fmt: skip
     plan = plan_training(

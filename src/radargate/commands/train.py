@@ -9,6 +9,7 @@ from radargate.architectures import ARCHITECTURES
 from radargate.commands import flags
 from radargate.errors import OptionError
 from radargate.gates import GATES
+from radargate.option_text import read_options
 from radargate.rules import RULES
 
 HELP = "compose adapters and train their gates into a bundle"
@@ -53,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
     from radargate.training.gates import GateTraining, train_gates
 
     options = GateTraining(
-        architecture=args.architecture, architecture_options=flags.gate_options(args.architecture_option, "--architecture-option", "convert=true"), gate=args.gate, top_k=args.top_k, preset=args.preset,
-        gate_options=flags.gate_options(args.option), steps=args.steps, batch_size=args.batch_size, lr=args.lr,
+        architecture=args.architecture, architecture_options=read_options(args.architecture_option, "--architecture-option", "convert=true"), gate=args.gate, top_k=args.top_k, preset=args.preset,
+        gate_options=read_options(args.option), steps=args.steps, batch_size=args.batch_size, lr=args.lr,
         rotation_lr=args.rotation_lr, dense_start=args.dense_start, seed=args.seed, max_length=args.max_length,
         save_every=args.save_every,
     )  # fmt: skip

@@ -26,11 +26,13 @@ LEARNABLE = ("stretch", "rotation", "radar", "nexus", "tutel")
 PAPER_BASES = ("ai4bharat/IndicBART", "bigscience/mt0-base", "google/flan-t5-large", "meta-llama/Llama-3.2-1B",
                "meta-llama/Llama-3.2-3B")  # fmt: skip
 _FIVE_TASKS = {"source": "natural_instructions", "tasks": 5, "union": False}
+# one grid on a CPU for two experiments: the second takes the first's cells over with --reuse
+_GROWING_BANK = {"experts": (5, 15, 40), "steps": 60, "expert_steps": 25, "limit": 30, "max_length": 192}
 
 ABLATION = Experiment(
     "ablation", "Do stretch and rotation together do what neither does alone, nor the same parameters spent otherwise?",
     "Figure 3", axis=None, layout="tasks",
-    design={"gates": ("stretch", "rotation", "radar", "signed", "mlp", "vector", "lora")},
+    design={"gates": ("stretch", "rotation", "radar", "signed", "mlp", "vector", "lora", "multiplicative")},
     presets={"cpu": {"rules": ("uniform",)}, "gpu": {"rules": ("uniform",)}},
 )  # fmt: skip
 FITTING = Experiment(
@@ -43,7 +45,7 @@ MODULES = Experiment(
     "modules", "What happens to a gate on the same tasks when its bank grows by experts of other tasks?",
     "Figures 1b, 4 and 7 to 9", axis="experts", layout="axis",
     design={**_FIVE_TASKS, "gates": ("stretch", "radar", "nexus", "tutel"), "experts": (5, 10, 20, 40)},
-    presets={"cpu": {"steps": 60, "expert_steps": 25, "limit": 30, "max_length": 192},
+    presets={"cpu": _GROWING_BANK,
              "paper": {"experts": (5, 10, 15, 20, 25, 30, 35, 40)}},
 )  # fmt: skip
 MODEL_SIZE = Experiment(
@@ -62,7 +64,7 @@ CONVERGENCE = Experiment(
     "convergence", "How fast does the training loss fall with few and with many experts?", "Figures 6a and 13",
     axis="experts", layout="curves",
     design={**_FIVE_TASKS, "gates": ("stretch", "radar", "nexus", "tutel"), "experts": (5, 15, 40), "limit": 20},
-    presets={"cpu": {"steps": 80, "expert_steps": 25, "max_length": 192}},
+    presets={"cpu": _GROWING_BANK},
 )  # fmt: skip
 GENERALIZATION = Experiment(
     "generalization", "What is left of a composition on tasks that it never saw?", "Tables 1 and 4 to 7, Figure 1a",
@@ -90,6 +92,10 @@ FORMS = Experiment(
     design={"split": "validation", "union": False,
             "gates": ("stretch", "radar", "radar:angle_norm=none", "radar:rotation_sharing=expert",
                       "radar:rotation_input=input,rotation_sharing=expert,rotation_rank=4", "radar:rotation_rank=32",
-                      "signed-radar", "signed", "vector", "lora", "mlp")},
+                      "signed-radar", "signed", "vector", "lora", "multiplicative", "mlp",
+                      # other rates, those of the study of ten sites among them, and no dense start
+                      "stretch:lr=0.02", "radar:rotation_lr=0.005", "radar:rotation_lr=0.08",
+                      "radar:angle_norm=none,rotation_lr=0.3", "vector:rotation_lr=0.005", "lora:rotation_lr=0.08",
+                      "stretch:dense_start=0", "radar:dense_start=0")},
     presets={"cpu": {"tasks": 5}},
 )  # fmt: skip

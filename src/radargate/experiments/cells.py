@@ -11,13 +11,20 @@ from radargate.config import check_works_under, gate_class
 from radargate.errors import OptionError
 from radargate.gates import GATES
 from radargate.gates.base import make_options
+from radargate.option_text import read_options
 from radargate.records import content_hash
 from radargate.rules import RULES
 from radargate.rules.searched import SearchedRule
+from radargate.training.schedule import DenseStart
 
 # what `--rules all` means beside each rule with its own defaults: the other forms users compare
 VARIANTS = {"lorahub": ({"form": "sane"},), "arrow": ({"mixing": "ab"},)}
 UNION = "union LoRA"
+TRAINING = (
+    "lr",
+    "rotation_lr",
+    "dense_start",
+)  # of a gate's training, said among its options; they win over the grid's
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ class Cell:
         label: its name in tables, without the seed.
         architecture: for gates and rules.
         seed: for what is trained.
-        options: of the gate or rule.
+        options: of the gate or rule, and those of a gate's training (`TRAINING`) that differ from the grid's.
     """
 
     system: str
@@ -55,6 +62,16 @@ class Cell:
         return content_hash({"cell": asdict(self), "conditions": own})
 
     @property
+    def own_options(self) -> dict[str, Any]:
+        """Options of the gate or rule itself."""
+        return {key: value for key, value in self.options.items() if self.kind != "gate" or key not in TRAINING}
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What differs in its training from the grid's."""
+        return {key: value for key, value in self.options.items() if key not in self.own_options}
+
+    @property
     def trained(self) -> bool:
         """Whether gradient steps (or a search) happen."""
         return self.seed is not None
@@ -67,16 +84,8 @@ def parse_system(text: str) -> tuple[str, dict[str, Any]]:
         UnknownNameError: no gate or rule has that name; the nearest are given.
         OptionError: an option is unknown or cannot work.
     """
-    import yaml
-
     name, _, words = text.partition(":")
-    options = {}
-    for word in words.split(",") if words else ():
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise OptionError(f"{text}: expected NAME:option=value, found {word!r}.")
-        options[key] = yaml.safe_load(value)
-    return name, options
+    return name, read_options(words.split(",") if words else (), f"{name}:", "rotation_rank=4")
 
 
 def plan(adapters: Sequence[str], *, gates: Sequence[str], rules: Sequence[str], architectures: Sequence[str],
@@ -108,7 +117,9 @@ def plan(adapters: Sequence[str], *, gates: Sequence[str], rules: Sequence[str],
     for text, kind in [*((t, "rule") for t in _all(rules, RULES)), *((t, "gate") for t in _all(gates, GATES))]:
         name, options = parse_system(text)
         (RULES if kind == "rule" else GATES).check(name)
-        made = make_options(gate_class(name), {k: v for k, v in options.items() if v != "hidden"})
+        sample = Cell(name, kind, text, options=options)
+        _check_training(text, sample.training)
+        made = make_options(gate_class(name), {k: v for k, v in sample.own_options.items() if v != "hidden"})
         used = 0
         for architecture in names:
             try:
@@ -127,6 +138,15 @@ def plan(adapters: Sequence[str], *, gates: Sequence[str], rules: Sequence[str],
         if not used and list(rules if kind == "rule" else gates) != ["all"]:
             raise OptionError(left_out[-1])
     return cells, left_out
+
+
+def _check_training(text: str, training: Mapping[str, Any]) -> None:
+    for key, value in training.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if key == "dense_start" and number:
+            DenseStart(value)  # raises where the share cannot be
+        elif not number or value <= 0:
+            raise OptionError(f"{text}: {key} is {value!r}, expected a number above 0.")
 
 
 def _all(asked: Sequence[str], registry: Any) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +20,13 @@ from radargate.errors import AdapterError, RadarGateError
 from radargate.evaluation.answers import check_metrics
 from radargate.evaluation.run import line
 from radargate.experiments.cells import Cell, plan
+from radargate.experiments.finished import finished_cells
 from radargate.experiments.forecast import Forecast
 from radargate.experiments.run_cell import RECORDS, Comparison, Grid, run_cell
 from radargate.experts.adapters import read_adapter
 from radargate.experts.bank import load_bank
 from radargate.gates.base import make_options
-from radargate.records import append_records, make_record, read_records, write_atomic
+from radargate.records import append_records, make_record, read_records
 from radargate.training.gates import GateTraining
 from radargate.training.loop import duration
 
@@ -80,8 +80,8 @@ def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, 
     check_metrics(row for rows in test.values() for row in rows)
     own = {architecture: own[architecture] for architecture in sorted(used)}
     grid = _open(base, own, train, test, options, training, out, dtype, device)
-    finished = finished_cells(file)
-    todo = [cell for cell in cells if cell.id(grid.conditions) not in finished]
+    finished, ids = finished_cells(file), [cell.id(grid.conditions) for cell in cells]
+    todo = [cell for cell, cell_id in zip(cells, ids, strict=True) if cell_id not in finished]
     for reason in dict.fromkeys(left_out):
         say(f"left out: {reason}")
     forecast = Forecast.measure(
@@ -99,7 +99,7 @@ def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, 
                "rules": list(options.rules), "architectures": list(options.architectures), "seeds": options.seeds,
                "steps": training.steps, "batch_size": training.batch_size, "limit": options.scoring.limit,
                "left_out": list(dict.fromkeys(left_out)),
-               "plan": [cell.id(grid.conditions) for cell in cells]}  # fmt: skip
+               "plan": ids}  # fmt: skip
     whole = sum(forecast.seconds(cell, training, test) for cell in cells)
     append_records(file, [_grid_record("start", cells, whole, file, request)])
     for number, cell in enumerate(todo, 1):
@@ -122,11 +122,8 @@ def _grid_record(
     case: str, cells: Sequence[Cell], predicted: float, file: Path, request: dict[str, Any]
 ) -> dict[str, Any]:
     """What was asked for, what was predicted for all of it, and what the finished cells took."""
-    done = (
-        [r["metrics"] for r in read_records(file) if r["suite"] == "cell" and r["case"] in request["plan"]]
-        if file.exists()
-        else []
-    )
+    records = read_records(file) if file.exists() else []
+    done = [r["metrics"] for r in records if r["suite"] == "cell" and r["case"] in request["plan"]]
     taken = sum(m["train_seconds"] + m["score_seconds"] for m in done)
     metrics = {"cells": len(cells), "predicted_seconds": round(predicted), "seconds": round(taken)}
     return make_record("compare", case, metrics, request=request)
@@ -172,18 +169,6 @@ def _check_adapters(adapters: Mapping[str, str], architecture: str) -> None:
             f"{min(sites[names[0]])}, {names[1]} at {min(sites[names[1]])}): a gate would have nothing to choose. Use adapters "
             "with the same target modules."
         )
-
-
-def finished_cells(file: Path) -> set[str]:
-    """Ids of whole cells; what a crash left of others is dropped from the file."""
-    if not file.exists():
-        return set()
-    records = read_records(file)
-    whole = {r["case"] for r in records if r["suite"] == "cell"}
-    kept = [r for r in records if r["suite"] != "eval" or r["cell"]["id"] in whole]
-    if len(kept) < len(records):
-        write_atomic(file, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
-    return whole
 
 
 def _counted(cells: Sequence[Cell]) -> dict[str, int]:

@@ -10,9 +10,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from radargate.config import check_top_k
 from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import has_split, load_rows
-from radargate.errors import DataError, OptionError
+from radargate.errors import DataError
 from radargate.evaluation.run import Scoring
 from radargate.experiments.cells import UNION, Cell, plan
 from radargate.experiments.design import Design
@@ -113,8 +114,7 @@ def points(design: Design, material: Material) -> list[Point]:
         if design.leave_one_out:
             banks = [(task, tuple(name for name in bank if name != task)) for task in learned]
         for left_out, names in banks:
-            if not 1 <= top_k <= len(names):
-                raise OptionError(f"top_k is {top_k}, expected 1 to {len(names)}, the number of experts in the bank.")
+            check_top_k(top_k, len(names))
             found.append(Point(base, names, learned, rows, top_k, left_out))
     return found
 

@@ -108,8 +108,8 @@ def run_cell(cell: Cell, grid: Grid, cell_id: str | None = None) -> list[dict[st
     }  # fmt: skip
     if grid.probe is not None and cell.kind == "gate":
         metrics["probe"] = grid.probe(model, cell, grid)
-    options = {**asdict(grid.options.training), "gate": cell.system, "architecture": cell.architecture, "seed": cell.seed,
-               "gate_options": dict(cell.options)}  # fmt: skip
+    options = {**asdict(grid.options.training), **cell.training, "gate": cell.system, "architecture": cell.architecture,
+               "seed": cell.seed, "gate_options": cell.own_options}  # fmt: skip
     records.append(
         make_record(
             "cell",
@@ -130,7 +130,7 @@ def _composed(cell: Cell, grid: Grid) -> tuple[PeftModel, dict[str, Any], str | 
     assert cell.architecture is not None
     adapters = grid.adapters[cell.architecture]
     training = dataclasses.replace(grid.options.training, architecture=cell.architecture, gate=cell.system,
-                                   seed=cell.seed or 0, gate_options=dict(cell.options))  # fmt: skip
+                                   seed=cell.seed or 0, gate_options=cell.own_options, **cell.training)  # fmt: skip
     given = resolve_gate_options(training, grid.model, grid.tokenizer, grid.train, list(adapters))
     model = compose(grid.model, adapters, architecture=cell.architecture, gate=cell.system, top_k=training.top_k,
                     architecture_options=training.architecture_options if cell.architecture == "hydra" else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,10 +13,10 @@ from radargate.errors import OptionError, RadarGateError
 from radargate.evaluation.run import line
 from radargate.experiments import executors
 from radargate.experiments.catalog import EXPERIMENTS
-from radargate.experiments.compare import finished_cells
 from radargate.experiments.design import SUITE, Experiment
 from radargate.experiments.executors import Results
 from radargate.experiments.expert_store import ExpertStore
+from radargate.experiments.finished import finished_cells, finished_elsewhere
 from radargate.experiments.planning import Place, announce, expert_seconds, plan_places, plan_record, where
 from radargate.experiments.points import load_material, points, recipe
 from radargate.experiments.run_cell import RECORDS
@@ -28,9 +29,9 @@ Say = Callable[[str], None]
 
 
 def run_experiment(name: str, preset: str, data: str, out: str | Path, *, smoke: bool = False, resume: bool = False,
-                   dry_run: bool = False, experts: str | Path | None = None, changes: Mapping[str, Any] | None = None,
-                   slots: int | None = None, ray: str | None = None, dtype: str | None = None, device: str | None = None,
-                   say: Say = lambda line: None) -> Path:  # fmt: skip
+                   dry_run: bool = False, experts: str | Path | None = None, reuse: Sequence[str | Path] = (),
+                   changes: Mapping[str, Any] | None = None, slots: int | None = None, ray: str | None = None,
+                   dtype: str | None = None, device: str | None = None, say: Say = lambda line: None) -> Path:  # fmt: skip
     """Run every cell of an experiment that is not finished yet; records are written cell by cell.
 
     Args:
@@ -42,6 +43,7 @@ def run_experiment(name: str, preset: str, data: str, out: str | Path, *, smoke:
         resume: go on with what is there.
         dry_run: print cells and predicted hours, and stop; no model is loaded.
         experts: a folder of adapter folders named like tasks; by default experts are trained.
+        reuse: folders of other experiments; cells that are these ones' too are taken over instead of run again.
         changes: fields of `radargate.experiments.design.Design` that the user set.
         slots: processes of this machine that run cells side by side; with ``ray``, workers (default: one a core or GPU).
         ray: address of a Ray cluster to run cells on, or ``"local"``.
@@ -55,7 +57,7 @@ def run_experiment(name: str, preset: str, data: str, out: str | Path, *, smoke:
     Raises:
         UnknownNameError: no such experiment, preset, gate, rule or architecture; the nearest are given.
         OptionError: a combination that cannot work; all before any model is loaded.
-        DataError: the data lack a source or tasks.
+        DataError: the data lack a source or tasks, or a folder of ``reuse`` has no records.
         AdapterError: a given expert is missing or refused.
         RadarGateError: ``out`` holds another experiment, or this one and ``resume`` is off.
     """
@@ -71,6 +73,8 @@ def run_experiment(name: str, preset: str, data: str, out: str | Path, *, smoke:
     store.check(list(dict.fromkeys(task for point in points(design, material) for task in point.experts)))
     places, left_out = plan_places(experiment, design, material, store, device or "cpu")
     done = finished_cells(file)
+    others = finished_elsewhere(reuse, {place.id for place in places} - done)
+    done |= set(others)
     todo = list({place.id: place for place in places if place.id not in done}.values())
     training = expert_seconds(design, material, store, todo, device or "cpu")
     announce(experiment, preset, design, material, places, todo, training, left_out, say)
@@ -79,8 +83,10 @@ def run_experiment(name: str, preset: str, data: str, out: str | Path, *, smoke:
     for base in dict.fromkeys(place.point.base for place in todo):
         load_config(resolve_base(base))  # a base that is not there is said before the first is trained on
     check_writable(file, "the records")
+    for stale in out.glob(".work-*"):  # of runs that were killed: only one runs in a folder
+        shutil.rmtree(stale, ignore_errors=True)
     plan = plan_record(experiment, preset, smoke, design, places, material, left_out, sum(training.values()))
-    append_records(file, [plan])
+    append_records(file, [plan, *(record for records in others.values() for record in records)])
     clock = _Clock(sum(place.seconds for place in todo), sum(training.values()))
     before = len({place.id for place in places}) - len(todo)
     shop = Workshop(experiment, design, material, store, out, dtype, device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 
 
 WIDTH = 4.6  # inches: on a phone the letters then keep their size; pages draw charts no wider than 34rem
+LABEL = 26  # letters of a system's name in one line
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
@@ -43,13 +45,15 @@ def intervals(
     rows: Sequence[tuple[str, Mapping[str, float]]], label: str, description: str, highlight: Sequence[str] = ()
 ) -> str:
     """One line a system: value and 95 % interval."""
-    figure, axes = _figure(WIDTH, 0.3 * len(rows) + 0.8)
+    names = [textwrap.fill(name, LABEL, break_long_words=False) for name, _ in rows]
+    lines = max(name.count("\n") + 1 for name in names)
+    figure, axes = _figure(WIDTH, (0.12 + 0.18 * lines) * len(rows) + 0.8)
     for place, (name, metric) in enumerate(reversed(rows)):
         colour = COLOURS[1] if name in highlight else COLOURS[0]
         axes.plot([metric["low"], metric["high"]], [place, place], color=colour, linewidth=2)
         axes.plot(metric["value"], place, "o", color=colour)
         axes.annotate(f"{metric['value']:.2f}", (metric["high"], place), xytext=(6, -4), textcoords="offset points")
-    axes.set_yticks(range(len(rows)), [name for name, _ in reversed(rows)])
+    axes.set_yticks(range(len(rows)), names[::-1])
     axes.set_xlabel(label)
     axes.margins(x=0.18)
     axes.spines[["top", "right"]].set_visible(False)

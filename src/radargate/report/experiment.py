@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from radargate.evaluation.grid import METRICS
-from radargate.evaluation.ranking import standings
+from radargate.evaluation.ranking import Standing, standings
 from radargate.experiments.design import AXES
 from radargate.records import write_atomic
 from radargate.report import charts, experiment_words
@@ -35,16 +35,8 @@ class Parts:
 def write_report(records: Sequence[Mapping[str, Any]], out: str | Path) -> tuple[Path, list[str]]:
     """Write ``report.md``, ``figure-N.svg`` and ``csv/`` into ``out``; returns the report's path and its words."""
     found, out = read_findings(records), Path(out)
-    parts = LAYOUTS[found.request["layout"]](found)
-    words = [experiment_words.progress(found), *parts.words]
-    request = found.request
-    lines = [
-        f"# {request['case']}",
-        "",
-        f"{request['question']} ({request['paper']} of the paper)" if request["paper"] else request["question"],
-        "",
-        *_paragraphs(words),
-    ]
+    parts = make_parts(found)
+    lines = [f"# {found.request['case']}", "", *(line for word in parts.words for line in (word, ""))]
     with writing("the report", out):
         (out / "csv").mkdir(parents=True, exist_ok=True)
         for number, (caption, draw) in enumerate(parts.figures, 1):
@@ -59,10 +51,17 @@ def write_report(records: Sequence[Mapping[str, Any]], out: str | Path) -> tuple
             if table.rows:
                 write_atomic(out / "csv" / f"{table.name}.csv", table.csv())
                 lines += [f"**{table.caption}** ([CSV](csv/{table.name}.csv))", "", table.markdown(), ""]
-        lines += [_how(found)]
+        lines += [f"Made from `records.jsonl` (commit {found.request['commit'] or 'unknown'}): {basis(found)}"]
         report = out / "report.md"
         write_atomic(report, "\n".join(lines) + "\n")
-    return report, words
+    return report, list(parts.words)
+
+
+def make_parts(found: Findings) -> Parts:
+    """The question and the answer in words, the tables and the figures of an experiment's layout."""
+    request, parts = found.request, LAYOUTS[found.request["layout"]](found)
+    question = f"{request['question']} ({request['paper']} of the paper)" if request["paper"] else request["question"]
+    return replace(parts, words=[question, experiment_words.progress(found), *parts.words])
 
 
 def _task_parts(found: Findings) -> Parts:
@@ -85,7 +84,7 @@ def _curve_parts(found: Findings) -> Parts:
     rest = _axis_parts(found)
 
     def draw(value: Any) -> Callable[[], str]:
-        lines = {s.label: smoothed(c) for s in found.grids[value].systems.values() if (c := curve_rows(s))}
+        lines = {found.drawn(s.label): smoothed(c) for s in found.grids[value].systems.values() if (c := curve_rows(s))}
         return lambda: charts.curves(lines, "step", "training loss (smoothed)", f"Training loss, {found.said(value)}")
 
     figures = [(f"Training loss, {found.said(value)}", draw(value)) for value in found.grids]
@@ -128,9 +127,22 @@ LAYOUTS: dict[str, Callable[[Findings], Parts]] = {
 
 def _interval_figure(found: Findings, metric: str) -> Figure:
     grid = next(iter(found.grids.values()))
-    rows = [(s.label, {"value": s.value, "low": s.low, "high": s.high}) for s in standings(grid, metric)]
+    ranked = standings(grid, metric)
+    off = [s for s in ranked if s.label == "base" and _far(s, [other for other in ranked if other is not s])]
+    rows = [(found.drawn(s.label), _spread(s)) for s in ranked if s not in off]
     caption = f"Mean {WORDS[metric]} over tasks with 95 % intervals over rows, seeds averaged"
+    caption += "".join(f"; {s.label}, {s.value:.3f}, is off the scale" for s in off)
     return caption, lambda: charts.intervals(rows, f"mean {WORDS[metric]}", caption)
+
+
+def _far(one: Standing, others: Sequence[Standing]) -> bool:
+    """Whether its interval would squeeze all others into a corner of the figure."""
+    low, high = min((s.low for s in others), default=one.low), max((s.high for s in others), default=one.high)
+    return max(one.low - high, low - one.high) > high - low
+
+
+def _spread(s: Standing) -> dict[str, float]:
+    return {"value": s.value, "low": s.low, "high": s.high}
 
 
 def _axis_figures(found: Findings) -> list[Figure]:
@@ -142,16 +154,12 @@ def _axis_figures(found: Findings) -> list[Figure]:
         ranked = {value: standings(grid, metric) for value, grid in found.grids.items()}
         caption = f"Mean {WORDS[metric]} over tasks, by {AXES[found.axis]}"
         if found.axis in ("bases", "leave_one_out") or len(ranked) < 2:
-            rows = [
-                (f"{s.label}, {found.short(v)}", {"value": s.value, "low": s.low, "high": s.high})
-                for v in ranked
-                for s in ranked[v]
-            ]
+            rows = [(f"{found.drawn(s.label)}, {found.short(v)}", _spread(s)) for v in ranked for s in ranked[v]]
             figures.append((caption, partial(charts.intervals, rows, f"mean {WORDS[metric]}", caption)))
             continue
         place = {value: at[value]["train_rows"] if found.axis == "rows" else value for value in ranked}
         lines = {
-            label: [(place[v], s.value) for v in ranked for s in ranked[v] if s.label == label]
+            found.drawn(label): [(place[v], s.value) for v in ranked for s in ranked[v] if s.label == label]
             for label in found.systems()
         }
         title = "training rows" if found.axis == "rows" else AXES[found.axis]
@@ -159,18 +167,14 @@ def _axis_figures(found: Findings) -> list[Figure]:
     return figures
 
 
-def _paragraphs(words: Sequence[str]) -> list[str]:
-    return [line for word in words for line in (word, "")]
-
-
-def _how(found: Findings) -> str:
+def basis(found: Findings) -> str:
     """What the numbers rest on."""
     request, design = found.request, found.request["design"]
     left_out = f" Left out: {'; '.join(request['left_out'])}." if request["left_out"] else ""
     split = design.get("split", "test")
     rows = f"all {split} rows" if design["limit"] is None else f"up to {design['limit']} {split} rows a task"
     return (
-        f"Made from `records.jsonl` (commit {request['commit'] or 'unknown'}): {rows}, {design['steps']} steps of {design['batch_size']} rows "
-        f"for each gate, {design['expert_steps']} for each expert, seeds 0 to {design['seeds'] - 1}. Intervals resample rows within tasks, seeds "
-        f"averaged; p-values flip the signs of row differences and are corrected by Holm's method.{left_out}"
+        f"{rows}, {design['steps']} steps of {design['batch_size']} rows for each gate, {design['expert_steps']} for each expert, "
+        f"seeds 0 to {design['seeds'] - 1}. Intervals resample rows within tasks, seeds averaged; p-values flip the signs of row "
+        f"differences and are corrected by Holm's method.{left_out}"
     )

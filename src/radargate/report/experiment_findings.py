@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from radargate.errors import RadarGateError
-from radargate.evaluation.analysis import rotation_pairs
+from radargate.evaluation.analysis import RIVALS, rotation_pairs
 from radargate.evaluation.grid import METRICS, Grid, read_grid
 from radargate.evaluation.metrics import paired_difference
 from radargate.evaluation.ranking import Comparison, compare_pairs
@@ -64,6 +64,11 @@ class Findings:
         there = {label for grid in self.grids.values() for label in grid.systems}
         return [label for label in dict.fromkeys(place["label"] for place in self.request["plan"]) if label in there]
 
+    def drawn(self, label: str) -> str:
+        """A system's name in a figure: without the architecture where there is only one."""
+        architectures = {place["architecture"] for place in self.request["plan"]} - {None}
+        return label.removesuffix(f" ({min(architectures)})") if len(architectures) == 1 else label
+
     def probes(self) -> list[dict[str, Any]]:
         """What was found at every trained gate: its label, seed, place on the axis, and the probe's own findings."""
         return [
@@ -74,11 +79,11 @@ class Findings:
 
     @cached_property
     def rotation(self) -> dict[str, list[Test]]:
-        """metric → radar against stretch and each control everywhere; Holm's correction takes all of them."""
+        """metric → radar against the paper's other gates and each control everywhere; Holm's correction takes all of them."""
         found: dict[str, list[Test]] = {}
         for metric in METRICS:
             tests = [Test(value, test) for value, grid in self.grids.items()
-                     for test in compare_pairs(grid, metric, rotation_pairs(grid))]  # fmt: skip
+                     for test in compare_pairs(grid, metric, rotation_pairs(grid, RIVALS))]  # fmt: skip
             found[metric] = _corrected(tests)
         return found
 

@@ -115,7 +115,7 @@ def test_table(found: Findings, which: str) -> Table:
         Column("95 % interval", interval("difference", 3, sign=True)), Column("p", probability("p")),
         Column("Holm p", probability("holm_p")), Column("better", lambda row: row["better"] or "cannot tell"),
     ]  # fmt: skip
-    captions = {"rotation": "Radar against stretch and the controls, paired over rows",
+    captions = {"rotation": "Radar against the other gates and the controls, paired over rows",
                 "change": "The last value of the axis against the first, paired over rows"}  # fmt: skip
     return Table(which, captions[which], rows, columns if which == "rotation" and found.axis else columns[1:])
 

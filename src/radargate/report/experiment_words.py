@@ -45,7 +45,7 @@ def leaders(found: Findings) -> list[str]:
 
 
 def rotation(found: Findings) -> list[str]:
-    """Whether radar beats stretch and the controls, how often, and by how much."""
+    """Whether radar beats the other gates and the controls, how often, and by how much."""
     lines = []
     for metric in METRICS:
         by_control: dict[str, list[Test]] = {}

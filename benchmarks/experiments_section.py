@@ -1,0 +1,45 @@
+"""The results page's part on the paper's experiments, from the records of `radargate experiment`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from radargate.experiments.catalog import EXPERIMENTS
+from radargate.records import read_records
+from radargate.report.experiment import Parts, basis, make_parts
+from radargate.report.experiment_findings import Findings, read_findings
+
+
+def section(folder: Path) -> list[str]:
+    """Words, figures and tables of every experiment that was run; nothing where there are no records."""
+    parts: list[str] = []
+    for name, found, made in _experiments(folder):
+        machine = found.request["machine"]
+        parts += [f"## Experiment: {name}", *made.words]
+        parts += [f"![{caption}]({_file(name, number)})" for number, (caption, _) in enumerate(made.figures, 1)]
+        parts += [f"**{table.caption}**\n\n{table.markdown()}" for table in made.tables if table.rows]
+        records = f"benchmarks/results/experiments/{name}"
+        parts.append(
+            f"{found.request['design']['source']}, {', '.join(found.request['design']['bases'])}: {basis(found)} {machine['cpu']}, "
+            f"{machine['cores']} cores; records in [{records}](../{records}), command in "
+            "[benchmarks/results/experiments/commands.sh](../benchmarks/results/experiments/commands.sh)."
+        )
+    return parts
+
+
+def pictures(folder: Path) -> dict[str, str]:
+    """File name, beside the page → SVG."""
+    return {_file(name, number): draw() for name, _, made in _experiments(folder)
+            for number, (_, draw) in enumerate(made.figures, 1)}  # fmt: skip
+
+
+def _experiments(folder: Path) -> Iterator[tuple[str, Findings, Parts]]:
+    for name in EXPERIMENTS.names():
+        if (file := folder / name / "records.jsonl").exists():
+            found = read_findings(read_records(file))
+            yield name, found, make_parts(found)
+
+
+def _file(name: str, number: int) -> str:
+    return f"experiment-{name}-{number}.svg"

@@ -1,0 +1,4 @@
+# What made the records beside this file; sources/ holds the folders flan_cot and natural_instructions, and the nine experts of the
+# main job (../main_job/commands.sh) are in runs/experts. Every grid was stopped and went on with --resume as often as it took.
+radargate experiment forms    --preset cpu --data sources/ --out runs/exp/forms    --experts runs/experts --slots 2 --resume
+radargate experiment ablation --preset cpu --data sources/ --out runs/exp/ablation --experts runs/experts --slots 2 --resume
