@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import claims_section
 import compare_section
 import experiments_section
 import readme_tables
@@ -141,6 +142,7 @@ def page() -> str:
         "\n\n".join(
             [
                 *top,
+                *claims_section.section(RESULTS),
                 *three_seeds(RESULTS / "three_seeds"),
                 *experiments_section.section(RESULTS / "experiments"),
                 *compare_section.section(RESULTS / "compare"),
