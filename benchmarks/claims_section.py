@@ -1,0 +1,123 @@
+"""The top of the results page: what was asked of radar, and what the records answer; every sentence is made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from three_seeds import METRICS, Scores
+
+from radargate.evaluation.ranking import HIGHER_IS_BETTER, SIGNIFICANT, standings
+from radargate.records import read_records
+from radargate.report.experiment_findings import Findings, Test, read_findings
+
+PAPER, CONTROLS = ("stretch", "rotation", "nexus", "tutel"), ("signed", "mlp", "vector", "lora", "multiplicative")
+ASKED = 0.95  # of the mean of single experts
+
+
+def section(results: Path) -> list[str]:
+    """One paragraph a question; what was not run is said to be so."""
+    found = {
+        name: _read(results / "experiments" / name) for name in ("ablation", "fitting", "forms", "samples", "modules")
+    }
+    gates = [f for name in ("ablation", "fitting") if (f := found[name]) is not None]
+    return [
+        "## In short: does rotation help?",
+        "Everything here is a 135M model on two cores, so what differs little is not told apart. "
+        "A difference is *told apart* where its paired p over the same rows, Holm-corrected within an experiment, is below 0.05.",
+        "\n".join(
+            [
+                f"- **Against the paper's other gates** (asked: a lower NLL than each, p < 0.05, and no lower accuracy). {_against(gates, PAPER)}",
+                f"- **Against the controls**, as many parameters or more freedom spent otherwise. {_against(gates, CONTROLS)}",
+                f"- **Which form of rotation** (on validation rows). {_forms(found['forms'])}",
+                f"- **Against each task's own expert** (asked: {ASKED:.0%} of their mean). {_experts(results / 'three_seeds')}",
+                f"- **More experts** (asked: radar loses less than a point from few to many where the others lose more, or none loses). {_more(found['modules'])}",
+                f"- **Few training rows** (asked: with 50 rows a task, radar at least level with the other gates). {_few(found['samples'])}",
+            ]
+        ),
+    ]  # fmt: skip
+
+
+def _read(folder: Path) -> Findings | None:
+    file = folder / "records.jsonl"
+    return read_findings(read_records(file)) if file.exists() else None
+
+
+def _against(found: Sequence[Findings], names: Sequence[str]) -> str:
+    """Radar − each, by both metrics; the first experiment that has a pair counts."""
+    lines = []
+    for metric, words in METRICS.items():
+        tests: dict[str, Test] = {}
+        for findings in found:
+            for test in findings.rotation[metric]:
+                name = test.result.second.partition(" (")[0]
+                if name in names:
+                    tests.setdefault(name, test)
+        if tests:
+            lines.append(f"By {words} radar is {_verdicts(tests, metric)}.")
+    return _sentences(lines)
+
+
+def _verdicts(tests: dict[str, Test], metric: str) -> str:
+    groups: dict[str, list[str]] = {"better than": [], "worse than": [], "not told apart from": []}
+    for name, test in tests.items():
+        r = test.result
+        told = "not told apart from" if r.better is None else "better than" if r.better == r.first else "worse than"
+        groups[told].append(f"{name} ({r.difference:+.3f})")
+    return ", ".join(f"{words} {', '.join(names)}" for words, names in groups.items() if names)
+
+
+def _forms(found: Findings | None) -> str:
+    if found is None:
+        return _sentences([])
+    (grid,) = found.grids.values()
+    turning = {s.label: s.value for s in standings(grid, "nll") if "radar" in s.label}
+    best = min(turning, key=turning.__getitem__)
+    tests = {t.result.second.partition(" (")[0]: t for t in found.rotation["nll"]}
+    return (
+        f"Of {len(turning)} forms and rates {best.partition(' (')[0]} has the lowest NLL, {turning[best]:.3f}; radar as it is by default has "
+        f"{turning['radar (mole)']:.3f} and is {_verdicts({n: tests[n] for n in ('stretch', 'signed', 'lora') if n in tests}, 'nll')}."
+    )
+
+
+def _experts(folder: Path) -> str:
+    if not (folder / "scores.jsonl").exists():
+        return _sentences([])
+    scores = Scores(read_records(folder / "scores.jsonl"))
+    counting = [task for task in scores.tasks if scores.counts(task, "acc")]
+    parts = []
+    for tasks, words in ((scores.tasks, "all"), (counting, "those that count by accuracy,")):
+        radar, own = (scores.mean(system, "acc", tasks)["value"] for system in ("radar", "expert"))
+        parts.append(f"on {words} {len(tasks)} tasks {radar / own:.0%} of it ({radar:.3f} of {own:.3f})")
+    return f"Its accuracy is {' and '.join(parts)}."
+
+
+def _more(found: Findings | None) -> str:
+    if found is None:
+        return _sentences([])
+    lines = []
+    for metric, words in METRICS.items():
+        changes = []
+        for test in found.change[metric]:
+            r = test.result
+            told = r.holm < SIGNIFICANT
+            word = (
+                ("better" if (r.difference > 0) == HIGHER_IS_BETTER[metric] else "worse") if told else "not told apart"
+            )
+            changes.append(f"{r.first.partition(' (')[0]} {r.difference:+.3f} ({word})")
+        first, last = (found.short(value) for value in (next(iter(found.grids)), list(found.grids)[-1]))
+        lines.append(f"From {first} to {last} experts {words} changes by {', '.join(changes)}.")
+    return _sentences(lines)
+
+
+def _few(found: Findings | None) -> str:
+    lines = []
+    for metric, words in METRICS.items() if found is not None else ():
+        tests = {t.result.second.partition(" (")[0]: t for t in found.rotation[metric] if t.value == 50}
+        if tests:
+            lines.append(f"By {words} radar is then {_verdicts(tests, metric)}.")
+    return _sentences(lines)
+
+
+def _sentences(lines: Sequence[str]) -> str:
+    return " ".join(lines) or "Not run yet."
