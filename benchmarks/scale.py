@@ -58,7 +58,7 @@ def train(options: argparse.Namespace, count: int, more: list[str]) -> dict[str,
     )
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, *launcher, "radargate.cli", "train", "smollm2-135m", *adapters, "--data", options.data,
-                   "--steps", str(options.steps), "--max-length", "256", "--out", f"{out}/bundle", *more]  # fmt: skip
+                   "--steps", str(options.steps), "--max-length", "256", "--dtype", "float32", "--out", f"{out}/bundle", *more]  # fmt: skip
         subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(THREADS // count)})
         return json.loads(Path(out, "bundle", "record.json").read_text())["metrics"]
 
