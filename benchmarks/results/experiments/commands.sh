@@ -2,3 +2,4 @@
 # main job (../main_job/commands.sh) are in runs/experts. Every grid was stopped and went on with --resume as often as it took.
 radargate experiment forms    --preset cpu --data sources/ --out runs/exp/forms    --experts runs/experts --slots 2 --resume
 radargate experiment ablation --preset cpu --data sources/ --out runs/exp/ablation --experts runs/experts --slots 2 --resume
+radargate experiment fitting  --preset cpu --data sources/ --out runs/exp/fitting  --experts runs/experts --reuse runs/exp/ablation --slots 2 --resume
