@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help=f"comma-separated, or all: {', '.join(GATES.names())} (default %(default)s)")  # fmt: skip
     parser.add_argument("--rules", default="uniform", metavar="NAMES",
                         help=f"comma-separated, or all: {', '.join(RULES.names())} (default %(default)s). "
-                             "NAME:option=value sets an option; separate several systems by spaces then")  # fmt: skip
+                             "NAME:option=value sets an option, for gates also lr, rotation_lr and dense_start; separate several systems by spaces then")  # fmt: skip
     parser.add_argument("--architectures", default="mole", metavar="NAMES",
                         help=f"comma-separated, or all: {', '.join(ARCHITECTURES.names())} (default mole)")  # fmt: skip
     parser.add_argument("--experts", action="append", default=[], metavar="ARCHITECTURE=DIR",
