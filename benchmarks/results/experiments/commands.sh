@@ -3,3 +3,4 @@
 radargate experiment forms    --preset cpu --data sources/ --out runs/exp/forms    --experts runs/experts --slots 2 --resume
 radargate experiment ablation --preset cpu --data sources/ --out runs/exp/ablation --experts runs/experts --slots 2 --resume
 radargate experiment fitting  --preset cpu --data sources/ --out runs/exp/fitting  --experts runs/experts --reuse runs/exp/ablation --slots 2 --resume
+radargate experiment samples  --preset cpu --data sources/ --out runs/exp/samples  --experts runs/experts --slots 2 --resume
