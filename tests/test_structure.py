@@ -16,7 +16,18 @@ from radargate.registry import Registry
 SOURCE = Path(__file__).parents[1] / "src" / "radargate"
 # a module may import from its own level and from lower ones
 LEVELS = (
-    ("cache", "errors", "option_text", "registry", "storage", "records", "registration", "per_call", "launcher", "live_bytes"),
+    (
+        "cache",
+        "errors",
+        "option_text",
+        "registry",
+        "storage",
+        "records",
+        "registration",
+        "per_call",
+        "launcher",
+        "live_bytes",
+    ),
     ("ops",),
     ("base_models", "model_cache", "experts", "architectures", "gates", "rules"),
     ("bundle", "config", "layer", "model", "composition", "extension", "export", "verify"),
