@@ -121,3 +121,18 @@ def test_a_folder_is_held_by_one_thread_at_a_time_and_left_as_it_was(tmp_path):
         list(pool.map(work, range(4)))
     assert counts["most"] == 1 and counts["held"] > 0 and counts["held"] + counts["refused"] == 120
     assert not out.exists() or not os.listdir(out), "nothing is left behind"
+
+
+def test_a_folder_that_goes_while_it_is_being_made_is_held_all_the_same(tmp_path, monkeypatch):
+    out, mkdir, calls = tmp_path / "out", os.mkdir, []
+
+    def gone_since(path, mode=0o777):
+        calls.append(path)
+        if len(calls) == 1:  # it was there, and its holder removed it before anybody could look
+            raise FileExistsError(path)
+        mkdir(path, mode)
+
+    monkeypatch.setattr(os, "mkdir", gone_since)
+    with alone(out):
+        assert os.listdir(out) == [HELD]
+    assert len(calls) == 2 and not out.exists()

@@ -126,8 +126,10 @@ def alone(folder: str | Path) -> Iterator[None]:
     made, handle = not folder.exists(), None
     with contextlib.suppress(OSError):
         for _ in range(0 if fcntl is None else 100):
-            folder.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):  # its holder has just removed the empty folder
+            with contextlib.suppress(
+                FileExistsError, FileNotFoundError
+            ):  # its holder has just removed the empty folder
+                folder.mkdir(parents=True, exist_ok=True)
                 handle = _hold(folder / HELD)
                 break
         for left in folder.glob(".*.tmp") if handle is not None else ():
