@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from radargate import ops
-from radargate.errors import OptionError
 from radargate.gates.base import Call, GateOutput, GateSite
-from radargate.gates.rotation import relation_codes, rotation_size
+from radargate.gates.matched import MatchedOptions
+from radargate.gates.rotation import relation_codes
 from radargate.gates.stretch import StretchGate
 
 
@@ -21,29 +20,11 @@ class MultiplicativeGate(StretchGate):
     code_i is the one of radar, from how v_i relates to all the others.
     """
 
-    @dataclass(frozen=True)
-    class Options(StretchGate.Options):
-        """Options of stretch, and the code's size.
+    Options = MatchedOptions
 
-        Attributes:
-            rank: of the code; 0 takes as many parameters as a rotation of ``rotation_rank``.
-            rotation_rank: r_a of the radar gate that is matched.
-        """
-
-        rank: int = 0
-        rotation_rank: int = 8
-
-        def __post_init__(self) -> None:
-            """Check every value."""
-            super().__post_init__()
-            if self.rank < 0 or self.rotation_rank < 1:
-                raise OptionError(
-                    f"rank is {self.rank} and rotation_rank {self.rotation_rank}, expected at least 0 and 1."
-                )
-
-    def __init__(self, site: GateSite, options: Options) -> None:
+    def __init__(self, site: GateSite, options: MatchedOptions) -> None:
         super().__init__(site, options)
-        rank = options.rank or max(1, round(rotation_size(site, options.rotation_rank) / (2 * site.d_out)))
+        rank = options.rank_at(site, 2 * site.d_out)
         self.rotation_down = self.normal(site.d_out, rank, std=1.0, salt=1)
         self.rotation_up = nn.Parameter(torch.zeros(rank, site.d_out))
 
