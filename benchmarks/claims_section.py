@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments_section import findings_of
 from three_seeds import METRICS, Scores
 
-from radargate.evaluation.ranking import HIGHER_IS_BETTER, SIGNIFICANT, standings
+from radargate.evaluation.analysis import CONTROLS, PAPER_GATES
+from radargate.evaluation.ranking import standings
 from radargate.records import read_records
-from radargate.report.experiment_findings import Findings, Test, read_findings
+from radargate.report import experiment_words
+from radargate.report.experiment_findings import Findings, Test
 
-PAPER, CONTROLS = ("stretch", "rotation", "nexus", "tutel"), ("signed", "mlp", "vector", "lora", "multiplicative")
 ASKED = 0.95  # of the mean of single experts
 
 
 def section(results: Path) -> list[str]:
     """One paragraph a question; what was not run is said to be so."""
     found = {
-        name: _read(results / "experiments" / name) for name in ("ablation", "fitting", "forms", "samples", "modules")
+        name: findings_of(results / "experiments" / name)
+        for name in ("ablation", "fitting", "forms", "samples", "modules")
     }
     gates = [f for name in ("ablation", "fitting") if (f := found[name]) is not None]
     return [
@@ -27,8 +30,8 @@ def section(results: Path) -> list[str]:
         "A difference is *told apart* where its paired p over the same rows, Holm-corrected within an experiment, is below 0.05.",
         "\n".join(
             [
-                f"- **Against the paper's other gates** (asked: a lower NLL than each, p < 0.05, and no lower accuracy). {_against(gates, PAPER)}",
-                f"- **Against the controls**, as many parameters or more freedom spent otherwise. {_against(gates, CONTROLS)}",
+                f"- **Against the paper's other gates** (asked: a lower NLL than each, p < 0.05, and no lower accuracy). {_against(gates, PAPER_GATES)}",
+                f"- **Against the controls**, as many parameters or more freedom spent otherwise. {_against(gates, CONTROLS[1:])}",
                 f"- **Which form of rotation** (on validation rows). {_forms(found['forms'])}",
                 f"- **Against each task's own expert** (asked: {ASKED:.0%} of their mean). {_experts(results / 'three_seeds')}",
                 f"- **More experts** (asked: radar loses less than a point from few to many where the others lose more, or none loses). {_more(found['modules'])}",
@@ -36,11 +39,6 @@ def section(results: Path) -> list[str]:
             ]
         ),
     ]  # fmt: skip
-
-
-def _read(folder: Path) -> Findings | None:
-    file = folder / "records.jsonl"
-    return read_findings(read_records(file)) if file.exists() else None
 
 
 def _against(found: Sequence[Findings], names: Sequence[str]) -> str:
@@ -93,21 +91,7 @@ def _experts(folder: Path) -> str:
 
 
 def _more(found: Findings | None) -> str:
-    if found is None:
-        return _sentences([])
-    lines = []
-    for metric, words in METRICS.items():
-        changes = []
-        for test in found.change[metric]:
-            r = test.result
-            told = r.holm < SIGNIFICANT
-            word = (
-                ("better" if (r.difference > 0) == HIGHER_IS_BETTER[metric] else "worse") if told else "not told apart"
-            )
-            changes.append(f"{r.first.partition(' (')[0]} {r.difference:+.3f} ({word})")
-        first, last = (found.short(value) for value in (next(iter(found.grids)), list(found.grids)[-1]))
-        lines.append(f"From {first} to {last} experts {words} changes by {', '.join(changes)}.")
-    return _sentences(lines)
+    return _sentences([] if found is None else experiment_words.change(found))
 
 
 def _few(found: Findings | None) -> str:

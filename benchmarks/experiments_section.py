@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,9 +37,15 @@ def pictures(folder: Path) -> dict[str, str]:
 
 def _experiments(folder: Path) -> Iterator[tuple[str, Findings, Parts]]:
     for name in EXPERIMENTS.names():
-        if (file := folder / name / "records.jsonl").exists():
-            found = read_findings(read_records(file))
+        if (found := findings_of(folder / name)) is not None:
             yield name, found, make_parts(found)
+
+
+@functools.cache
+def findings_of(folder: Path) -> Findings | None:
+    """What an experiment found, or None where it was not run."""
+    file = folder / "records.jsonl"
+    return read_findings(read_records(file)) if file.exists() else None
 
 
 def _file(name: str, number: int) -> str:

@@ -72,7 +72,8 @@ def encode_rows(rows: Iterable[Row], tokenizer: Any, *, max_length: int, encoder
             kept.append(row)
     if not encoded:
         raise DataError(
-            f"No row is left: all {sum(dropped.values())} are longer than --max-length {max_length} tokens."
+            f"No row is left: all {sum(dropped.values())} of {', '.join(dropped)} are longer than --max-length {max_length} tokens. "
+            "Raise it, or leave them out."
         )
     return EncodedRows(encoded, kept, dropped)
 

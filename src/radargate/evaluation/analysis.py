@@ -25,7 +25,8 @@ from radargate.evaluation.ranking import (
 ROTATING = "radar"
 # stretch is radar without rotation; each of the others spends radar's parameters, or more freedom, on something else
 CONTROLS = ("stretch", "signed", "mlp", "vector", "lora", "multiplicative")
-RIVALS = ("stretch", "rotation", "nexus", "tutel", *CONTROLS[1:])  # the paper's other gates, then the controls
+PAPER_GATES = ("stretch", "rotation", "nexus", "tutel")  # beside radar
+RIVALS = (*PAPER_GATES, *CONTROLS[1:])
 
 
 @dataclass(frozen=True)

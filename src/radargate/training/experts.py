@@ -68,7 +68,7 @@ def train_experts(base: str | PreTrainedModel, data: str | Mapping[str, list[Row
 
     Raises:
         RadarGateError: an adapter folder exists and ``resume`` is off; or the data do not fit.
-        DataError: a task's name cannot be the name of a folder.
+        DataError: a task's name cannot be the name of a folder, or all its rows are too long; before any is trained.
         StorageError: ``out`` cannot be written, or another run writes there now.
         OutOfMemoryError: it needs more memory than there is.
     """
@@ -91,13 +91,18 @@ def train_experts(base: str | PreTrainedModel, data: str | Mapping[str, list[Row
         model = load_base(base, dtype=dtype, device=device)
         tokenizer = load_tokenizer(base)
         seq2seq = bool(model.config.is_encoder_decoder)
+        ready = {  # all of them first: a task that cannot be trained is said before hours went into others
+            task: encode_rows(rows, tokenizer, max_length=options.max_length, encoder_decoder=seq2seq)
+            for task, rows in by_task.items()
+            if task not in existing
+        }
         folders: dict[str, Path] = {}
         for number, (task, rows) in enumerate(by_task.items(), 1):
             folders[task] = out / task
             if task in existing:
                 say(f"[{number}/{len(by_task)}] {task}: already trained, kept.")
                 continue
-            encoded = encode_rows(rows, tokenizer, max_length=options.max_length, encoder_decoder=seq2seq)
+            encoded = ready[task]
             say(f"[{number}/{len(by_task)}] {task}: {encoded.report(options.max_length)}")
             torch.manual_seed(options.seed)
             peft_model = cast(PeftModel, get_peft_model(model, lora_config(options, seq2seq)))
