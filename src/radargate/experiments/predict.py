@@ -16,7 +16,7 @@ from radargate.experiments.design import Design
 from radargate.experiments.forecast import ARCHITECTURE_COST, SEARCH_STEPS, rotates
 
 # parameters, in millions, of bases whose config may be out of reach
-SIZES = {"smollm2-135m": 135, "ai4bharat/IndicBART": 244, "bigscience/mt0-base": 580, "google/flan-t5-small": 77,
+SIZES = {"smollm2-135m": 135, "gemma3-270m": 270, "ai4bharat/IndicBART": 244, "bigscience/mt0-base": 580, "google/flan-t5-small": 77,
          "google/flan-t5-base": 248, "google/flan-t5-large": 783, "meta-llama/Llama-3.2-1B": 1236,
          "meta-llama/Llama-3.2-3B": 3213}  # fmt: skip
 # seconds for a token and a million parameters. CPU: 100 expert steps of 8 rows of smollm2-135m took 150 to 430 s on two
