@@ -211,6 +211,8 @@ def test_a_gate_with_capacity_is_refused_for_generation_and_scoring(zoo, load_ti
     ("mole", {}, lambda p: -p.mean(0).log().sum()),
     ("tutel", {}, lambda p: 3 * (p.mean(0) * F.one_hot(p.argmax(-1), 3).double().mean(0)).sum()),
     ("nexus", {"domains": "random"}, lambda p: 3 * (p.mean(0) * F.one_hot(p.argmax(-1), 3).double().mean(0)).sum()),
+    ("radar", {"auxiliary_weight": 0.01, "temperature": 0.5},
+     lambda p: 3 * (p.mean(0) * F.one_hot(p.argmax(-1), 3).double().mean(0)).sum()),
 ])  # fmt: skip
 def test_balance_losses_count_real_tokens_only(name, options, expected):
     real = torch.tensor([[True] * 3 + [False] * 2, [True] * 5])
@@ -358,7 +360,8 @@ def test_every_tensor_of_every_gate_gets_a_finite_gradient(zoo, load_tiny, name,
 
 @pytest.mark.parametrize("name,options,message", [
     ("mole", {"pool": "word"}, "pool is 'word'"), ("mole", {"temperature": 0}, "temperature is 0"),
-    ("mole", {"auxiliary_weight": -1}, "auxiliary_weight is -1"), ("nexus", {"domains": "wiki"}, "domains is 'wiki'"),
+    ("mole", {"auxiliary_weight": -1}, "auxiliary_weight is -1"), ("stretch", {"auxiliary_weight": -1}, "auxiliary_weight is -1"),
+    ("nexus", {"domains": "wiki"}, "domains is 'wiki'"),
     ("tutel", {"kind": "square"}, "kind is 'square'"), ("tutel", {"noise": -1}, "noise is -1"),
     ("tutel", {"loss": "load_importance"}, "give noise above 0"), ("signed", {"init_std": -1}, "init_std is -1"),
     ("mlp", {"gate_input": "experts"}, "looks at the input only"), ("lora", {"rank": -1}, "rank is -1"),

@@ -92,7 +92,7 @@ FORMS = Experiment(
     design={"split": "validation", "union": False,
             "gates": ("stretch", "radar", "radar:angle_norm=none", "radar:rotation_sharing=expert",
                       "radar:rotation_input=input,rotation_sharing=expert,rotation_rank=4", "radar:rotation_rank=32",
-                      "signed-radar", "signed", "vector", "lora", "multiplicative", "mlp",
+                      "radar:auxiliary_weight=0.01", "signed-radar", "signed", "vector", "lora", "multiplicative", "mlp",
                       # other rates, those of the study of ten sites among them, and no dense start
                       "stretch:lr=0.02", "radar:rotation_lr=0.005", "radar:rotation_lr=0.08",
                       "radar:angle_norm=none,rotation_lr=0.3", "vector:rotation_lr=0.005", "lora:rotation_lr=0.08",

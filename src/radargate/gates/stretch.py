@@ -9,6 +9,7 @@ from torch import Tensor
 
 from radargate import ops
 from radargate.errors import OptionError
+from radargate.gates.balance import check_auxiliary_weight, gshard
 from radargate.gates.base import Call, Gate, GateSite
 from radargate.ops.selection import check_selection
 
@@ -23,6 +24,7 @@ class StretchOptions:
         gate_input: ``"input"`` x (Eq. 1) or ``"experts"``: concatenated outputs (App. B.2).
         norm: ``"layer"`` or ``"rms"``, of the concatenated outputs.
         init_std: spread of the initial θ_s.
+        auxiliary_weight: of the load-balance loss (not in the paper).
     """
 
     temperature: float = 1.0
@@ -30,9 +32,11 @@ class StretchOptions:
     gate_input: str = "input"
     norm: str = "layer"
     init_std: float = 0.02
+    auxiliary_weight: float = 0.0
 
     def __post_init__(self) -> None:
         """Check every value."""
+        check_auxiliary_weight(self.auxiliary_weight)
         check_selection(1, None, self.temperature, self.renormalize)
         ops.check_choice("gate_input", self.gate_input, ops.GATE_INPUTS)
         ops.check_choice("norm", self.norm, ops.NORMS)
@@ -75,10 +79,10 @@ class StretchGate(Gate):
 
     def weigh(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """Weights and indices of the experts this call keeps."""
-        options = self.options
-        return ops.select(
-            self.logits(call), call.top_k, options.temperature, options.renormalize, multipliers=call.multipliers
-        )
+        options, logits = self.options, self.logits(call)
+        if self.training and options.auxiliary_weight:
+            self.note(gshard((logits / options.temperature).softmax(-1), call.real))
+        return ops.select(logits, call.top_k, options.temperature, options.renormalize, multipliers=call.multipliers)
 
     def recipe(self) -> ops.Recipe | None:
         """Logits from the input, and nothing else."""
