@@ -20,11 +20,8 @@ from radargate.training.schedule import DenseStart
 # what `--rules all` means beside each rule with its own defaults: the other forms users compare
 VARIANTS = {"lorahub": ({"form": "sane"},), "arrow": ({"mixing": "ab"},)}
 UNION = "union LoRA"
-TRAINING = (
-    "lr",
-    "rotation_lr",
-    "dense_start",
-)  # of a gate's training, said among its options; they win over the grid's
+# of a gate's training, said among its options; they win over the grid's
+TRAINING = ("lr", "rotation_lr", "dense_start")
 
 
 @dataclass(frozen=True)
@@ -64,12 +61,12 @@ class Cell:
     @property
     def own_options(self) -> dict[str, Any]:
         """Options of the gate or rule itself."""
-        return {key: value for key, value in self.options.items() if self.kind != "gate" or key not in TRAINING}
+        return _split(self.kind, self.options)[0]
 
     @property
     def training(self) -> dict[str, Any]:
         """What differs in its training from the grid's."""
-        return {key: value for key, value in self.options.items() if key not in self.own_options}
+        return _split(self.kind, self.options)[1]
 
     @property
     def trained(self) -> bool:
@@ -117,9 +114,9 @@ def plan(adapters: Sequence[str], *, gates: Sequence[str], rules: Sequence[str],
     for text, kind in [*((t, "rule") for t in _all(rules, RULES)), *((t, "gate") for t in _all(gates, GATES))]:
         name, options = parse_system(text)
         (RULES if kind == "rule" else GATES).check(name)
-        sample = Cell(name, kind, text, options=options)
-        _check_training(text, sample.training)
-        made = make_options(gate_class(name), {k: v for k, v in sample.own_options.items() if v != "hidden"})
+        own, training = _split(kind, options)
+        _check_training(text, training)
+        made = make_options(gate_class(name), {k: v for k, v in own.items() if v != "hidden"})
         used = 0
         for architecture in names:
             try:
@@ -138,6 +135,12 @@ def plan(adapters: Sequence[str], *, gates: Sequence[str], rules: Sequence[str],
         if not used and list(rules if kind == "rule" else gates) != ["all"]:
             raise OptionError(left_out[-1])
     return cells, left_out
+
+
+def _split(kind: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of the gate or rule itself, and those of a gate's training."""
+    training = {key: value for key, value in options.items() if kind == "gate" and key in TRAINING}
+    return {key: value for key, value in options.items() if key not in training}, training
 
 
 def _check_training(text: str, training: Mapping[str, Any]) -> None:
