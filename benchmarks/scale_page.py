@@ -19,8 +19,8 @@ COMMANDS = """\
 ```bash
 radargate experiment modules --data sources/ --out modules --slots 4        # four cells at once, on this machine
 radargate experiment modules --data sources/ --out modules --ray auto       # on a Ray cluster; every node sees sources/ and modules/
-torchrun --nproc-per-node 8 -m radargate.cli train BASE experts/* --data rows/ --out bundle            # one gate, DDP
-torchrun --nproc-per-node 8 -m radargate.cli train BASE experts/* --data rows/ --out bundle --shard    # base and experts shared out (FSDP2)
+torchrun --nproc-per-node 8 -m radargate.cli train BASE experts/*/ --data rows/ --out bundle            # one gate, DDP
+torchrun --nproc-per-node 8 -m radargate.cli train BASE experts/*/ --data rows/ --out bundle --shard    # base and experts shared out (FSDP2)
 ```"""
 
 
@@ -35,7 +35,7 @@ def page() -> str:
         "# Scale",
         "Made by `benchmarks/results_table.py` from the records in `benchmarks/results/scale/`; `benchmarks/scale.py` makes new ones.",
         COMMANDS,
-        "Cells are the unit of a grid: each has an id that hashes all it depends on, and its records are written whole or not at all. "
+        "Cells are the unit of a grid: each has an id that hashes what it depends on, and its records are written whole or not at all. "
         "So slots, a Ray cluster and a plain run share one records file, a worker that dies loses its own cell only, and `--resume` "
         "computes what is missing (tests kill workers on the way).",
         "`--batch-size` is rows a step of all processes together, so the loss curve does not depend on their number (tested with two). "
@@ -102,5 +102,5 @@ def _cells() -> str:
         f"A cell of the comparison in [results.md](results.md) took {seconds:.0f} s on one core (mean of {len(cells)}). A thousand such "
         f"cells take {hours[1]:.0f} hours on one such worker, {hours[8]:.1f} on 8 and {hours[64]:.1f} on 64, as cells share nothing but the records file; "
         "each worker loads the base once. Cells on a larger base take longer in proportion; `--dry-run` predicts a grid's hours "
-        "from a few measured steps before it starts."
+        "before it starts: `radargate compare` from a few measured steps, `radargate experiment` from stored rates."
     )

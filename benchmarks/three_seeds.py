@@ -189,9 +189,15 @@ def _caution(training: Sequence[dict[str, Any]]) -> str:
     numbers = {r["case"]: r["metrics"]["trained_parameters"] for r in training}
     more = f"; radar trains {numbers['radar'] / numbers['stretch']:.1f} times as many numbers as stretch" if {
         "radar", "stretch"} <= numbers.keys() else ""  # fmt: skip
+    commits = len({r["commit"] for r in training})
+    code = (
+        f" The gates were trained by {commits} versions of the code, so their seconds do not compare."
+        if commits > 1
+        else ""
+    )
     return (
         "Mind what this is not: a seed changes the gates' initial values and the order of rows, never the experts or the test rows; a few seeds "
-        f"show a spread, not an interval; p counts rows, and nothing is corrected for the number of comparisons{more}."
+        f"show a spread, not an interval; p counts rows, and nothing is corrected for the number of comparisons{more}.{code}"
     )
 
 

@@ -119,6 +119,7 @@ def test_a_dry_run_prints_cells_and_hours_and_writes_nothing(zoo, adapters, task
     (("--rules", "pems", "--architectures", "omoe"), "mixes A and B apart"),
     (("--gates", "stretch:temperature"), "stretch: temperature: expected NAME=VALUE"),
     (("--gates", "radar:rotation_lr=0"), "rotation_lr is 0, expected a number above 0"),
+    (("--gates", "radar:lr=.nan"), "lr is nan, expected a number above 0"),
     (("--gates", "radar:dense_start=2"), "dense_start is 2, expected a share"),
     (("--rules", "ties:lr=0.1"), "lr"),
 ])  # fmt: skip

@@ -93,8 +93,9 @@ def test_a_killed_process_holds_nothing_and_its_half_written_files_go(holder):
     (out / ".run.json.123.tmp").write_text("{")
     process.kill()
     process.wait()
+    (out / HELD).write_text("99999999")  # a longer number than ours
     with alone(out):
-        assert os.listdir(out) == [HELD]
+        assert os.listdir(out) == [HELD] and (out / HELD).read_text() == str(os.getpid())
     assert os.listdir(out) == []
 
 

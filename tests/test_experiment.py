@@ -13,8 +13,9 @@ from radargate.cli import main
 from radargate.evaluation.metrics import row_values
 from radargate.experiments.catalog import EXPERIMENTS
 from radargate.experiments.design import PRESETS
+from radargate.experiments.points import base_identity
 from radargate.experiments.simplex import simplex_weights
-from radargate.records import read_records
+from radargate.records import append_records, make_record, read_records
 from radargate.report.experiment import write_report
 
 TASKS = ("aqua", "creak", "esnli")
@@ -106,6 +107,12 @@ def test_cells_of_one_experiment_serve_another(zoo, sources, tmp_path, monkeypat
     monkeypatch.setattr(module, "load_base", None)  # all is there, so nothing is left to load a model for
     words = command("convergence", zoo, sources, second, "--gates", "stretch")
     assert main([*words, "--reuse", str(tmp_path)]) == 1 and "found no records.jsonl" in capsys.readouterr().err
+    other = tmp_path / "of another command"
+    append_records(other / "records.jsonl", [make_record("eval", "radar", {})])
+    assert main([*words, "--reuse", str(other), "--dry-run"]) == 0 and "(0 finished before)" in capsys.readouterr().err
+    into = command("ablation", zoo, sources, other, "--gates", "stretch,radar", "--resume")
+    assert main(into) == 1 and "holds records of another command" in capsys.readouterr().err
+    assert len(read_records(other / "records.jsonl")) == 1
     assert not second.exists()
     assert main([*words, "--reuse", str(first)]) == 0
     assert cells(second) == cells(first) and "](figure-1.svg)" in (second / "report.md").read_text()
@@ -235,3 +242,16 @@ def test_angles_are_those_of_the_outputs_and_start_at_no_turn(zoo, sources, tmp_
         gated = layer.gated(x, "default")  # top-1: the chosen expert, turned and weighed, is the whole update
         chosen = found.turned.gather(1, gated.indices[..., None].expand(-1, 1, found.turned.shape[-1]))[:, 0]
         torch.testing.assert_close(layer.update(x, "default"), gated.weights * chosen)
+
+
+def test_a_base_of_a_folder_is_known_by_its_weights_whatever_they_are_kept_in(tmp_path):
+    found = set()
+    for name, content in (
+        ("config.json", b"{}"),
+        ("pytorch_model.bin", b"1"),
+        ("pytorch_model.bin", b"22"),
+        ("merges.txt", b"a b"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        found.add(base_identity(str(tmp_path)))
+    assert len(found) == 4 and base_identity("smollm2-135m") == "smollm2-135m"

@@ -139,6 +139,10 @@ def test_the_first_run_fills_the_cache_and_later_ones_need_no_network(index, tin
         if not name.endswith(("q_proj.weight", "k_proj.weight")):  # whose rows the format keeps in another order
             assert torch.equal(tensor, stored[name]), name
     assert sorted(os.listdir(cache)) == ["models"] and os.listdir(cache / "models") == [BASE]
+    umask = os.umask(0)
+    os.umask(umask)
+    files = [cache / "models" / BASE, *(cache / "models" / BASE).iterdir()]  # a cache may be shared
+    assert all(file.stat().st_mode & 0o044 == 0o044 & ~umask for file in files)
     wheel.unlink()
     cut_the_network(monkeypatch)
     adapters = [f"{name}={path}" for name, path in zoo["llama"]["adapters"].items()]

@@ -6,7 +6,10 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import psutil
 import pytest
@@ -95,6 +98,74 @@ def test_a_cell_that_kills_its_worker_every_time_ends_the_run_in_words():
         executors._again(place, tries, waiting, lambda line: None)
     with pytest.raises(RadarGateError, match=r"radar: its worker was lost 3 times.*--resume goes on"):
         executors._again(place, tries, waiting, lambda line: None)
+
+
+class Shop:
+    """A workshop that has nothing to close."""
+
+    def close(self):
+        return self
+
+
+@dataclasses.dataclass
+class Cell:
+    label: str
+
+
+@dataclasses.dataclass
+class Spot:
+    id: str
+
+    @property
+    def cell(self):
+        return Cell(self.id)
+
+
+class ThreadPool(ThreadPoolExecutor):
+    """Slots that are threads, and break when told to."""
+
+    breaks_at = 0
+    submitted = 0
+
+    def submit(self, *args):
+        ThreadPool.submitted += 1
+        if ThreadPool.submitted == ThreadPool.breaks_at:
+            raise BrokenProcessPool
+        return super().submit(*args)
+
+
+def in_threads(monkeypatch, work, breaks_at=0):
+    """The cells a to e in two slots; ``work`` is what a slot does."""
+    monkeypatch.setattr(executors, "_pool", lambda shop, slots, threads: ThreadPool(slots))
+    monkeypatch.setattr(executors, "_run_in_slot", work)
+    monkeypatch.setattr(ThreadPool, "breaks_at", breaks_at)
+    monkeypatch.setattr(ThreadPool, "submitted", 0)
+    return executors.in_slots(Shop(), [Spot(name) for name in "abcde"], 2, lambda line: None)
+
+
+@pytest.mark.parametrize("breaks_at", [1, 2, 3, 4, 5])
+def test_a_pool_that_breaks_while_a_cell_is_handed_over_loses_none(monkeypatch, breaks_at):
+    found = [place.id for place, _ in in_threads(monkeypatch, lambda place: [place.id], breaks_at)]
+    assert sorted(found) == list("abcde")
+
+
+def test_a_cell_that_fails_ends_the_run_after_those_under_way_are_in(monkeypatch):
+    both, ran = threading.Barrier(2), []
+
+    def work(place):
+        ran.append(place.id)
+        if place.id in "ab":
+            both.wait()  # a and b run at once
+        if place.id == "a":
+            raise RadarGateError("no memory for a")
+        time.sleep(0.05)
+        return [place.id]
+
+    found, results = [], in_threads(monkeypatch, work)
+    with pytest.raises(RadarGateError, match="no memory for a"):
+        for place, _ in results:
+            found.append(place.id)
+    assert found == ["b"] and sorted(ran) == ["a", "b"]
 
 
 def test_ray_that_is_not_installed_is_named(monkeypatch):

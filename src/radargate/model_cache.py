@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -134,9 +135,12 @@ def convert_gguf(gguf: Path, target: Path) -> None:
     """
     with writing(f"the base model {target.name}", target.parent, ELSEWHERE):
         target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+        work = target.with_name(f".{target.name}-{os.getpid()}-{secrets.token_hex(4)}")
+        work.mkdir()  # unlike mkdtemp's it may be read by others, who can share a cache
         try:
             _dequantise(gguf, work)
+            for weights in work.glob("*.safetensors"):  # written for their owner alone
+                shutil.copymode(work / "config.json", weights)
             try:
                 os.replace(work, target)
             except OSError:

@@ -165,6 +165,7 @@ def _hold(file: Path) -> int:
             raise
         if _still_there(handle, file):
             with contextlib.suppress(OSError):  # a full disk has room for the lock, if not for who holds it
+                os.ftruncate(handle, 0)  # of who was killed holding it
                 os.write(handle, str(os.getpid()).encode())
             return handle
         os.close(handle)

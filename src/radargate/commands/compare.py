@@ -15,7 +15,7 @@ from radargate.gates import GATES
 from radargate.rules import RULES
 
 HELP = "compare every way of combining the same adapters on the same rows, with intervals and tests"
-EXAMPLE = "radargate compare smollm2-135m experts/* --data my_tasks/ --gates stretch,radar --rules uniform,arrow --seeds 3 --out compared"
+EXAMPLE = "radargate compare smollm2-135m experts/*/ --data my_tasks/ --gates stretch,radar --rules uniform,arrow --seeds 3 --out compared"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

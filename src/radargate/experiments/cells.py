@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -45,7 +46,7 @@ class Cell:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def id(self, conditions: Mapping[str, Any]) -> str:
-        """Hash of everything the cell's result depends on; of the experts those of its own architecture only.
+        """Hash of what the cell's result depends on, code and the experts' order aside; of the experts those of its own architecture only.
 
         Base and single experts are neither trained nor mixed, so that nothing of training, or of other experts, counts.
         """
@@ -75,11 +76,10 @@ class Cell:
 
 
 def parse_system(text: str) -> tuple[str, dict[str, Any]]:
-    """``NAME`` or ``NAME:option=value,option=value`` → name and options.
+    """``NAME`` or ``NAME:option=value,option=value`` → name and options, neither of them checked.
 
     Raises:
-        UnknownNameError: no gate or rule has that name; the nearest are given.
-        OptionError: an option is unknown or cannot work.
+        OptionError: no text of that form.
     """
     name, _, words = text.partition(":")
     return name, read_options(words.split(",") if words else (), f"{name}:", "rotation_rank=4")
@@ -148,7 +148,7 @@ def _check_training(text: str, training: Mapping[str, Any]) -> None:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if key == "dense_start" and number:
             DenseStart(value)  # raises where the share cannot be
-        elif not number or value <= 0:
+        elif not number or not 0 < value < math.inf:
             raise OptionError(f"{text}: {key} is {value!r}, expected a number above 0.")
 
 

@@ -80,7 +80,7 @@ def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, 
     check_metrics(row for rows in test.values() for row in rows)
     own = {architecture: own[architecture] for architecture in sorted(used)}
     grid = _open(base, own, train, test, options, training, out, dtype, device)
-    finished, ids = finished_cells(file), [cell.id(grid.conditions) for cell in cells]
+    finished, ids = finished_cells(file, mend=not dry_run), [cell.id(grid.conditions) for cell in cells]
     todo = [cell for cell, cell_id in zip(cells, ids, strict=True) if cell_id not in finished]
     for reason in dict.fromkeys(left_out):
         say(f"left out: {reason}")

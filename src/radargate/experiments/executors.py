@@ -26,21 +26,33 @@ def here(shop: Workshop, places: Sequence[Place]) -> Results:
 
 
 def in_slots(shop: Workshop, places: Sequence[Place], slots: int, say: Say) -> Results:
-    """In so many processes of this machine, which share its cores; a lost process costs the cells under way."""
+    """In so many processes of this machine, which share its cores; a lost process costs the cells under way.
+
+    A cell that fails on its own ends the run, once the others under way have brought their results.
+    """
     waiting, tries = deque(places), dict.fromkeys((place.id for place in places), 0)
     threads = max(1, (os.cpu_count() or 1) // slots)
-    while waiting:
+    failed: BaseException | None = None
+    while waiting and failed is None:
         with _pool(shop.close(), slots, threads) as pool:
             running: dict[Future[Any], Place] = {}
             try:
-                while waiting or running:
-                    while waiting and len(running) < slots:  # no more: what waits in a pool is lost with it
-                        place = waiting.popleft()
+                while running or (waiting and failed is None):
+                    while (
+                        waiting and failed is None and len(running) < slots
+                    ):  # no more: what waits in a pool is lost with it
+                        place = waiting[0]
                         running[pool.submit(_run_in_slot, place)] = place
-                    done, _ = wait(running, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        records = future.result()
-                        yield running.pop(future), records
+                        waiting.popleft()  # now: a pool that has broken since takes nothing
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        error = future.exception()
+                        if isinstance(error, BrokenProcessPool):
+                            raise error
+                        place = running.pop(future)
+                        if error is None:
+                            yield place, future.result()
+                        else:
+                            failed = _first(failed, error, place, len(running), say)
             except BrokenProcessPool:
                 for future, place in running.items():
                     if future.done() and future.exception() is None:
@@ -50,6 +62,8 @@ def in_slots(shop: Workshop, places: Sequence[Place], slots: int, say: Say) -> R
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+    if failed is not None:
+        raise failed
 
 
 def on_ray(shop: Workshop, places: Sequence[Place], address: str, workers: int | None, say: Say) -> Results:
@@ -74,29 +88,41 @@ def on_ray(shop: Workshop, places: Sequence[Place], address: str, workers: int |
     count = workers or max(1, int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1)))
     waiting, tries = deque(places), dict.fromkeys((place.id for place in places), 0)
     running: dict[Any, tuple[Any, Place]] = {}
+    failed: BaseException | None = None
+    lost = (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError,
+            ray.exceptions.NodeDiedError)  # fmt: skip
     try:
         held = ray.put(shop.close())
         idle = [remote.remote(held) for _ in range(min(count, len(places)))]
-        while waiting or running:
-            while waiting and idle:
+        while running or (waiting and failed is None):
+            while waiting and idle and failed is None:
                 worker, place = idle.pop(), waiting.popleft()
                 running[worker.run.remote(place)] = (worker, place)
-            done, _ = ray.wait(list(running))
-            for reference in done:
+            for reference in ray.wait(list(running))[0]:
                 worker, place = running.pop(reference)
                 try:
                     records = ray.get(reference)
-                except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError):
+                except lost:
                     _again(place, tries, waiting, say)
                     idle.append(remote.remote(held))
-                    continue
                 except ray.exceptions.RayTaskError as error:
-                    raise error.cause if isinstance(error.cause, RadarGateError) else error from None
-                idle.append(worker)
-                yield place, records
+                    own = error.cause if isinstance(error.cause, RadarGateError) else error
+                    failed = _first(failed, own, place, len(running), say)
+                else:
+                    idle.append(worker)
+                    yield place, records
+        if failed is not None:
+            raise failed from None
     finally:
         if started:
             ray.shutdown()
+
+
+def _first(failed: BaseException | None, error: BaseException, place: Place, running: int, say: Say) -> BaseException:
+    """The first error of a run; what other workers are at is waited for, so that no finished cell is lost."""
+    if running:
+        say(f"{place.cell.label} failed; {running} more under way {'is' if running == 1 else 'are'} waited for")
+    return failed or error
 
 
 def _again(place: Place, tries: dict[str, int], waiting: deque[Place], say: Say) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,14 @@ from radargate.experiments.run_cell import RECORDS
 from radargate.records import read_records, write_atomic
 
 
-def finished_cells(file: Path) -> set[str]:
-    """Ids of whole cells; what a crash left of others is dropped from the file."""
+def finished_cells(file: Path, mend: bool = True) -> set[str]:
+    """Ids of whole cells; ``mend`` drops what a crash left of others from the file."""
     if not file.exists():
         return set()
     records = read_records(file)
     whole = {r["case"] for r in records if r["suite"] == "cell"}
-    kept = [r for r in records if r["suite"] != "eval" or r["cell"]["id"] in whole]
-    if len(kept) < len(records):
+    kept = [r for r in records if r["suite"] != "eval" or _cell(r) in {*whole, ""}]
+    if mend and len(kept) < len(records):
         write_atomic(file, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
     return whole
 
@@ -45,7 +45,12 @@ def finished_elsewhere(folders: Sequence[str | Path], wanted: Iterable[str]) -> 
         records = [r for r in read_records(file) if r["suite"] in ("cell", "eval")]
         whole = {r["case"] for r in records if r["suite"] == "cell"} & left
         for record in records:
-            if (cell_id := record["cell"]["id"]) in whole:
+            if (cell_id := _cell(record)) in whole:
                 found.setdefault(cell_id, []).append(record)
         left -= whole
     return found
+
+
+def _cell(record: Mapping[str, Any]) -> str:
+    """Id of the cell that a record belongs to; empty where a command without cells wrote it."""
+    return str(record.get("cell", {}).get("id", ""))

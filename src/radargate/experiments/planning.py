@@ -106,7 +106,7 @@ def where(experiment: Experiment, point: Point) -> str:
 
 
 def plan_record(experiment: Experiment, preset: str, smoke: bool, design: Design, places: Sequence[Place], material: Material,
-                 left_out: Sequence[str], for_experts: float) -> dict[str, Any]:  # fmt: skip
+                left_out: Sequence[str], for_experts: float, experts_given: bool) -> dict[str, Any]:  # fmt: skip
     """What was asked for, and where every cell stands: all that a report needs beside the cells' own records."""
     plan = [
         {"id": p.id, "label": p.cell.label, "system": p.cell.system, "kind": p.cell.kind, "seed": p.cell.seed,
@@ -118,5 +118,5 @@ def plan_record(experiment: Experiment, preset: str, smoke: bool, design: Design
     return make_record(
         SUITE, experiment.name, metrics, preset=preset, smoke=smoke, design=asdict(design), question=experiment.question,
         paper=experiment.paper, axis=experiment.axis, layout=experiment.layout, tasks=list(material.test),
-        left_out=list(left_out), plan=plan,
+        left_out=list(left_out), experts_given=experts_given, plan=plan,
     )  # fmt: skip

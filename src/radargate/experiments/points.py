@@ -168,7 +168,7 @@ def scoring(design: Design) -> Scoring:
 def cell_conditions(cell: Cell, point: Point, design: Design, rows: tuple[str, str], base: str,
                     experts: Mapping[str, Mapping[str, str]], probe: str | None,
                     dtype: str | None = None) -> dict[str, Any]:  # fmt: skip
-    """Everything a cell's result depends on and nothing else, so that points share cells; known without any model.
+    """Everything a cell's result depends on, so that points share cells; known without any model.
 
     Args:
         cell: the cell.
@@ -209,7 +209,8 @@ def cell_conditions(cell: Cell, point: Point, design: Design, rows: tuple[str, s
 def base_identity(name: str) -> str:
     """A base model's name, or for a folder or ``.gguf`` file the hash of its contents."""
     path = Path(name)
-    files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("*.json")])
+    kinds = ("*.safetensors", "*.bin", "*.json", "*.model", "*.txt")  # weights, config and tokenizer
+    files = [path] if path.is_file() else sorted(file for kind in kinds for file in path.glob(kind))
     return _contents(tuple((str(file), file.stat().st_mtime_ns) for file in files)) if files else name
 
 

@@ -72,7 +72,7 @@ def run_experiment(name: str, preset: str, data: str, out: str | Path, *, smoke:
     store = ExpertStore(out / "experts", Path(experts) if experts else None, recipe(design), material, device, dtype)
     store.check(list(dict.fromkeys(task for point in points(design, material) for task in point.experts)))
     places, left_out = plan_places(experiment, design, material, store, device or "cpu")
-    done = finished_cells(file)
+    done = finished_cells(file, mend=not dry_run)  # a dry run may look at what another run writes just now
     others = finished_elsewhere(reuse, {place.id for place in places} - done)
     done |= set(others)
     todo = list({place.id: place for place in places if place.id not in done}.values())
@@ -85,7 +85,8 @@ def run_experiment(name: str, preset: str, data: str, out: str | Path, *, smoke:
     check_writable(file, "the records")
     for stale in out.glob(".work-*"):  # of runs that were killed: only one runs in a folder
         shutil.rmtree(stale, ignore_errors=True)
-    plan = plan_record(experiment, preset, smoke, design, places, material, left_out, sum(training.values()))
+    plan = plan_record(experiment, preset, smoke, design, places, material, left_out, sum(training.values()),
+                       experts is not None)  # fmt: skip
     append_records(file, [plan, *(record for records in others.values() for record in records)])
     clock = _Clock(sum(place.seconds for place in todo), sum(training.values()))
     before = len({place.id for place in places}) - len(todo)
@@ -115,7 +116,11 @@ def _results(shop: Workshop, places: Sequence[Place], slots: int | None, ray: st
 def _check_out(file: Path, name: str, resume: bool) -> None:
     if not file.exists():
         return
-    others = {r["case"] for r in read_records(file) if r["suite"] == SUITE} - {name}
+    records = read_records(file)
+    plans = {r["case"] for r in records if r["suite"] == SUITE}
+    if records and not plans:
+        raise RadarGateError(f"{file.parent} holds records of another command; choose another --out.")
+    others = plans - {name}
     if others:
         raise RadarGateError(
             f"{file.parent} holds the experiment {min(others)}; choose another --out. Its experts serve here too, with "

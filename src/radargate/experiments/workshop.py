@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+import platform
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -111,7 +112,7 @@ class Workshop:
             probe = getattr(importlib.import_module(module), attribute)
             if point.left_out is not None:
                 adapters["left out"] = self._folders(point, [point.left_out], "mole", lambda _: None)
-        work = self.out / f".work-{os.getpid()}"
+        work = self.out / f".work-{platform.node()}-{os.getpid()}"  # of a cluster all write there
         return Grid(model, tokenizer, adapters, train, test, encoded,
                     AnswerCollator(tokenizer.pad_token_id, seq2seq), options, {}, work, self.device, probe)  # fmt: skip
 

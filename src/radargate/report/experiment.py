@@ -21,6 +21,7 @@ from radargate.report.table import Table
 from radargate.storage import writing
 
 Figure = tuple[str, Callable[[], str]]  # what it shows, and what draws it
+RESAMPLED = {"angles": "pairs of experts", "hull": "tasks"}  # by layout; elsewhere rows within tasks
 
 
 @dataclass(frozen=True)
@@ -173,8 +174,9 @@ def basis(found: Findings) -> str:
     left_out = f" Left out: {'; '.join(request['left_out'])}." if request["left_out"] else ""
     split = design.get("split", "test")
     rows = f"all {split} rows" if design["limit"] is None else f"up to {design['limit']} {split} rows a task"
+    experts = "experts as given" if found.experts_given else f"{design['expert_steps']} for each expert"
+    unit = RESAMPLED.get(request["layout"], "rows within tasks")
     return (
-        f"{rows}, {design['steps']} steps of {design['batch_size']} rows for each gate, {design['expert_steps']} for each expert, "
-        f"seeds 0 to {design['seeds'] - 1}. Intervals resample rows within tasks, seeds averaged; p-values flip the signs of row "
-        f"differences and are corrected by Holm's method.{left_out}"
+        f"{rows}, {design['steps']} steps of {design['batch_size']} rows for each gate, {experts}, seeds 0 to {design['seeds'] - 1}. "
+        f"Intervals resample {unit}, seeds averaged; p-values flip the signs of their differences and are corrected by Holm's method.{left_out}"
     )

@@ -12,7 +12,7 @@ from radargate.errors import RadarGateError
 from radargate.evaluation.analysis import RIVALS, rotation_pairs
 from radargate.evaluation.grid import METRICS, Grid, read_grid
 from radargate.evaluation.metrics import paired_difference
-from radargate.evaluation.ranking import Comparison, compare_pairs
+from radargate.evaluation.ranking import Comparison, compare_pairs, standings
 from radargate.evaluation.resampling import holm
 from radargate.experiments.design import AXES, SUITE
 
@@ -59,6 +59,14 @@ class Findings:
         """A place on the axis, for the head of a column."""
         return "all" if value is None else str(value)
 
+    @property
+    def experts_given(self) -> bool:
+        """Whether the experts were given (``--experts``) instead of trained."""
+        if (given := self.request.get("experts_given")) is not None:
+            return bool(given)
+        options = [cell["options"].get("architecture_options") or {} for cell in self.cells.values()]
+        return any(each.get("convert") for each in options)  # records before 2026-11-23 say it so
+
     def systems(self) -> list[str]:
         """Labels of all finished systems, in the order of the plan."""
         there = {label for grid in self.grids.values() for label in grid.systems}
@@ -76,6 +84,19 @@ class Findings:
             for place in self.request["plan"]
             if place["id"] in self.cells and self.cells[place["id"]]["metrics"].get("probe")
         ]  # fmt: skip
+
+    @cached_property
+    def lead(self) -> dict[str, list[Test]]:
+        """metric → the best system against every other, at every value of the axis; Holm's correction takes all of them."""
+        found: dict[str, list[Test]] = {}
+        for metric in METRICS:
+            tests = []
+            for value, grid in self.grids.items():
+                best, *others = standings(grid, metric)
+                pairs = [(best.label, other.label) for other in others]
+                tests += [Test(value, test) for test in compare_pairs(grid, metric, pairs)]
+            found[metric] = _corrected(tests)
+        return found
 
     @cached_property
     def rotation(self) -> dict[str, list[Test]]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from radargate.evaluation.resampling import bootstrap_intervals, sign_flip_p
+from radargate.evaluation.ranking import SIGNIFICANT
+from radargate.evaluation.resampling import bootstrap_intervals, holm, sign_flip_p
 from radargate.report import charts
 from radargate.report.experiment_findings import Findings
 from radargate.report.table import Column, Table, interval, number, probability, text
@@ -23,7 +24,6 @@ def angle_parts(found: Findings) -> Parts:
     """Cosines between experts' outputs, before and after training."""
     pairs = _pairs(found.probes())
     rows: list[dict[str, Any]] = []
-    words = []
     for label in found.systems():
         for related in (True, False):
             mine = [p for p in pairs if p["label"] == label and p["related"] == related]
@@ -32,20 +32,23 @@ def angle_parts(found: Findings) -> Parts:
             before, after = (np.array([p[key] for p in mine]) for key in ("before", "after"))
             change = (after - before)[:, None]
             low, high = bootstrap_intervals([change])
-            p = float(sign_flip_p([change])[0])
             row: dict[str, Any] = {"system": label, "pairs": KINDS[related], "n": len(mine), "before": float(before.mean()), "after": float(after.mean()),
-                   "change": float(change.mean()), "change_low": float(low[0]), "change_high": float(high[0]), "p": p}  # fmt: skip
+                   "change": float(change.mean()), "change_low": float(low[0]), "change_high": float(high[0]), "p": float(sign_flip_p([change])[0])}  # fmt: skip
             rows.append(row)
-            turned = "cannot be told from none" if p >= 0.05 else "apart" if row["change"] < 0 else "together"
-            words.append(
-                f"{label} changes the mean cosine between {row['pairs']} experts from {row['before']:.3f} to {row['after']:.3f} "
-                f"({row['change']:+.3f}, 95 % interval {row['change_low']:+.3f} to {row['change_high']:+.3f} over {len(mine)} pairs, "
-                f"p {p:.3f}: {'it turns them ' if p < 0.05 else 'a change that '}{turned})."
-            )
+    words = []
+    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p"] = p
+        told = p < SIGNIFICANT
+        turned = "cannot be told from none" if not told else "apart" if row["change"] < 0 else "together"
+        words.append(
+            f"{row['system']} changes the mean cosine between {row['pairs']} experts from {row['before']:.3f} to {row['after']:.3f} "
+            f"({row['change']:+.3f}, 95 % interval {row['change_low']:+.3f} to {row['change_high']:+.3f} over {row['n']} pairs, "
+            f"Holm p {p:.3f}: {'it turns them ' if told else 'a change that '}{turned})."
+        )
     table = Table("angles", "Mean cosine between two experts' outputs, by kind of pair (seeds averaged, intervals over pairs)", rows, [
         Column("system", text("system")), Column("pairs", text("pairs")), Column("number", text("n")), Column("before", number("before")),
         Column("after", number("after")), Column("change", number("change", sign=True)),
-        Column("95 % interval", interval("change", sign=True)), Column("p", probability("p")),
+        Column("95 % interval", interval("change", sign=True)), Column("Holm p", probability("p")),
     ])  # fmt: skip
     every = Table("pairs", "Every pair", pairs, [
         Column("system", text("label")), Column("pair", lambda row: f"{row['first']}, {row['second']}"),

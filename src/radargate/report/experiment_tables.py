@@ -104,7 +104,7 @@ def test_table(found: Findings, which: str) -> Table:
     """Paired tests over the same rows: ``"rotation"`` or ``"change"``, p corrected over all of a metric."""
     tests = found.rotation if which == "rotation" else found.change
     rows: list[Row] = [
-        {"at": found.said(test.value) if test.value is not None else "", "first": test.result.first, "second": test.result.second,
+        {"at": "" if which == "change" else found.said(test.value), "first": test.result.first, "second": test.result.second,
          "metric": WORDS[metric], "difference": test.result.difference, "difference_low": test.result.low,
          "difference_high": test.result.high, "p": test.result.p, "holm_p": test.result.holm, "better": test.result.better}
         for metric in METRICS for test in tests[metric]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from radargate.evaluation.grid import METRICS
-from radargate.evaluation.ranking import HIGHER_IS_BETTER, SIGNIFICANT, compare_pairs, standings
+from radargate.evaluation.ranking import HIGHER_IS_BETTER, SIGNIFICANT, standings
 from radargate.report.compare_tables import WORDS
 from radargate.report.experiment_findings import Findings, Test
 
@@ -28,9 +28,8 @@ def leaders(found: Findings) -> list[str]:
     for metric in METRICS:
         parts = []
         for value, grid in found.grids.items():
-            ranked = standings(grid, metric)
-            best = ranked[0]
-            tests = compare_pairs(grid, metric, [(best.label, s.label) for s in ranked[1:]])
+            best = standings(grid, metric)[0]
+            tests = [test.result for test in found.lead[metric] if test.value == value]
             behind = sum(test.better == best.label for test in tests)
             close = [test.second for test in tests if test.better is None]
             words = f"{best.label} with {best.value:.3f} (95 % interval {best.low:.3f} to {best.high:.3f})"
