@@ -11,7 +11,7 @@ from compare_records import TASKS, compare_records
 from radargate.errors import RadarGateError
 from radargate.evaluation.grid import OWN_EXPERT, read_grid
 from radargate.evaluation.metrics import paired_difference
-from radargate.evaluation.ranking import compare_pairs, count_wins, leader, standings, task_worth, tasks_that_count
+from radargate.evaluation.ranking import compare_pairs, count_wins, leader, standings, task_worth
 from radargate.evaluation.resampling import RESAMPLES, bootstrap_intervals, holm, sign_flip_p
 
 
@@ -118,12 +118,15 @@ def test_wins_ties_and_losses_are_counted_a_task_and_seed_at_a_time(records, gri
 
 
 def test_tasks_count_where_their_own_expert_beats_the_base(records, grid):
-    assert tasks_that_count(grid)["nll"] == list(TASKS)
+    def counting(grid):
+        return [worth.task for worth in task_worth(grid, "nll") if worth.counts]
+
+    assert counting(grid) == list(TASKS)
     worse = copy.deepcopy(records)
     for r in worse:
         if r["suite"] == "eval" and r["task"] == "aqua" and r["system"] == "expert: aqua":
             r["rows"]["nll_sum"] = [9.0 * t for t in r["rows"]["tokens"]]
-    assert tasks_that_count(read_grid(worse))["nll"] == [t for t in TASKS if t != "aqua"]
+    assert counting(read_grid(worse)) == [t for t in TASKS if t != "aqua"]
     without = [r for r in records if r.get("cell", {}).get("label") != "expert: aqua"]
     assert task_worth(read_grid(without), "acc") == [] and OWN_EXPERT not in read_grid(without).systems
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from radargate.evaluation.grid import METRICS, OWN_EXPERT, Grid, System
+from radargate.evaluation.grid import OWN_EXPERT, Grid, System
 from radargate.evaluation.metrics import paired_difference
 from radargate.evaluation.resampling import bootstrap_intervals, holm, sign_flip_p
 
@@ -159,11 +159,6 @@ def task_worth(grid: Grid, metric: str) -> list[TaskWorth]:
         found.append(TaskWorth(metric, task, base.task_mean(metric, task), own.task_mean(metric, task),
                                test["difference"], test["p"]))  # fmt: skip
     return found
-
-
-def tasks_that_count(grid: Grid) -> dict[str, list[str]]:
-    """metric → the tasks whose own expert beats the base significantly (p < 0.05)."""
-    return {metric: [worth.task for worth in task_worth(grid, metric) if worth.counts] for metric in METRICS}
 
 
 def _seed_task_means(grid: Grid, metric: str, label: str) -> np.ndarray:
