@@ -109,7 +109,7 @@ def _forms(found: Findings | None) -> str:
     best = min(turning, key=turning.__getitem__)
     tests = {t.result.second.partition(" (")[0]: t for t in found.rotation["nll"]}
     return (
-        f"Of {len(turning)} forms (their rates counted as forms) {best.partition(' (')[0]} has the lowest NLL, {turning[best]:.3f}; radar as it is by default has "
+        f"Of {len(turning)} forms, other rates counted as forms, {best.partition(' (')[0]} has the lowest NLL, {turning[best]:.3f}; radar as it is by default has "
         f"{turning['radar (mole)']:.3f} and is {_verdicts({n: tests[n] for n in ('stretch', 'signed', 'lora') if n in tests}, 'nll')}."
     )
 

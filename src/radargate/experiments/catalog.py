@@ -45,7 +45,7 @@ MODULES = Experiment(
     "modules", "What happens to a gate on the same tasks when its bank grows by experts of other tasks?",
     "Figures 1b, 4 and 7 to 9", axis="experts", layout="axis",
     design={**_FIVE_TASKS, "gates": ("stretch", "radar", "nexus", "tutel"), "experts": (5, 10, 20, 40)},
-    presets={"cpu": _GROWING_BANK,
+    presets={"cpu": {**_GROWING_BANK, "gates": ("stretch", "radar", "nexus", "tutel", "signed", "lora")},
              "paper": {"experts": (5, 10, 15, 20, 25, 30, 35, 40)}},
 )  # fmt: skip
 MODEL_SIZE = Experiment(

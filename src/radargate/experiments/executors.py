@@ -38,9 +38,8 @@ def in_slots(shop: Workshop, places: Sequence[Place], slots: int, say: Say) -> R
             running: dict[Future[Any], Place] = {}
             try:
                 while running or (waiting and failed is None):
-                    while (
-                        waiting and failed is None and len(running) < slots
-                    ):  # no more: what waits in a pool is lost with it
+                    # no more than there are slots: what waits in a pool is lost with it
+                    while waiting and failed is None and len(running) < slots:
                         place = waiting[0]
                         running[pool.submit(_run_in_slot, place)] = place
                         waiting.popleft()  # now: a pool that has broken since takes nothing
