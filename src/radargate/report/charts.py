@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 
 WIDTH = 4.6  # inches: on a phone the letters then keep their size; pages draw charts no wider than 34rem
 LABEL = 26  # letters of a system's name in one line
+LEGEND = 52  # letters of a line of names above a chart, each with its piece of line
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
@@ -63,7 +65,8 @@ def intervals(
 def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, description: str,
            logarithmic: bool = False) -> str:  # fmt: skip
     """Lines over steps, or over anything else; ``logarithmic`` on both axes."""
-    figure, axes = _figure(WIDTH, 2.8)
+    columns = max(1, min(len(lines), LEGEND // (max(map(len, lines)) + 7)))
+    figure, axes = _figure(WIDTH, 2.7 + 0.2 * math.ceil(len(lines) / columns))
     for place, (name, points) in enumerate(lines.items()):
         axes.plot(
             *zip(*points, strict=True), label=name, color=COLOURS[place % 7], linestyle=STYLES[place % 7], linewidth=2
@@ -73,7 +76,7 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, d
     if logarithmic:
         axes.set_xscale("log")
         axes.set_yscale("log")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside upper center", ncols=columns, frameon=False)  # above the lines, where it hides none
     axes.spines[["top", "right"]].set_visible(False)
     return svg(figure, description)
 

@@ -129,11 +129,20 @@ LAYOUTS: dict[str, Callable[[Findings], Parts]] = {
 def _interval_figure(found: Findings, metric: str) -> Figure:
     grid = next(iter(found.grids.values()))
     ranked = standings(grid, metric)
-    off = [s for s in ranked if s.label == "base" and _far(s, [other for other in ranked if other is not s])]
+    off = _off_scale(ranked)
     rows = [(found.drawn(s.label), _spread(s)) for s in ranked if s not in off]
     caption = f"Mean {WORDS[metric]} over tasks with 95 % intervals over rows, seeds averaged"
-    caption += "".join(f"; {s.label}, {s.value:.3f}, is off the scale" for s in off)
+    caption += _left_out(off)
     return caption, lambda: charts.intervals(rows, f"mean {WORDS[metric]}", caption)
+
+
+def _off_scale(ranked: Sequence[Standing]) -> list[Standing]:
+    """The base, where it would leave no room for the others."""
+    return [s for s in ranked if s.label == "base" and _far(s, [other for other in ranked if other is not s])]
+
+
+def _left_out(off: Sequence[Standing]) -> str:
+    return "".join(f"; {s.label}, {s.value:.3f}, is off the scale" for s in off)
 
 
 def _far(one: Standing, others: Sequence[Standing]) -> bool:
@@ -159,10 +168,15 @@ def _axis_figures(found: Findings) -> list[Figure]:
             figures.append((caption, partial(charts.intervals, rows, f"mean {WORDS[metric]}", caption)))
             continue
         place = {value: at[value]["train_rows"] if found.axis == "rows" else value for value in ranked}
+        off = [_off_scale(each) for each in ranked.values()]
         lines = {
             found.drawn(label): [(place[v], s.value) for v in ranked for s in ranked[v] if s.label == label]
-            for label in found.systems()
+            for label in sorted(
+                found.systems(), key=lambda label: label == "base"
+            )  # gates keep their colours without it
+            if not (all(off) and label == "base")
         }
+        caption += _left_out(off[0] if all(off) else [])
         title = "training rows" if found.axis == "rows" else AXES[found.axis]
         figures.append((caption, partial(charts.curves, lines, title, f"mean {WORDS[metric]}", caption)))
     return figures
