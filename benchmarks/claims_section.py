@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments_section import findings_of
@@ -32,6 +32,7 @@ def section(results: Path) -> list[str]:
         "experiment by that metric.",
         "\n".join(
             [
+                f"- **Which composition is best**, whatever it does. {_best(found)}",
                 f"- **Against the paper's other gates** (asked: a lower NLL than each, p < 0.05, and no lower accuracy). {_against(gates, PAPER_GATES)} "
                 f"{_most_rows(results / 'three_seeds')} {_elsewhere(results / 'compare')}",
                 f"- **Against the controls**, as many parameters or more freedom spent otherwise. {_against(gates, CONTROLS[1:])}",
@@ -42,6 +43,29 @@ def section(results: Path) -> list[str]:
             ]
         ),
     ]  # fmt: skip
+
+
+def _best(found: Mapping[str, Findings | None]) -> str:
+    """The lowest NLL of each experiment, and radar's beside it."""
+    parts = []
+    for name, findings in found.items():
+        if findings is None or name == "fitting":  # whose cells are mostly those of the ablation
+            continue
+        value, grid = list(findings.grids.items())[-1]
+        ranked = standings(grid, "nll")
+        radar = next((place for place, s in enumerate(ranked, 1) if s.label == "radar (mole)"), None)
+        if radar is None:
+            continue
+        where = f", {findings.said(value)}" if findings.axis else ""
+        test = next(
+            (t.result for t in findings.lead["nll"] if t.value == value and t.result.second == "radar (mole)"), None
+        )
+        told = "" if test is None else ", told apart" if test.better else ", not told apart"
+        leader = "" if radar == 1 else f"{ranked[0].label.removesuffix(' (mole)')} {ranked[0].value:.3f}, "
+        parts.append(
+            f"{name}{where}: {leader}radar {ranked[radar - 1].value:.3f} (place {radar} of {len(ranked)}{told})"
+        )
+    return f"The lowest mean NLL: {'; '.join(parts)}." if parts else _sentences([])
 
 
 def _against(found: Sequence[Findings], names: Sequence[str]) -> str:
@@ -129,7 +153,14 @@ def _experts(folder: Path) -> str:
 
 
 def _more(found: Findings | None) -> str:
-    return _sentences([] if found is None else experiment_words.change(found))
+    """Radar − each with the largest bank, and what growing to it did to each."""
+    if found is None:
+        return _sentences([])
+    last, lines = list(found.grids)[-1], []
+    for metric, words in METRICS.items():
+        tests = {t.result.second.partition(" (")[0]: t for t in found.rotation[metric] if t.value == last}
+        lines.append(f"With {found.short(last)} experts, by {words} radar is {_verdicts(tests, metric)}.")
+    return _sentences([*lines, *experiment_words.change(found)])
 
 
 def _few(found: Findings | None) -> str:
