@@ -49,12 +49,13 @@ def make_folder(folder, scores: list[dict]):
             "schema": 1,
             "suite": "train",
             "case": "uniform",
+            "commit": "1",
             "metrics": {**metrics, "trained_parameters": 0},
             "options": {**options, "seed": 0},
         }
     ]
     training += [
-        {"schema": 1, "suite": "train", "case": gate, "metrics": {**metrics, "mean_angle": 0.3 if gate == "radar" else None},
+        {"schema": 1, "suite": "train", "case": gate, "commit": str(seed), "metrics": {**metrics, "mean_angle": 0.3 if gate == "radar" else None},
          "options": {**options, "seed": seed}}
         for seed in (2, 0, 1) for gate in ("radar", "stretch")
     ]  # fmt: skip
@@ -113,6 +114,7 @@ def test_every_number_follows_from_the_records(tmp_path):
         r"radar against stretch: .*radar has the lower gold-answer NLL, by 0\.1\d\d \(p = 0\.0005, so in 3 of 3 seeds\)",
         text,
     )
+    assert "trained by 3 versions of the code" in text
     training = tables(text)[-1]
     assert [row[:2] for row in training[1:]] == [[g, str(s)] for g in ("stretch", "radar") for s in range(3)]
 
