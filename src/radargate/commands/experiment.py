@@ -20,10 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(EXPERIMENTS.names())}")
     parser.add_argument("--preset", default="cpu", metavar="NAME",
                         help=f"how large: one of {', '.join(PRESETS)} (default cpu: at most four hours on two cores)")  # fmt: skip
-    parser.add_argument("--data", required=True, metavar="SOURCE",
+    parser.add_argument("--data", default="builtin:all", metavar="SOURCE",
                         help="a folder of sources, each a folder of TASK.SPLIT.jsonl.gz files (flan_cot, natural_instructions, "
-                             "glue …), or one source for all")  # fmt: skip
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for records.jsonl, report.md and experts")
+                             "glue …), or one source for all (default builtin:all, ten tasks made from a seed)")  # fmt: skip
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder for records.jsonl, report.md and experts (default runs/NAME)"
+    )
     parser.add_argument("--smoke", action="store_true", help="two tasks, few steps and rows, one seed: minutes")
     parser.add_argument("--resume", action="store_true", help="go on with what is in --out; finished cells stay")
     parser.add_argument("--dry-run", action="store_true", help="print the cells and predicted hours, and stop")
@@ -55,20 +57,21 @@ def run(args: argparse.Namespace) -> int:
     from radargate.report.experiment import write_report
     from radargate.storage import alone
 
+    out = args.out or f"runs/{args.name}"
     changes = {
         "bases": tuple(args.base) if args.base else None, "seeds": args.seeds, "limit": args.limit, "steps": args.steps,
         "top_k": tuple(args.top_k) if args.top_k else None, "gates": names(args.gates) if args.gates else None,
     }  # fmt: skip
     say = flags.say_to()
-    with contextlib.nullcontext() if args.dry_run else alone(args.out):
+    with contextlib.nullcontext() if args.dry_run else alone(out):
         file = run_experiment(
-            args.name, args.preset, args.data, args.out, smoke=args.smoke, resume=args.resume, dry_run=args.dry_run,
+            args.name, args.preset, args.data, out, smoke=args.smoke, resume=args.resume, dry_run=args.dry_run,
             experts=args.experts, reuse=args.reuse or (), changes=changes, slots=args.slots, ray=args.ray, dtype=args.dtype,
             device=flags.pick_device(args.device), say=say,
         )  # fmt: skip
     if args.dry_run:
         return 0
-    report, words = write_report(read_records(file), args.out)
+    report, words = write_report(read_records(file), out)
     if args.json:
         print(json.dumps({"records": str(file), "report": str(report)}))
     else:

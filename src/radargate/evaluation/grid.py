@@ -12,6 +12,7 @@ from radargate.errors import RadarGateError
 from radargate.evaluation.metrics import row_values
 
 METRICS = ("acc", "nll")
+CHRF = "chrf"  # of translations, whose exact match says nothing
 OWN_EXPERT = "own expert"
 _EXPERT_LABEL = "expert: "
 
@@ -26,7 +27,7 @@ class System:
         architecture: of a gate.
         seeds: in ascending order; a system without one has a single None.
         cells: its cell records, in the order of ``seeds``.
-        rows: metric → task → values [seeds, rows].
+        rows: metric → task → values [seeds, rows]; chrF for translations only.
     """
 
     label: str
@@ -81,6 +82,15 @@ class Grid:
     def request(self) -> Mapping[str, Any]:
         """What was asked for; empty where the run has not said."""
         return (self.compare or {}).get("request") or {}
+
+    def tasks_of(self, metric: str) -> tuple[str, ...]:
+        """The tasks that a metric says something of: translations count by chrF and NLL, all others by accuracy and NLL."""
+        translations = set(next(iter(self.systems.values())).rows.get(CHRF, ()))
+        if metric == CHRF:
+            return tuple(task for task in self.tasks if task in translations)
+        if metric == "acc" and translations < set(self.tasks):
+            return tuple(task for task in self.tasks if task not in translations)
+        return self.tasks
 
     def find(self, name: str, architecture: str | None) -> System | None:
         """The gate of this name under an architecture, or the one that has none."""
@@ -142,6 +152,13 @@ def _system(cells: list[Mapping[str, Any]], scores: Mapping[str, Mapping[str, Ma
         metric: {task: np.array([row_values(scores[c["cell"]["id"]][task], metric) for c in cells]) for task in tasks}
         for metric in METRICS
     }
+    translated = [
+        task
+        for task in tasks
+        if all(None not in scores[c["cell"]["id"]][task]["rows"].get(CHRF, [None]) for c in cells)
+    ]
+    if translated:
+        rows[CHRF] = {t: np.array([row_values(scores[c["cell"]["id"]][t], CHRF) for c in cells]) for t in translated}
     seeds = tuple(c["cell"]["seed"] for c in cells)
     return System(facts["label"], facts["kind"], facts["architecture"], seeds, tuple(cells), rows)
 
@@ -151,7 +168,8 @@ def _own_expert(systems: Mapping[str, System], tasks: Sequence[str]) -> System |
     experts = {s.label.removeprefix(_EXPERT_LABEL): s for s in systems.values() if s.kind == "expert"}
     if not set(tasks) <= set(experts):
         return None
-    rows = {metric: {task: experts[task].rows[metric][task][:1] for task in tasks} for metric in METRICS}
+    metrics = next(iter(experts.values())).rows
+    rows = {metric: {task: experts[task].rows[metric][task][:1] for task in metrics[metric]} for metric in metrics}
     return System(OWN_EXPERT, "oracle", None, (None,), (), rows)
 
 

@@ -15,7 +15,7 @@ SIGNIFICANT = 0.05
 # a family of a hundred comparisons multiplies its smallest p by a hundred: with 2,000 flips that is never under 0.05
 FLIPS = 20_000
 TIE = 1e-12
-HIGHER_IS_BETTER = {"acc": True, "nll": False}
+HIGHER_IS_BETTER = {"acc": True, "nll": False, "chrf": True}
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class TaskWorth:
 
 
 def standings(grid: Grid, metric: str, tasks: Sequence[str] | None = None) -> list[Standing]:
-    """Every system's mean over ``tasks`` (all by default), best first."""
-    tasks = tasks or grid.tasks
+    """Every system's mean over ``tasks`` (by default all that the metric says something of), best first."""
+    tasks = tasks or grid.tasks_of(metric)
     systems = list(grid.systems.values())
     groups = [np.stack([s.rows[metric][task].mean(0) for s in systems], axis=1) for task in tasks]
     lows, highs = bootstrap_intervals(groups)
@@ -108,13 +108,14 @@ def leader(grid: Grid, ranked: Sequence[Standing]) -> Standing:
     return next(s for s in ranked if grid.systems[s.label].kind != "oracle")
 
 
-def compare_pairs(grid: Grid, metric: str, pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
+def compare_pairs(grid: Grid, metric: str, pairs: Sequence[tuple[str, str]],
+                  tasks: Sequence[str] | None = None) -> list[Comparison]:  # fmt: skip
     """Paired tests of pairs of labels over the same rows; Holm's correction takes all of ``pairs`` as its family."""
     if not pairs:
         return []
     systems = grid.systems
     groups = []
-    for task in grid.tasks:
+    for task in tasks or grid.tasks_of(metric):
         rows = {label: systems[label].rows[metric][task].mean(0) for pair in pairs for label in pair}
         groups.append(np.stack([rows[first] - rows[second] for first, second in pairs], axis=1))
     lows, highs = bootstrap_intervals(groups)
@@ -152,7 +153,7 @@ def task_worth(grid: Grid, metric: str) -> list[TaskWorth]:
     if own is None or base is None:
         return []
     found = []
-    for task in grid.tasks:
+    for task in grid.tasks_of(metric):
         test = paired_difference(
             {task: list(own.rows[metric][task].mean(0))}, {task: list(base.rows[metric][task].mean(0))}
         )
@@ -163,7 +164,7 @@ def task_worth(grid: Grid, metric: str) -> list[TaskWorth]:
 
 def _seed_task_means(grid: Grid, metric: str, label: str) -> np.ndarray:
     """Means over rows [seeds, tasks]."""
-    return np.stack([grid.systems[label].rows[metric][task].mean(1) for task in grid.tasks], axis=1)
+    return np.stack([grid.systems[label].rows[metric][task].mean(1) for task in grid.tasks_of(metric)], axis=1)
 
 
 def _seed_places(first: System, second: System) -> list[tuple[int, int]]:

@@ -25,7 +25,7 @@ LEARNABLE = ("stretch", "rotation", "radar", "nexus", "tutel")
 # their own bases in the paper (Sec. 5.3, App. F); three of them are encoder–decoders
 PAPER_BASES = ("ai4bharat/IndicBART", "bigscience/mt0-base", "google/flan-t5-large", "meta-llama/Llama-3.2-1B",
                "meta-llama/Llama-3.2-3B")  # fmt: skip
-_FIVE_TASKS = {"source": "natural_instructions", "tasks": 5, "union": False}
+_FIVE_TASKS = {"source": "natural_instructions", "tasks": 5}
 # one grid on a CPU for two experiments: the second takes the first's cells over with --reuse
 _GROWING_BANK = {"experts": (5, 15, 40), "steps": 60, "expert_steps": 25, "limit": 30}
 
@@ -70,9 +70,9 @@ GENERALIZATION = Experiment(
     "generalization", "What is left of a composition on tasks that it never saw?", "Tables 1 and 4 to 7, Figure 1a",
     axis=None, layout="sources",
     design={"gates": LEARNABLE, "rules": ("uniform", "lorahub", "arrow"),
-            "test_sources": ("glue", "mmlu", "math", "translation", "reasoning")},
-    presets={"cpu": {"gates": ("stretch", "radar", "nexus", "tutel"), "rules": ("uniform", "arrow"), "test_tasks": 3,
-                     "limit": 10, "max_new_tokens": 12},
+            "benchmarks": "paper"},
+    presets={"cpu": {"gates": ("stretch", "radar", "nexus", "tutel"), "rules": ("uniform", "arrow"), "test_tasks": 2,
+                     "max_new_tokens": 32},
              "gpu": {"limit": 50}},
 )  # fmt: skip
 ANGLES = Experiment(
@@ -96,6 +96,7 @@ FORMS = Experiment(
                       # other rates, those of the study of ten sites among them, and no dense start
                       "stretch:lr=0.02", "radar:rotation_lr=0.005", "radar:rotation_lr=0.08",
                       "radar:angle_norm=none,rotation_lr=0.3", "vector:rotation_lr=0.005", "lora:rotation_lr=0.08",
+                      "nexus", "tutel", "nexus:lr=0.02", "tutel:lr=0.02", "signed:lr=0.02",
                       "stretch:dense_start=0", "radar:dense_start=0")},
     presets={"cpu": {"tasks": 5}},
 )  # fmt: skip

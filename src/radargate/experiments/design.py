@@ -23,9 +23,9 @@ class Design:
 
     Attributes:
         source: folder of the data that experts and gates learn from.
-        test_sources: folders tested on; none means the learned tasks' own test rows.
+        benchmarks: name of `radargate.evaluation.presets.PRESETS` that is tested on; None means the learned tasks' own test rows.
         tasks: tasks that gates learn and are tested on.
-        test_tasks: tasks of each folder of ``test_sources``.
+        test_tasks: tasks of each benchmark.
         bases: base models.
         experts: sizes of the bank; None is one expert for each learned task.
         rows: training rows a task that gates see.
@@ -50,7 +50,7 @@ class Design:
     """
 
     source: str = "flan_cot"
-    test_sources: tuple[str, ...] = ()
+    benchmarks: str | None = None
     tasks: int | None = None
     test_tasks: int | None = None
     bases: tuple[str, ...] = ("smollm2-135m",)
@@ -83,7 +83,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "expert_steps": 300, "batch_size": 8, "max_length": 512, "limit": 100, "max_new_tokens": 32},
     "paper": {"bases": ("google/flan-t5-large",), "architectures": ("mole", "hydra", "omoe"), "steps": 2000,
               "expert_steps": 1000, "batch_size": 4, "lr": 1e-4, "expert_lr": 1e-4, "dropout": 0.1, "gate_preset": "paper",
-              "max_length": 512, "limit": None, "max_new_tokens": 64},
+              "max_length": 512, "limit": None, "max_new_tokens": 512},
 }  # fmt: skip
 
 

@@ -92,23 +92,28 @@ def on_ray(shop: Workshop, places: Sequence[Place], address: str, workers: int |
             ray.exceptions.NodeDiedError)  # fmt: skip
     try:
         held = ray.put(shop.close())
-        idle = [remote.remote(held) for _ in range(min(count, len(places)))]
+        crew = _RayCrew(lambda: remote.remote(held), MOST_TRIES * count + len(places))
+        for _ in range(min(count, len(places))):
+            crew.start()
         while running or (waiting and failed is None):
-            while waiting and idle and failed is None:
-                worker, place = idle.pop(), waiting.popleft()
+            while waiting and crew.idle and failed is None:
+                worker, place = crew.idle.pop(), waiting.popleft()
                 running[worker.run.remote(place)] = (worker, place)
-            for reference in ray.wait(list(running))[0]:
+            for reference in ray.wait([*running, *crew.starting])[0]:
+                if reference in crew.starting:
+                    crew.stands(reference, lost)
+                    continue
                 worker, place = running.pop(reference)
                 try:
                     records = ray.get(reference)
                 except lost:
                     _again(place, tries, waiting, say)
-                    idle.append(remote.remote(held))
+                    crew.start()
                 except ray.exceptions.RayTaskError as error:
                     own = error.cause if isinstance(error.cause, RadarGateError) else error
                     failed = _first(failed, own, place, len(running), say)
                 else:
-                    idle.append(worker)
+                    crew.idle.append(worker)
                     yield place, records
         if failed is not None:
             raise failed from None
@@ -156,11 +161,48 @@ def _run_in_slot(place: Place) -> list[dict[str, Any]]:
     return _shop.run(place)
 
 
+class _RayCrew:
+    """Workers of a cluster. A cell goes to one that stands: one for which the cluster has no room keeps none waiting.
+
+    Args:
+        hire: makes a worker.
+        most: workers that may be hired before the cluster is given up.
+    """
+
+    def __init__(self, hire: Callable[[], Any], most: int) -> None:
+        self.hire, self.most, self.hired = hire, most, 0
+        self.starting: dict[Any, Any] = {}
+        self.idle: list[Any] = []
+
+    def start(self) -> None:
+        """Hire one more."""
+        self.hired += 1
+        worker = self.hire()
+        self.starting[worker.stands.remote()] = worker
+
+    def stands(self, reference: Any, lost: tuple[type[BaseException], ...]) -> None:
+        """A worker has started, or was lost on the way."""
+        import ray
+
+        worker = self.starting.pop(reference)
+        try:
+            ray.get(reference)
+        except lost as error:
+            if self.hired >= self.most:
+                raise RadarGateError(f"workers of the Ray cluster do not stay up: {error}") from error
+            self.start()
+        else:
+            self.idle.append(worker)
+
+
 class _RayWorker:
     """A workshop on a machine of the cluster."""
 
     def __init__(self, shop: Workshop) -> None:
         self.shop = shop
+
+    def stands(self) -> None:
+        """Answers once the cluster has made room for it."""
 
     def run(self, place: Place) -> list[dict[str, Any]]:
         """All records of one cell."""

@@ -42,7 +42,7 @@ def plan_places(experiment: Experiment, design: Design, material: Material, stor
             ) -> tuple[list[Place], list[str]]:  # fmt: skip
     """Every cell at every point, and why some combinations are left out."""
     identities = {base: base_identity(base) for base in design.bases}
-    places, left_out = [], [f"folder {name} is not in the data" for name in material.missing]
+    places, left_out = [], list(material.left_out)
     for point in points(design, material):
         cells, reasons = cells_of(point, design)
         left_out += reasons

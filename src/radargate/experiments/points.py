@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
@@ -14,6 +14,7 @@ from radargate.config import check_top_k
 from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import has_split, load_rows
 from radargate.errors import DataError
+from radargate.evaluation.presets import find_preset, local_rows
 from radargate.evaluation.run import Scoring
 from radargate.experiments.cells import UNION, Cell, plan
 from radargate.experiments.design import Design
@@ -57,12 +58,12 @@ class Material:
     Attributes:
         train: every task of the source, in the order in which tasks are taken: quick ones to score first.
         test: what is tested on.
-        missing: folders of ``test_sources`` that are not there.
+        left_out: benchmarks that are not in the data, and tasks that are not learned because they are tested on.
     """
 
     train: Rows
     test: Rows
-    missing: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @cached_property
     def source_hash(self) -> str:
@@ -78,26 +79,19 @@ def load_material(data: str, design: Design) -> Material:
     """
     source = _source(data, design.source, "train")
     train = _quick_first(load_rows(source, "train"))
+    test, left_out = _benchmark_rows(data, design) if design.benchmarks else ({}, [])
+    tested = {name.split("/")[1] for name in test} & set(train)
+    train = {task: rows for task, rows in train.items() if task not in tested}
+    left_out += [f"{task} is tested on, so nothing learns from it" for task in sorted(tested)]
     needed = max(design.tasks or 1, *(n or 1 for n in design.experts))
     if len(train) < needed:
         raise DataError(
             f"--data {data}: {design.source if source != data else 'it'} has {len(train)} tasks with training rows, expected at "
             f"least {needed}, one for each expert. Use --smoke for a small run, or data with more tasks."
         )
-    if not design.test_sources:
-        learned = list(train)[: design.tasks]
-        return Material(train, load_rows(source, design.split, learned, design.limit))
-    there = [name for name in design.test_sources if has_split(Path(data) / name, "test")]
-    if not there:
-        raise DataError(
-            f"--data {data}: this experiment tests on other sources than it trains on, and none of the folders "
-            f"{', '.join(design.test_sources)} with TASK.test.jsonl[.gz] files is there."
-        )
-    test: Rows = {}
-    for name in there:
-        found = _quick_first(load_rows(Path(data) / name, "test", limit=design.limit))
-        test |= {f"{name}/{task}": found[task] for task in list(found)[: design.test_tasks]}
-    return Material(train, test, tuple(name for name in design.test_sources if name not in there))
+    if design.benchmarks is None:
+        test = load_rows(source, design.split, list(train)[: design.tasks], design.limit)
+    return Material(train, test, tuple(left_out))
 
 
 def points(design: Design, material: Material) -> list[Point]:
@@ -128,7 +122,11 @@ def cells_of(point: Point, design: Design) -> tuple[list[Cell], list[str]]:
     """
     cells, left_out = plan(point.experts, gates=design.gates, rules=design.rules, architectures=design.architectures,
                            seeds=design.seeds)  # fmt: skip
-    return [c for c in cells if c.kind != "expert" and (design.union or c.system != UNION)], left_out
+    # alone, an expert says what its own task has to gain
+    alone = set(point.learned) if design.benchmarks is None and point.left_out is None else set()
+    return [
+        c for c in cells if (c.system in alone if c.kind == "expert" else design.union or c.system != UNION)
+    ], left_out
 
 
 def train_rows(point: Point, material: Material) -> Rows:
@@ -222,6 +220,26 @@ def _contents(files: tuple[tuple[str, int], ...]) -> str:
 def slug(name: str) -> str:
     """A name as part of a folder's name."""
     return re.sub(r"[^A-Za-z0-9.-]+", "-", Path(name).name if Path(name).exists() else name).strip("-")
+
+
+def _benchmark_rows(data: str, design: Design) -> tuple[Rows, list[str]]:
+    """``BENCHMARK/TASK`` → rows of the quickest tasks of each benchmark that is there, and why others are not."""
+    assert design.benchmarks is not None
+    preset, test, left_out = find_preset(design.benchmarks), {}, []
+    for benchmark in preset.benchmarks:
+        try:
+            rows = local_rows(replace(preset, benchmarks=(benchmark,)), data, "test", design.limit)
+        except DataError as error:
+            left_out.append(f"{benchmark.name} ({error})")
+            continue
+        found = _quick_first(rows[benchmark.name])
+        test |= {f"{benchmark.name}/{task}": found[task] for task in list(found)[: design.test_tasks]}
+    if not test:
+        raise DataError(
+            f"--data {data}: this experiment tests on benchmarks that nothing was trained on, and none is there: "
+            f"{'; '.join(left_out)}"
+        )
+    return test, left_out
 
 
 def _source(data: str, name: str, split: str) -> str:

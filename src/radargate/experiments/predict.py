@@ -55,7 +55,9 @@ class Rates:
     def cell(self, cell: Cell, bank: int, top_k: int, train: Mapping[str, list[Row]], test: Mapping[str, list[Row]],
              design: Design) -> float:  # fmt: skip
         """Training and scoring of one cell with ``bank`` experts."""
-        mixing = 0.0 if cell.kind == "base" else 0.3 + 0.02 * (1 if cell.system == UNION else bank)
+        mixing = (
+            0.0 if cell.kind == "base" else 0.3 + 0.02 * (1 if cell.system == UNION or cell.kind == "expert" else bank)
+        )
         seconds = self._scoring(test, design) * (1 + mixing)
         if cell.kind != "base":
             seconds += OPENING * max(1.0, self.millions / 135) * (1.0 if self.device == "cpu" else 0.2)

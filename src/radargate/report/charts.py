@@ -81,6 +81,28 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, d
     return svg(figure, description)
 
 
+def points(lines: Mapping[str, Sequence[tuple[float, float, float, float]]], x: str, y: str, description: str) -> str:
+    """A few points a line (place, value, low, high), each with its interval; lines stand a little beside each other."""
+    columns = max(1, min(len(lines), LEGEND // (max(map(len, lines)) + 7)))
+    figure, axes = _figure(WIDTH, 2.9 + 0.2 * math.ceil(len(lines) / columns))
+    places = [point[0] for each in lines.values() for point in each]
+    apart = (max(places) - min(places)) * 0.008
+    for number, (name, each) in enumerate(lines.items()):
+        at = [place + apart * (number - (len(lines) - 1) / 2) for place, *_ in each]
+        colour = COLOURS[number % 7]
+        axes.plot(at, [value for _, value, *_ in each], label=name, color=colour, linestyle=STYLES[number % 7], linewidth=2, marker="o",
+                  markersize=4)  # fmt: skip
+        axes.vlines(
+            at, [low for *_, low, _ in each], [high for *_, high in each], color=colour, linewidth=1, alpha=0.55
+        )
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_xticks(sorted(set(places)))
+    figure.legend(loc="outside upper center", ncols=columns, frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return svg(figure, description)
+
+
 def heat_map(values: Mapping[str, Mapping[str, float]], label: str, description: str) -> str:
     """Rows by columns, the number in every cell."""
     rows, columns = list(values), list(next(iter(values.values())))

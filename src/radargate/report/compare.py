@@ -242,7 +242,7 @@ def _marks(analysis: Analysis, metric: str) -> list[Mark]:
     marks = []
     for standing in analysis.standings[metric]:
         system = analysis.grid.systems[standing.label]
-        seeds = [float(v) for v in system.seed_means(metric, analysis.grid.tasks)]
+        seeds = [float(v) for v in system.seed_means(metric, analysis.grid.tasks_of(metric))]
         group = system.architecture or NO_GROUP
         marks.append(
             Mark(system.label, standing.value, standing.low, standing.high, group, seeds, system.label in behind)

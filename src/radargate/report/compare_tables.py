@@ -39,7 +39,7 @@ def ranking_table(analysis: Analysis) -> Table:
     for metric, words in WORDS.items():
         columns += [Column(words, number(metric)), Column("95 % interval", interval(metric)),
                     Column("seeds from to", _seed_spread(metric))]  # fmt: skip
-        if counting[metric] and len(counting[metric]) < len(grid.tasks):
+        if counting[metric] and len(counting[metric]) < len(grid.tasks_of(metric)):
             columns.append(Column(f"{words}, tasks that count", number(f"{metric}_counting_tasks")))
     best = [i for i, row in enumerate(rows) if row["system"] in analysis.leaders.values()]
     return Table("ranking", "All systems: means over tasks, seeds averaged; own expert has to be told the task and has no rank",
@@ -51,11 +51,11 @@ def task_table(analysis: Analysis, metric: str) -> Table:
     grid = analysis.grid
     systems = [grid.systems[s.label] for s in analysis.standings[metric]]
     rows: list[dict[str, Any]] = [
-        {"system": s.label, **{task: s.task_mean(metric, task) for task in grid.tasks}} for s in systems
+        {"system": s.label, **{task: s.task_mean(metric, task) for task in grid.tasks_of(metric)}} for s in systems
     ]
     composed = [row for row, s in zip(rows, systems, strict=True) if s.kind in ("gate", "rule")] or rows
     columns = [Column("system", text("system"))]
-    for task in grid.tasks:
+    for task in grid.tasks_of(metric):
         values = [float(row[task]) for row in composed]
         columns.append(Column(task, number(task, 2), _shade(task, min(values), max(values), HIGHER_IS_BETTER[metric])))
     return Table(f"tasks_{metric}", f"{'Accuracy' if metric == 'acc' else 'NLL'} of every system on every task",
@@ -68,9 +68,11 @@ def worth_table(analysis: Analysis) -> Table:
     for task in analysis.grid.tasks if analysis.worth["acc"] else ():
         row: dict[str, Any] = {"task": task}
         for metric in METRICS:
-            worth = next(w for w in analysis.worth[metric] if w.task == task)
-            row |= {f"{metric}_base": worth.base, f"{metric}_expert": worth.expert, f"{metric}_p": worth.p,
-                    f"{metric}_counts": "yes" if worth.counts else "no"}  # fmt: skip
+            worth = next(
+                (w for w in analysis.worth[metric] if w.task == task), None
+            )  # none for a translation's accuracy
+            row |= {f"{metric}_base": worth and worth.base, f"{metric}_expert": worth and worth.expert,
+                    f"{metric}_p": worth and worth.p, f"{metric}_counts": worth and ("yes" if worth.counts else "no")}  # fmt: skip
         rows.append(row)
     columns = [Column("task", text("task"))]
     for metric, words in WORDS.items():

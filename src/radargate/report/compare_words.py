@@ -33,7 +33,7 @@ def verdict(analysis: Analysis) -> list[str]:
     if OWN_EXPERT in analysis.grid.systems:
         lines.append(_oracle(analysis))
     counts = [
-        f"{len(tasks)} of {len(analysis.grid.tasks)} by {WORDS[metric]}{f' ({_listed(tasks)})' if tasks else ''}"
+        f"{len(tasks)} of {len(analysis.grid.tasks_of(metric))} by {WORDS[metric]}{f' ({_listed(tasks)})' if tasks else ''}"
         for metric in METRICS
         if analysis.worth[metric] and (tasks := analysis.counting(metric)) is not None
     ]

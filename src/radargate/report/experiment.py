@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from radargate.evaluation.grid import METRICS
+from radargate.evaluation.grid import CHRF, METRICS, OWN_EXPERT
 from radargate.evaluation.ranking import Standing, standings
 from radargate.experiments.design import AXES
 from radargate.records import write_atomic
@@ -16,7 +16,7 @@ from radargate.report import charts, experiment_words
 from radargate.report.compare_tables import WORDS, curve_rows, smoothed
 from radargate.report.experiment_findings import Findings, read_findings
 from radargate.report.experiment_probes import angle_parts, hull_parts
-from radargate.report.experiment_tables import axis_table, curve_table, source_table, task_table, test_table
+from radargate.report.experiment_tables import axis_table, curve_table, last_table, source_table, task_table, test_table
 from radargate.report.table import Table
 from radargate.storage import writing
 
@@ -66,18 +66,21 @@ def make_parts(found: Findings) -> Parts:
 
 
 def _task_parts(found: Findings) -> Parts:
-    tables = [*(task_table(found, metric) for metric in METRICS), test_table(found, "rotation")]
+    tables = [*(task_table(found, metric) for metric in METRICS), *_tests(found)]
     figures = _axis_figures(found) if len(found.grids) > 1 else [_interval_figure(found, metric) for metric in METRICS]
-    return Parts([*experiment_words.leaders(found), *experiment_words.rotation(found)], tables, figures)
+    words = [*experiment_words.leaders(found), *experiment_words.rotation(found), *experiment_words.counting(found)]
+    return Parts(words, tables, figures)
+
+
+def _tests(found: Findings) -> list[Table]:
+    return [test_table(found, which) for which in ("rotation", "where_it_counts", "change", "resists")]
 
 
 def _axis_parts(found: Findings) -> Parts:
-    words = [*experiment_words.leaders(found), *experiment_words.rotation(found), *experiment_words.change(found)]
-    tables = [
-        *(axis_table(found, metric) for metric in METRICS),
-        test_table(found, "rotation"),
-        test_table(found, "change"),
-    ]
+    words = [*experiment_words.leaders(found), *experiment_words.rotation(found), *experiment_words.counting(found),
+             *experiment_words.change(found)]  # fmt: skip
+    by_task = [last_table(found, metric) for metric in METRICS] if len(found.grids) > 1 else []
+    tables = [*(axis_table(found, metric) for metric in METRICS), *by_task, *_tests(found)]
     return Parts(words, tables, _axis_figures(found))
 
 
@@ -93,17 +96,19 @@ def _curve_parts(found: Findings) -> Parts:
 
 
 def _source_parts(found: Findings) -> Parts:
-    tables = [*(source_table(found, metric) for metric in METRICS), test_table(found, "rotation")]
     grid = next(iter(found.grids.values()))
-    sources = list(dict.fromkeys(task.split("/")[0] for task in grid.tasks))
+    metrics = [*METRICS, *([CHRF] if grid.tasks_of(CHRF) else [])]
+    tables = [*(source_table(found, metric) for metric in metrics), test_table(found, "rotation")]
+    measured = grid.tasks_of("acc")
+    sources = list(dict.fromkeys(task.split("/")[0] for task in measured))
 
     def draw() -> str:
-        by_source = {source: {s.label: s.value for s in standings(grid, "acc", [t for t in grid.tasks if t.split("/")[0] == source])}
+        by_source = {source: {s.label: s.value for s in standings(grid, "acc", [t for t in measured if t.split("/")[0] == source])}
                      for source in sources}  # fmt: skip
         values = {label: {source: by_source[source][label] for source in sources} for label in found.systems()}
-        return charts.heat_map(values, "test source", "Accuracy of every system on every test source")
+        return charts.heat_map(values, "benchmark", "Accuracy of every system on every benchmark")
 
-    figures: list[Figure] = [("Accuracy of every system on every test source", draw), _interval_figure(found, "nll")]
+    figures: list[Figure] = [("Accuracy of every system on every benchmark", draw), _interval_figure(found, "nll")]
     return Parts([*experiment_words.leaders(found), *experiment_words.rotation(found)], tables, figures)
 
 
@@ -162,23 +167,25 @@ def _axis_figures(found: Findings) -> list[Figure]:
     figures: list[Figure] = []
     for metric in METRICS:
         ranked = {value: standings(grid, metric) for value, grid in found.grids.items()}
-        caption = f"Mean {WORDS[metric]} over tasks, by {AXES[found.axis]}"
+        caption = f"Mean {WORDS[metric]} over tasks with 95 % intervals over rows, by {AXES[found.axis]}"
         if found.axis in ("bases", "leave_one_out") or len(ranked) < 2:
             rows = [(f"{found.drawn(s.label)}, {found.short(v)}", _spread(s)) for v in ranked for s in ranked[v]]
             figures.append((caption, partial(charts.intervals, rows, f"mean {WORDS[metric]}", caption)))
             continue
         place = {value: at[value]["train_rows"] if found.axis == "rows" else value for value in ranked}
         off = [_off_scale(each) for each in ranked.values()]
+        # last, so that the gates have the same colours with and without them
+        drawn = sorted(found.systems(), key=lambda label: label in ("base", OWN_EXPERT))
         lines = {
-            found.drawn(label): [(place[v], s.value) for v in ranked for s in ranked[v] if s.label == label]
-            for label in sorted(
-                found.systems(), key=lambda label: label == "base"
-            )  # gates keep their colours without it
+            found.drawn(label): [
+                (place[v], s.value, s.low, s.high) for v in ranked for s in ranked[v] if s.label == label
+            ]
+            for label in drawn
             if not (all(off) and label == "base")
         }
         caption += _left_out(off[0] if all(off) else [])
         title = "training rows" if found.axis == "rows" else AXES[found.axis]
-        figures.append((caption, partial(charts.curves, lines, title, f"mean {WORDS[metric]}", caption)))
+        figures.append((caption, partial(charts.points, lines, title, f"mean {WORDS[metric]}", caption)))
     return figures
 
 
@@ -190,7 +197,9 @@ def basis(found: Findings) -> str:
     rows = f"all {split} rows" if design["limit"] is None else f"up to {design['limit']} {split} rows a task"
     experts = "experts as given" if found.experts_given else f"{design['expert_steps']} for each expert"
     unit = RESAMPLED.get(request["layout"], "rows within tasks")
+    versions = f" Cells were run by {found.commits} versions of the code." if found.commits > 1 else ""
     return (
         f"{rows}, {design['steps']} steps of {design['batch_size']} rows for each gate, {experts}, seeds 0 to {design['seeds'] - 1}. "
-        f"Intervals resample {unit}, seeds averaged; p-values flip the signs of their differences and are corrected by Holm's method.{left_out}"
+        f"Intervals resample {unit}, seeds averaged; p-values flip the signs of their differences and are corrected by Holm's method. "
+        f"Both speak of these seeds and tasks; another draw of seeds may differ, as the single seeds do.{versions}{left_out}"
     )

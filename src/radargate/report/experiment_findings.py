@@ -9,10 +9,10 @@ from functools import cached_property
 from typing import Any
 
 from radargate.errors import RadarGateError
-from radargate.evaluation.analysis import RIVALS, rotation_pairs
-from radargate.evaluation.grid import METRICS, Grid, read_grid
+from radargate.evaluation.analysis import RIVALS, ROTATING, rotation_pairs
+from radargate.evaluation.grid import METRICS, OWN_EXPERT, Grid, read_grid
 from radargate.evaluation.metrics import paired_difference
-from radargate.evaluation.ranking import Comparison, compare_pairs, standings
+from radargate.evaluation.ranking import Comparison, compare_pairs, leader, standings, task_worth
 from radargate.evaluation.resampling import holm
 from radargate.experiments.design import AXES, SUITE
 
@@ -33,7 +33,8 @@ class Findings:
 
     Attributes:
         request: the record that lists its cells.
-        grids: value of the axis → its finished systems; a single None where there is no axis.
+        grids: value of the axis → its finished systems, each task's own expert as one of them; a single None where there is
+            no axis.
         finished: cells that are in.
         planned: all cells.
         cells: id → cell record, of the finished ones.
@@ -68,9 +69,24 @@ class Findings:
         return any(each.get("convert") for each in options)  # records before 2026-11-23 say it so
 
     def systems(self) -> list[str]:
-        """Labels of all finished systems, in the order of the plan."""
+        """Labels of all finished systems, in the order of the plan; each task's own expert last."""
         there = {label for grid in self.grids.values() for label in grid.systems}
-        return [label for label in dict.fromkeys(place["label"] for place in self.request["plan"]) if label in there]
+        planned = [*dict.fromkeys(place["label"] for place in self.request["plan"]), OWN_EXPERT]
+        return [label for label in planned if label in there]
+
+    @property
+    def commits(self) -> int:
+        """How many versions of the code ran its cells."""
+        return len({cell.get("commit") for cell in self.cells.values()})
+
+    def radar(self, grid: Grid) -> str | None:
+        """Label of radar in a grid, under the first architecture that has it."""
+        return next((label for label, s in grid.systems.items() if s.kind == "gate" and s.name == ROTATING), None)
+
+    def counting(self, value: Value, metric: str) -> list[str] | None:
+        """The tasks whose own expert beats the base; None where the experts were not scored alone."""
+        worth = task_worth(self.grids[value], metric)
+        return [each.task for each in worth if each.counts] if worth else None
 
     def drawn(self, label: str) -> str:
         """A system's name in a figure: without the architecture where there is only one."""
@@ -92,8 +108,9 @@ class Findings:
         for metric in METRICS:
             tests = []
             for value, grid in self.grids.items():
-                best, *others = standings(grid, metric)
-                pairs = [(best.label, other.label) for other in others]
+                ranked = standings(grid, metric)
+                best = leader(grid, ranked).label
+                pairs = [(best, s.label) for s in ranked if s.label not in (best, OWN_EXPERT)]
                 tests += [Test(value, test) for test in compare_pairs(grid, metric, pairs)]
             found[metric] = _corrected(tests)
         return found
@@ -109,23 +126,70 @@ class Findings:
         return found
 
     @cached_property
+    def where_it_counts(self) -> dict[str, list[Test]]:
+        """The same as `rotation`, over the tasks that count; empty where all of them do, or none."""
+        found: dict[str, list[Test]] = {}
+        for metric in METRICS:
+            tests = []
+            for value, grid in self.grids.items():
+                tasks = self.counting(value, metric)
+                if tasks and len(tasks) < len(grid.tasks_of(metric)):
+                    pairs = rotation_pairs(grid, RIVALS)
+                    tests += [Test(value, test) for test in compare_pairs(grid, metric, pairs, tasks)]
+            found[metric] = _corrected(tests)
+        return found
+
+    @cached_property
     def change(self) -> dict[str, list[Test]]:
         """metric → for each system, the last value of the axis against the first, over the same rows."""
-        found: dict[str, list[Test]] = {metric: [] for metric in METRICS}
-        values = list(self.grids)
-        if self.axis in (None, "bases", "leave_one_out") or len(values) < 2:
-            return found
-        first, last = self.grids[values[0]], self.grids[values[-1]]
+        if (ends := self._ends()) is None:
+            return {metric: [] for metric in METRICS}
+        first, last = (self.grids[value] for value in ends)
+        found = {}
         for metric in METRICS:
-            for label in [n for n in self.systems() if n in first.systems and n in last.systems]:
-                if first.systems[label].cells[0]["case"] == last.systems[label].cells[0]["case"]:
-                    continue  # one cell that stands everywhere, such as the base
+            tests = []
+            for label in self._changing():
                 t = paired_difference(_row_means(last, label, metric), _row_means(first, label, metric))
-                ends = [f"{label}, {self.said(value)}" for value in (values[-1], values[0])]
-                test = Comparison(metric, ends[0], ends[1], t["difference"], t["low"], t["high"], t["p"], 1.0)
-                found[metric].append(Test(None, test))
-            found[metric] = _corrected(found[metric])
+                names = [f"{label}, {self.said(value)}" for value in reversed(ends)]
+                tests.append(Test(None, Comparison(metric, *names, t["difference"], t["low"], t["high"], t["p"], 1.0)))
+            found[metric] = _corrected(tests)
         return found
+
+    @cached_property
+    def resists(self) -> dict[str, list[Test]]:
+        """metric → what the way along the axis does to radar, less what it does to every other system, over the same rows."""
+        ends, radar = self._ends(), self.radar(next(iter(self.grids.values())))
+        if ends is None or radar is None or radar not in self._changing():
+            return {metric: [] for metric in METRICS}
+        found = {}
+        for metric in METRICS:
+            tests = []
+            changes = {label: self._row_changes(ends, label, metric) for label in self._changing()}
+            for label, rows in changes.items():
+                if label != radar:
+                    t = paired_difference(changes[radar], rows)
+                    tests.append(
+                        Test(None, Comparison(metric, radar, label, t["difference"], t["low"], t["high"], t["p"], 1.0))
+                    )
+            found[metric] = _corrected(tests)
+        return found
+
+    def _ends(self) -> tuple[Value, Value] | None:
+        """The first and the last value of an axis that has an order."""
+        values = list(self.grids)
+        return None if self.axis in (None, "bases", "leave_one_out") or len(values) < 2 else (values[0], values[-1])
+
+    def _changing(self) -> list[str]:
+        """Systems with cells of their own at both ends; the base, say, has one that stands everywhere."""
+        ends = self._ends()
+        assert ends is not None
+        first, last = (self.grids[value].systems for value in ends)
+        both = [label for label in self.systems() if label != OWN_EXPERT and label in first and label in last]
+        return [label for label in both if first[label].cells[0]["case"] != last[label].cells[0]["case"]]
+
+    def _row_changes(self, ends: tuple[Value, Value], label: str, metric: str) -> dict[str, Sequence[float]]:
+        first, last = (_row_means(self.grids[value], label, metric) for value in ends)
+        return {task: [b - a for a, b in zip(first[task], last[task], strict=True)] for task in first}
 
 
 def read_findings(records: Sequence[Mapping[str, Any]]) -> Findings:
@@ -147,7 +211,10 @@ def read_findings(records: Sequence[Mapping[str, Any]]) -> Findings:
     for value, ids in by_value.items():
         wanted = set(ids)
         if wanted & set(cells):
-            grids[value] = read_grid([r for r in records if r.get("cell", {}).get("id") in wanted])
+            grid = read_grid([r for r in records if r.get("cell", {}).get("id") in wanted])
+            systems = {label: s for label, s in grid.systems.items() if s.kind != "expert"}
+            if set(systems) - {OWN_EXPERT}:
+                grids[value] = dataclasses.replace(grid, systems=systems)
     if not grids:
         raise RadarGateError("no cell of this experiment is finished; run it again with --resume.")
     planned = {place["id"] for place in request["plan"]}
@@ -158,7 +225,7 @@ def read_findings(records: Sequence[Mapping[str, Any]]) -> Findings:
 
 def _row_means(grid: Grid, label: str, metric: str) -> dict[str, Sequence[float]]:
     """task → the system's value on every row, seeds averaged."""
-    return {task: list(grid.systems[label].rows[metric][task].mean(0)) for task in grid.tasks}
+    return {task: list(grid.systems[label].rows[metric][task].mean(0)) for task in grid.tasks_of(metric)}
 
 
 def _corrected(tests: Sequence[Test]) -> list[Test]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from radargate.evaluation.grid import METRICS
-from radargate.evaluation.ranking import HIGHER_IS_BETTER, SIGNIFICANT, standings
+from radargate.evaluation.grid import METRICS, OWN_EXPERT
+from radargate.evaluation.ranking import HIGHER_IS_BETTER, SIGNIFICANT, leader, standings
 from radargate.report.compare_tables import WORDS
 from radargate.report.experiment_findings import Findings, Test
 
@@ -28,7 +28,7 @@ def leaders(found: Findings) -> list[str]:
     for metric in METRICS:
         parts = []
         for value, grid in found.grids.items():
-            best = standings(grid, metric)[0]
+            best = leader(grid, standings(grid, metric))
             tests = [test.result for test in found.lead[metric] if test.value == value]
             behind = sum(test.better == best.label for test in tests)
             close = [test.second for test in tests if test.better is None]
@@ -45,15 +45,46 @@ def leaders(found: Findings) -> list[str]:
 
 def rotation(found: Findings) -> list[str]:
     """Whether radar beats the other gates and the controls, how often, and by how much."""
+    lines = [
+        f"Radar by {WORDS[metric]} against {_against(found.rotation[metric])}."
+        for metric in METRICS
+        if found.rotation[metric]
+    ]
+    return lines or ["Radar and something to hold it against are not both in."]
+
+
+def counting(found: Findings) -> list[str]:
+    """On which tasks there is something to compose (the own expert beats the base), and how much of it radar reaches there."""
     lines = []
     for metric in METRICS:
-        by_control: dict[str, list[Test]] = {}
-        for test in found.rotation[metric]:
-            by_control.setdefault(test.result.second.partition(" (")[0], []).append(test)
-        parts = [f"{control}: {_verdict(tests)}" for control, tests in by_control.items()]
+        parts = []
+        for value, grid in found.grids.items():
+            tasks, radar = found.counting(value, metric), found.radar(grid)
+            if tasks is None:
+                continue
+            words = f"{len(tasks)} of {len(grid.tasks_of(metric))} tasks count"
+            words = f"at {found.said(value)} {words}" if found.axis else words
+            words += f" ({', '.join(tasks)})" if 0 < len(tasks) < len(grid.tasks_of(metric)) else ""
+            if tasks and radar:
+                own, composed = (
+                    float(grid.systems[label].seed_means(metric, tasks).mean()) for label in (OWN_EXPERT, radar)
+                )
+                words += f", where radar has {composed:.3f} and each task's own expert {own:.3f}"
+                words += f" ({composed / own:.0%} of it)" if metric == "acc" and own else ""
+            if not parts or words.partition(" ")[2] != parts[-1].partition(" ")[2]:
+                parts.append(words)
         if parts:
-            lines.append(f"Radar by {WORDS[metric]} against {'; '.join(parts)}.")
-    return lines or ["Radar and something to hold it against are not both in."]
+            line = f"By {WORDS[metric]} {'; '.join(parts)}."
+            tests = found.where_it_counts[metric]
+            lines.append(line + (f" There radar against {_against(tests)}." if tests else ""))
+    return lines
+
+
+def _against(tests: list[Test]) -> str:
+    by_control: dict[str, list[Test]] = {}
+    for test in tests:
+        by_control.setdefault(test.result.second.partition(" (")[0], []).append(test)
+    return "; ".join(f"{control}: {_verdict(each)}" for control, each in by_control.items())
 
 
 def change(found: Findings) -> list[str]:
@@ -69,6 +100,8 @@ def change(found: Findings) -> list[str]:
         if parts:
             ends = [found.said(value) for value in list(found.grids)[:: len(found.grids) - 1]]
             lines.append(f"From {ends[0]} to {ends[1]}, {WORDS[metric]} changes: {'; '.join(parts)}.")
+        if found.resists[metric]:
+            lines.append(f"Radar's change of {WORDS[metric]} less that of {_against(found.resists[metric])}.")
     return lines
 
 

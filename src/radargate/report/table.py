@@ -106,4 +106,4 @@ def interval(key: str, digits: int = 3, sign: bool = False) -> Callable[[Row], s
 
 def probability(key: str) -> Callable[[Row], str]:
     """A p-value to four places."""
-    return lambda row: "< 0.0001" if row[key] < 0.0001 else f"{row[key]:.4f}"
+    return lambda row: NOTHING if row[key] is None else "< 0.0001" if row[key] < 0.0001 else f"{row[key]:.4f}"
