@@ -75,12 +75,11 @@ def test_a_ray_cluster_gives_the_same_records_and_a_killed_worker_loses_nothing(
 
     def say(line):
         lines.append(line)
-        if line.startswith("[1]"):
-            busy, until = [], time.monotonic() + 60
-            while len(busy) < 2 and time.monotonic() < until:  # the second may be slower to start
-                busy = [p for p in psutil.Process().children(recursive=True) if "_RayWorker" in " ".join(p.cmdline())]
-            busy[0].kill()
-            killed.append(busy[0].pid)
+        if line.startswith("[") and not killed:
+            for process in psutil.Process().children(recursive=True):
+                if "_RayWorker.run" in " ".join(process.cmdline()) and not killed:  # at work on a cell
+                    process.kill()
+                    killed.append(process.pid)
 
     out = tmp_path / "ray"
     experts = next((alone / "experts").iterdir())

@@ -72,7 +72,7 @@ GENERALIZATION = Experiment(
     design={"gates": LEARNABLE, "rules": ("uniform", "lorahub", "arrow"),
             "benchmarks": "paper"},
     presets={"cpu": {"gates": ("stretch", "radar", "nexus", "tutel"), "rules": ("uniform", "arrow"), "test_tasks": 2,
-                     "max_new_tokens": 32},
+                     "limit": 10, "max_new_tokens": 32},
              "gpu": {"limit": 50}},
 )  # fmt: skip
 ANGLES = Experiment(

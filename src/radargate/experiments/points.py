@@ -236,8 +236,8 @@ def _benchmark_rows(data: str, design: Design) -> tuple[Rows, list[str]]:
         test |= {f"{benchmark.name}/{task}": found[task] for task in list(found)[: design.test_tasks]}
     if not test:
         raise DataError(
-            f"--data {data}: this experiment tests on benchmarks that nothing was trained on, and none is there: "
-            f"{'; '.join(left_out)}"
+            f"--data {data}: this experiment tests on benchmarks that nothing was trained on, and none of "
+            f"{', '.join(benchmark.name for benchmark in preset.benchmarks)} is there. The first: {left_out[0]}"
         )
     return test, left_out
 
