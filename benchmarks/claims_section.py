@@ -16,6 +16,7 @@ from radargate.report import experiment_words
 from radargate.report.experiment_findings import Findings, Test
 
 ASKED = 0.95  # of the mean of single experts
+POINT = 0.01  # of accuracy
 
 
 def section(results: Path) -> list[str]:
@@ -29,13 +30,17 @@ def section(results: Path) -> list[str]:
         "## In short: does rotation help?",
         "Everything here is a 135M model on two cores, so what differs little is not told apart. "
         "A difference is *told apart* where its paired p over the same rows is below 0.05, Holm-corrected over the comparisons of its "
-        "experiment by that metric.",
+        "experiment by that metric. Such a p speaks of these rows, tasks and three seeds; the tables below give the single seeds.\n\n"
+        "*NLL* is the mean negative log-likelihood of the right answer in nats a token, lower is better. *mole*, *hydra* and *omoe* are the "
+        "architectures under the gates. *stretch*, *rotation*, *nexus* and *tutel* are the paper's other gates; *signed* (stretch with free "
+        "signs), *lora* (a small LoRA beside the mixture), *vector*, *mlp* and *multiplicative* are controls: no rotation, but as many "
+        "parameters or more freedom.",
         "\n".join(
             [
                 f"- **Which composition is best**, whatever it does. {_best(found)}",
-                f"- **Against the paper's other gates** (asked: a lower NLL than each, p < 0.05, and no lower accuracy). {_against(gates, PAPER_GATES)} "
+                f"- **Against the paper's other gates** (asked: a lower NLL than each, p < 0.05, and no lower accuracy). **{_met_against(gates)}** {_against(gates, PAPER_GATES)} "
                 f"{_most_rows(results / 'three_seeds')} {_elsewhere(results / 'compare')}",
-                f"- **Against the controls**, as many parameters or more freedom spent otherwise. {_against(gates, CONTROLS[1:])}",
+                f"- **Against the controls**. {_against(gates, CONTROLS[1:])} {_controls(found['modules'])}",
                 f"- **Which form of rotation** (on validation rows). {_forms(found['forms'])}",
                 f"- **Against each task's own expert** (asked: {ASKED:.0%} of their mean). {_experts(results / 'three_seeds')}",
                 f"- **More experts** (asked: radar loses less than a point from few to many where the others lose more, or none loses). {_more(found['modules'])}",
@@ -47,12 +52,12 @@ def section(results: Path) -> list[str]:
 
 def _best(found: Mapping[str, Findings | None]) -> str:
     """The lowest NLL of each experiment, and radar's beside it."""
-    parts = []
+    parts, ahead = [], []
     for name, findings in found.items():
         if findings is None or name == "fitting":  # whose cells are mostly those of the ablation
             continue
         value, grid = list(findings.grids.items())[-1]
-        ranked = standings(grid, "nll")
+        ranked = [s for s in standings(grid, "nll") if grid.systems[s.label].kind in ("gate", "rule")]
         radar = next((place for place, s in enumerate(ranked, 1) if s.label == "radar (mole)"), None)
         if radar is None:
             continue
@@ -65,7 +70,16 @@ def _best(found: Mapping[str, Findings | None]) -> str:
         parts.append(
             f"{name}{where}: {leader}radar {ranked[radar - 1].value:.3f} (place {radar} of {len(ranked)}{told})"
         )
-    return f"The lowest mean NLL: {'; '.join(parts)}." if parts else _sentences([])
+        if test is not None and test.better:
+            ahead.append(f"{test.first.removesuffix(' (mole)')} in {name}")
+    if not parts:
+        return _sentences([])
+    first = (
+        f"Told apart from radar, and better: {', '.join(ahead)}; try those first."
+        if ahead
+        else "Nothing is told apart from radar."
+    )
+    return f"{first} The lowest mean NLL: {'; '.join(parts)}."
 
 
 def _against(found: Sequence[Findings], names: Sequence[str]) -> str:
@@ -81,6 +95,33 @@ def _against(found: Sequence[Findings], names: Sequence[str]) -> str:
         if tests:
             lines.append(f"By {words} radar is {_verdicts(tests, metric)}.")
     return _sentences(lines)
+
+
+def _met_against(found: Sequence[Findings]) -> str:
+    """Whether radar's NLL is told apart from every other gate's of the paper, and no accuracy is worse."""
+    if not found:
+        return "Not run yet."
+    tests = {metric: [t.result for f in found for t in f.rotation[metric] if t.result.second.partition(" (")[0] in PAPER_GATES]
+             for metric in METRICS}  # fmt: skip
+    lower = all(r.better == r.first for r in tests["nll"])
+    worse = [r.second for metric in METRICS for r in tests[metric] if r.better == r.second]
+    return "Met." if lower and not worse else "Not met." if worse else "Not shown: no difference is told apart." if not any(
+        r.better for metric in METRICS for r in tests[metric]) else "Not shown for all of them."  # fmt: skip
+
+
+def _controls(found: Findings | None) -> str:
+    """Where the experts are weak: radar − each control, with the largest bank."""
+    if found is None:
+        return ""
+    last = list(found.grids)[-1]
+    tests = {t.result.second.partition(" (")[0]: t for t in found.rotation["nll"] if t.value == last}
+    tests = {name: test for name, test in tests.items() if name in CONTROLS[1:]}
+    steps = found.request["design"]["expert_steps"]
+    return (
+        f"With {found.short(last)} weak experts ({steps} steps each), by gold-answer NLL radar is {_verdicts(tests, 'nll')}."
+        if tests
+        else ""
+    )
 
 
 def _most_rows(folder: Path) -> str:
@@ -109,9 +150,9 @@ def _elsewhere(folder: Path) -> str:
     for metric, words in METRICS.items():
         tests = compare_pairs(grid, metric, rotation_pairs(grid))
         pairs = [r for r in tests if r.second.startswith("stretch (") and "(mole)" not in r.second]
-        parts = [f"{r.second[len('stretch (') : -1]} {r.difference:+.3f} (Holm p {r.holm:.4f})" for r in pairs]
-        lines.append(f"{words} {', '.join(parts)}")
-    return f"In the small comparison of every system it is, under {'; '.join(lines)}."
+        parts = [f"{r.difference:+.3f} under {r.second[len('stretch (') : -1]} (Holm p {r.holm:.4f})" for r in pairs]
+        lines.append(f"{words} {' and '.join(parts)}")
+    return f"In the small comparison of every system radar − stretch is: {'; '.join(lines)}."
 
 
 def _verdicts(tests: dict[str, Test], metric: str) -> str:
@@ -149,7 +190,8 @@ def _experts(folder: Path) -> str:
             continue
         radar, own = (scores.mean(system, "acc", tasks)["value"] for system in ("radar", "expert"))
         parts.append(f"on {words} {len(tasks)} tasks {radar / own:.0%} of it ({radar:.3f} of {own:.3f})")
-    return f"Its accuracy is {' and '.join(parts)}."
+    share = scores.mean("radar", "acc", scores.tasks)["value"] / scores.mean("expert", "acc", scores.tasks)["value"]
+    return f"**{'Met' if share >= ASKED else 'Not met'}.** Its accuracy is {' and '.join(parts)}."
 
 
 def _more(found: Findings | None) -> str:
@@ -160,15 +202,31 @@ def _more(found: Findings | None) -> str:
     for metric, words in METRICS.items():
         tests = {t.result.second.partition(" (")[0]: t for t in found.rotation[metric] if t.value == last}
         lines.append(f"With {found.short(last)} experts, by {words} radar is {_verdicts(tests, metric)}.")
-    return _sentences([*lines, *experiment_words.change(found)])
+    changes = {t.result.first.partition(" (")[0]: t.result.difference for t in found.change["acc"]}
+    changes = {name: change for name, change in changes.items() if name in ("radar", *PAPER_GATES)}
+    others = [change for name, change in changes.items() if name != "radar"]
+    met = (changes["radar"] > -POINT and max(others) < -POINT) or min(changes.values()) >= 0
+    verdict = f"**{'Met' if met else 'Not met'} by the means**, which change by " + ", ".join(
+        f"{n} {c:+.3f}" for n, c in changes.items()
+    )
+    told = any(t.result.better for t in found.change["acc"])
+    verdict += "." if told else "; none of these changes is significant."
+    resisting = {t.result.second.partition(" (")[0]: t for t in found.resists["nll"]}
+    less = f"Radar's rise of NLL, less the other's, is {_verdicts(resisting, 'nll')}." if resisting else ""
+    nll = [line for line in experiment_words.change(found) if "NLL changes" in line]
+    return _sentences([verdict, *lines, *nll, less])
 
 
 def _few(found: Findings | None) -> str:
     lines = []
+    means = []
     for metric, words in METRICS.items() if found is not None else ():
         tests = {t.result.second.partition(" (")[0]: t for t in found.rotation[metric] if t.value == 50}
         if tests:
             lines.append(f"By {words} radar is then {_verdicts(tests, metric)}.")
+            means += [t.result.difference * BETTER[metric] for t in tests.values()]
+    if lines:
+        lines.insert(0, "**Met by the means.**" if min(means) >= 0 else "**Not met by all means.**")
     return _sentences(lines)
 
 

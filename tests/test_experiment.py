@@ -11,12 +11,14 @@ import torch
 
 from radargate.cli import main
 from radargate.evaluation.metrics import row_values
+from radargate.evaluation.ranking import standings
 from radargate.experiments.catalog import EXPERIMENTS
 from radargate.experiments.design import PRESETS
 from radargate.experiments.points import base_identity
 from radargate.experiments.simplex import simplex_weights
 from radargate.records import append_records, make_record, read_records
-from radargate.report.experiment import write_report
+from radargate.report.experiment import make_parts, write_report
+from radargate.report.experiment_findings import read_findings
 
 TASKS = ("aqua", "creak", "esnli")
 
@@ -98,6 +100,86 @@ def test_a_stopped_experiment_goes_on_and_recomputes_nothing(zoo, sources, tmp_p
     assert (
         main(command("samples", zoo, sources, out)) == 1 and "holds the experiment modules" in capsys.readouterr().err
     )
+
+
+def test_without_data_an_experiment_runs_on_the_built_in_tasks(zoo, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "experiment",
+        "ablation",
+        "--preset",
+        "cpu",
+        "--smoke",
+        "--base",
+        str(zoo["llama"]["base"]),
+        "--device",
+        "cpu",
+    ]
+    assert main([*words, "--steps", "2", "--limit", "3", "--gates", "stretch,radar"]) == 0
+    assert "cells are in (preset cpu, shrunk by --smoke" in capsys.readouterr().out
+    page = (tmp_path / "runs" / "ablation" / "report.md").read_text()
+    assert "own expert" in page and "parameters trained" in page and "expert: " not in page
+
+
+def test_tasks_count_where_their_own_expert_beats_the_base():
+    right = {
+        "base": {"learnt": 0, "chance": 20}, "expert: learnt": {"learnt": 40, "chance": 20},
+        "expert: chance": {"learnt": 0, "chance": 20}, "radar (mole)": {"learnt": 30, "chance": 20},
+        "stretch (mole)": {"learnt": 10, "chance": 20},
+    }  # fmt: skip
+    found = read_findings(compared({None: right}))
+    assert found.counting(None, "acc") == ["learnt"]
+    (test,) = found.where_it_counts["acc"]
+    assert (test.result.first, test.result.second) == ("radar (mole)", "stretch (mole)")
+    assert test.result.difference == pytest.approx(0.5)
+    words = " ".join(make_parts(found).words)
+    assert "1 of 2 tasks count (learnt), where radar has 0.750 and each task's own expert 1.000 (75% of it)" in words
+    assert found.lead["acc"][0].result.first == "radar (mole)"  # own expert has to be told the task
+    assert "own expert" in found.systems() and not any(label.startswith("expert: ") for label in found.systems())
+
+
+def compared(right, axis=None, **columns):
+    """Records of an experiment: place on the axis → label → task → how many of its 40 rows are right."""
+    plan, records = [], []
+    for place, systems in right.items():
+        for label, tasks in systems.items():
+            kind = "gate" if "mole" in label else label.partition(":")[0]
+            name = label.removeprefix("expert: ").removesuffix(" (mole)")
+            cell = {"id": f"{label} {place}", "system": name, "kind": kind, "architecture": "mole" if kind == "gate" else None,
+                    "label": label, "seed": 0 if kind == "gate" else None}  # fmt: skip
+            plan.append({**cell, "at": {"experts": place, "leave_one_out": None, "train_rows": 1}})
+            for task, count in tasks.items():
+                rows = {"id": list(range(40)), "correct": [int(i < count) for i in range(40)], "nll_sum": [1.0] * 40,
+                        "tokens": [1] * 40, **columns.get(task, {})}  # fmt: skip
+                records.append(
+                    make_record("eval", f"{label}/{task}", {}, cell=cell, task=task, system=label, rows=rows)
+                )
+            records.append(make_record("cell", cell["id"], {"trained_parameters": 1}, cell=cell, options={}))
+    design = {"seeds": 1, "limit": 40, "steps": 1, "batch_size": 1, "expert_steps": 1}
+    return [make_record("experiment", "ablation", {}, plan=plan, axis=axis, layout="axis" if axis else "tasks", preset="cpu",
+                        smoke=False, design=design, question="?", paper="", left_out=[]), *records]  # fmt: skip
+
+
+def test_translations_count_by_chrf_and_nll_and_not_by_accuracy():
+    right = {None: {"base": {"sums": 10, "wmt14": 0}, "radar (mole)": {"sums": 30, "wmt14": 0}}}
+    (grid,) = read_findings(compared(right, wmt14={"chrf": [25.0] * 40})).grids.values()
+    assert (grid.tasks_of("acc"), grid.tasks_of("chrf"), grid.tasks_of("nll")) == (
+        ("sums",),
+        ("wmt14",),
+        ("sums", "wmt14"),
+    )
+    assert {s.label: s.value for s in standings(grid, "acc")} == {"base": 0.25, "radar (mole)": 0.75}
+    assert standings(grid, "chrf")[0].value == 25.0
+
+
+def test_what_more_experts_do_to_radar_is_held_against_what_they_do_to_others():
+    right = {5: {"radar (mole)": {"a": 30}, "stretch (mole)": {"a": 30}},
+             40: {"radar (mole)": {"a": 25}, "stretch (mole)": {"a": 15}}}  # fmt: skip
+    found = read_findings(compared(right, "experts"))
+    assert [t.result.difference for t in found.change["acc"]] == pytest.approx([-0.125, -0.375])
+    (test,) = found.resists["acc"]
+    assert test.result.difference == pytest.approx(0.25) and test.result.better == "radar (mole)"
+    assert "Radar's change of accuracy less that of stretch: +0.250" in " ".join(make_parts(found).words)
 
 
 def test_cells_of_one_experiment_serve_another(zoo, sources, tmp_path, monkeypatch, capsys):

@@ -85,14 +85,13 @@ def _axis_parts(found: Findings) -> Parts:
 
 
 def _curve_parts(found: Findings) -> Parts:
-    rest = _axis_parts(found)
-
     def draw(value: Any) -> Callable[[], str]:
         lines = {found.drawn(s.label): smoothed(c) for s in found.grids[value].systems.values() if (c := curve_rows(s))}
         return lambda: charts.curves(lines, "step", "training loss (smoothed)", f"Training loss, {found.said(value)}")
 
     figures = [(f"Training loss, {found.said(value)}", draw(value)) for value in found.grids]
-    return Parts(rest.words, [curve_table(found), *rest.tables], [*figures, *rest.figures])
+    words = [*experiment_words.convergence(found), *experiment_words.leaders(found)]
+    return Parts(words, [curve_table(found), *(axis_table(found, metric) for metric in METRICS)], figures)
 
 
 def _source_parts(found: Findings) -> Parts:

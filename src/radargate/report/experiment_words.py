@@ -6,7 +6,7 @@ import numpy as np
 
 from radargate.evaluation.grid import METRICS, OWN_EXPERT
 from radargate.evaluation.ranking import HIGHER_IS_BETTER, SIGNIFICANT, leader, standings
-from radargate.report.compare_tables import WORDS
+from radargate.report.compare_tables import WORDS, curve_rows, smoothed
 from radargate.report.experiment_findings import Findings, Test
 
 
@@ -102,6 +102,29 @@ def change(found: Findings) -> list[str]:
             lines.append(f"From {ends[0]} to {ends[1]}, {WORDS[metric]} changes: {'; '.join(parts)}.")
         if found.resists[metric]:
             lines.append(f"Radar's change of {WORDS[metric]} less that of {_against(found.resists[metric])}.")
+    return lines
+
+
+def convergence(found: Findings) -> list[str]:
+    """Whose training loss is lowest on the way, and where radar's stands."""
+    lines = []
+    for value, grid in found.grids.items():
+        curves = {s.label: smoothed(c) for s in grid.systems.values() if (c := curve_rows(s))}
+        parts = []
+        for share, words in ((0.25, "a quarter of the steps"), (0.5, "half of them"), (1.0, "all")):
+            losses = {label: curve[round(share * (len(curve) - 1))][1] for label, curve in curves.items()}
+            order = sorted(losses, key=losses.__getitem__)
+            radar = found.radar(grid)
+            place = (
+                f", radar {losses[radar]:.3f} (place {order.index(radar) + 1} of {len(order)})"
+                if radar in losses and radar != order[0]
+                else ""
+            )
+            parts.append(f"after {words} with {order[0]} ({losses[order[0]]:.3f}{place})")
+        if curves:
+            lines.append(
+                f"The smoothed training loss, mean of the seeds, is lowest at {found.said(value)} {'; '.join(parts)}."
+            )
     return lines
 
 
