@@ -43,18 +43,25 @@ QUICKSTART = RESULTS / "quickstart" / "records.jsonl"
 
 def main() -> int:
     """Write docs/results.md, docs/speed.md, docs/scale.md, the README's made parts and the pictures."""
-    (ROOT / "docs" / "results.md").write_text(page())
-    readme = ROOT / "README.md"
-    readme.write_text(with_blocks(readme.read_text()))
+    for name, text in pages().items():
+        (ROOT / name).write_text(text)
     (ROOT / "docs" / "quickstart.svg").write_text(quickstart_picture())
-    if scale := scale_page.page():
-        (ROOT / "docs" / "scale.md").write_text(scale)
-    if speed_tables.records():
-        (ROOT / "docs" / "speed.md").write_text(speed_tables.page())
-    pictures = speed_tables.pictures() if speed_tables.records() else {}
-    for name, picture in (pictures | experiments_section.pictures(RESULTS / "experiments")).items():
+    pictures = speed_tables.pictures() | experiments_section.pictures(RESULTS / "experiments")
+    for stale in set((ROOT / "docs").glob("experiment-*.svg")) - {ROOT / "docs" / name for name in pictures}:
+        stale.unlink()
+    for name, picture in pictures.items():
         (ROOT / "docs" / name).write_text(picture)
     return 0
+
+
+def pages() -> dict[str, str]:
+    """File → its text, made anew from the records."""
+    return {
+        "docs/results.md": page(),
+        "docs/scale.md": scale_page.page(),
+        "docs/speed.md": speed_tables.page(),
+        "README.md": with_blocks((ROOT / "README.md").read_text()),
+    }
 
 
 def with_blocks(text: str) -> str:
