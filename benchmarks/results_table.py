@@ -114,10 +114,11 @@ def page() -> str:
     systems = [name for name in NAMES if (name, "mean") in by_case]
     rows = by_case[systems[0], tasks[0]]["metrics"]["n"]
     one = by_case[systems[0], "mean"]
+    recipe = read_records(RESULTS / "main_job" / "experts.jsonl")[0]["options"]
     parts = [
         "## The main job, one seed: nine experts in one 135M model",
-        f"SmolLM2-135M-Instruct; nine FLAN chain-of-thought tasks (`flan_cot`); one rank-8, alpha-32 expert a task on q and v (100 steps of "
-        f"8 rows at 1e-3); gates trained on the mixture of all tasks, top-2 of 9, {trained['radar']['options']['steps']} steps of "
+        f"SmolLM2-135M-Instruct; nine FLAN chain-of-thought tasks (`flan_cot`); one expert a task on q and v, rank {recipe['rank']}, alpha {recipe['alpha']} ({recipe['steps']} steps "
+        f"of {recipe['batch_size']} rows at {recipe['lr']:g}); gates trained on the mixture of all tasks, top-{trained['radar']['options']['top_k']} of {len(tasks)}, {trained['radar']['options']['steps']} steps of "
         f"{trained['radar']['options']['batch_size']} rows, one seed; scored on the first {rows} test rows of each task. Brackets are 95 % bootstrap "
         f"intervals over rows; they say nothing about other seeds. {one['machine']['cpu']}, {one['machine']['cores']} cores; commands in "
         "[benchmarks/results/main_job/commands.sh](../benchmarks/results/main_job/commands.sh).",

@@ -225,7 +225,8 @@ def slug(name: str) -> str:
 def _benchmark_rows(data: str, design: Design) -> tuple[Rows, list[str]]:
     """``BENCHMARK/TASK`` → rows of the quickest tasks of each benchmark that is there, and why others are not."""
     assert design.benchmarks is not None
-    preset, test, left_out = find_preset(design.benchmarks), {}, []
+    preset, left_out = find_preset(design.benchmarks), list[str]()
+    test: Rows = {}
     for benchmark in preset.benchmarks:
         try:
             rows = local_rows(replace(preset, benchmarks=(benchmark,)), data, "test", design.limit)

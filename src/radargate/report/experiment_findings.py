@@ -150,8 +150,10 @@ class Findings:
             tests = []
             for label in self._changing():
                 t = paired_difference(_row_means(last, label, metric), _row_means(first, label, metric))
-                names = [f"{label}, {self.said(value)}" for value in reversed(ends)]
-                tests.append(Test(None, Comparison(metric, *names, t["difference"], t["low"], t["high"], t["p"], 1.0)))
+                new, old = (f"{label}, {self.said(value)}" for value in reversed(ends))
+                tests.append(
+                    Test(None, Comparison(metric, new, old, t["difference"], t["low"], t["high"], t["p"], 1.0))
+                )
             found[metric] = _corrected(tests)
         return found
 

@@ -57,7 +57,7 @@ def counting(found: Findings) -> list[str]:
     """On which tasks there is something to compose (the own expert beats the base), and how much of it radar reaches there."""
     lines = []
     for metric in METRICS:
-        parts = []
+        parts: list[str] = []
         for value, grid in found.grids.items():
             tasks, radar = found.counting(value, metric), found.radar(grid)
             if tasks is None:
