@@ -4,6 +4,8 @@ radargate experiment forms    --preset cpu --data sources/ --out runs/exp/forms 
 radargate experiment ablation --preset cpu --data sources/ --out runs/exp/ablation --experts runs/experts --slots 2 --resume
 radargate experiment fitting  --preset cpu --data sources/ --out runs/exp/fitting  --experts runs/experts --reuse runs/exp/ablation --slots 2 --resume
 radargate experiment samples  --preset cpu --data sources/ --out runs/exp/samples  --experts runs/experts --slots 2 --resume
+radargate experiment angles   --preset cpu --data sources/ --out runs/exp/angles   --experts runs/experts --reuse runs/exp/ablation --slots 2 --resume
+radargate experiment hull     --preset cpu --data sources/ --out runs/exp/hull     --experts runs/experts --slots 2 --resume
 # experts of their own: forty, 25 steps each
 radargate experiment modules     --preset cpu --data sources/ --out runs/exp/modules     --slots 2 --resume
 radargate experiment convergence --preset cpu --data sources/ --out runs/exp/convergence --reuse runs/exp/modules --slots 2 --resume

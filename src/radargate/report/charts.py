@@ -81,23 +81,23 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, d
     return svg(figure, description)
 
 
-def points(lines: Mapping[str, Sequence[tuple[float, float, float, float]]], x: str, y: str, description: str) -> str:
-    """A few points a line (place, value, low, high), each with its interval; lines stand a little beside each other."""
+def points(lines: Mapping[str, Mapping[str, Sequence[float]]], x: str, y: str, description: str) -> str:
+    """A few places a line (name of the place → value, low, high), evenly apart, each with its interval."""
     columns = max(1, min(len(lines), LEGEND // (max(map(len, lines)) + 7)))
     figure, axes = _figure(WIDTH, 2.9 + 0.2 * math.ceil(len(lines) / columns))
-    places = [point[0] for each in lines.values() for point in each]
-    apart = (max(places) - min(places)) * 0.008
+    ticks = list(dict.fromkeys(place for each in lines.values() for place in each))
     for number, (name, each) in enumerate(lines.items()):
-        at = [place + apart * (number - (len(lines) - 1) / 2) for place, *_ in each]
+        aside = 0.03 * (number - (len(lines) - 1) / 2)  # so that intervals do not hide each other
+        at = [ticks.index(place) + aside for place in each]
+        value, low, high = zip(*each.values(), strict=True)
         colour = COLOURS[number % 7]
-        axes.plot(at, [value for _, value, *_ in each], label=name, color=colour, linestyle=STYLES[number % 7], linewidth=2, marker="o",
-                  markersize=4)  # fmt: skip
-        axes.vlines(
-            at, [low for *_, low, _ in each], [high for *_, high in each], color=colour, linewidth=1, alpha=0.55
+        axes.plot(
+            at, value, label=name, color=colour, linestyle=STYLES[number % 7], linewidth=2, marker="o", markersize=4
         )
+        axes.vlines(at, low, high, color=colour, linewidth=1, alpha=0.55)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    axes.set_xticks(sorted(set(places)))
+    axes.set_xticks(range(len(ticks)), ticks)
     figure.legend(loc="outside upper center", ncols=columns, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return svg(figure, description)
@@ -122,15 +122,21 @@ def heat_map(values: Mapping[str, Mapping[str, float]], label: str, description:
 def moves(points: Sequence[tuple[str, Sequence[float], Sequence[float]]], description: str) -> str:
     """Named points in a plane, each with an arrow from its first place (hollow) to its second (filled)."""
     figure, axes = _figure(WIDTH, WIDTH * 0.8)
-    for place, (name, before, after) in enumerate(points):
+    for place, (_, before, after) in enumerate(points):
         colour = COLOURS[place % 7]
         (x, y), (to_x, to_y) = ((*point, 0.0)[:2] for point in (before, after))
         axes.annotate("", (to_x, to_y), (x, y), arrowprops={"arrowstyle": "->", "color": colour})
         axes.plot(x, y, "o", color=colour, fillstyle="none")
         axes.plot(to_x, to_y, "o", color=colour)
-        axes.annotate(name, (to_x, to_y), xytext=(6, 4), textcoords="offset points")
+    axes.margins(0.2)
     axes.set_xlabel("first principal axis")
     axes.set_ylabel("second principal axis")
-    axes.margins(0.2)
     axes.spines[["top", "right"]].set_visible(False)
+    figure.canvas.draw()  # from here on places on the page are known
+    scale, below = 72 / figure.dpi, -math.inf
+    ends = [(name, (*after, 0.0)[:2]) for name, _, after in points]
+    for name, end in sorted(ends, key=lambda each: each[1][1]):
+        height = axes.transData.transform(end)[1] * scale
+        below = max(height - 3, below + 11)  # a line of text above the one below
+        axes.annotate(name, end, xytext=(7, below - height), textcoords="offset points", fontsize=9)
     return svg(figure, description)

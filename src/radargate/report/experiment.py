@@ -21,7 +21,10 @@ from radargate.report.table import Table
 from radargate.storage import writing
 
 Figure = tuple[str, Callable[[], str]]  # what it shows, and what draws it
-RESAMPLED = {"angles": "pairs of experts", "hull": "tasks"}  # by layout; elsewhere rows within tasks
+RESAMPLED = {
+    "angles": "pairs of experts as if no two shared one",
+    "hull": "tasks",
+}  # by layout; elsewhere rows within tasks
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,6 @@ def _spread(s: Standing) -> dict[str, float]:
 def _axis_figures(found: Findings) -> list[Figure]:
     """Mean over tasks along the axis, a line a system; names instead of a line where the axis has no numbers."""
     assert found.axis is not None
-    at = {place["at"][found.axis]: place["at"] for place in found.request["plan"]}
     figures: list[Figure] = []
     for metric in METRICS:
         ranked = {value: standings(grid, metric) for value, grid in found.grids.items()}
@@ -171,19 +173,18 @@ def _axis_figures(found: Findings) -> list[Figure]:
             rows = [(f"{found.drawn(s.label)}, {found.short(v)}", _spread(s)) for v in ranked for s in ranked[v]]
             figures.append((caption, partial(charts.intervals, rows, f"mean {WORDS[metric]}", caption)))
             continue
-        place = {value: at[value]["train_rows"] if found.axis == "rows" else value for value in ranked}
         off = [_off_scale(each) for each in ranked.values()]
         # last, so that the gates have the same colours with and without them
         drawn = sorted(found.systems(), key=lambda label: label in ("base", OWN_EXPERT))
         lines = {
-            found.drawn(label): [
-                (place[v], s.value, s.low, s.high) for v in ranked for s in ranked[v] if s.label == label
-            ]
+            found.drawn(label): {
+                found.short(v): (s.value, s.low, s.high) for v in ranked for s in ranked[v] if s.label == label
+            }
             for label in drawn
             if not (all(off) and label == "base")
         }
         caption += _left_out(off[0] if all(off) else [])
-        title = "training rows" if found.axis == "rows" else AXES[found.axis]
+        title = "training rows a task" if found.axis == "rows" else AXES[found.axis]
         figures.append((caption, partial(charts.points, lines, title, f"mean {WORDS[metric]}", caption)))
     return figures
 
