@@ -211,6 +211,8 @@ def _more(found: Findings | None) -> str:
     )
     told = any(t.result.better for t in found.change["acc"])
     verdict += "." if told else "; none of these changes is significant."
+    if found.counting(last, "acc") == []:
+        verdict += " No task's own expert beats the base's accuracy here, so accuracy says nothing of composing."
     resisting = {t.result.second.partition(" (")[0]: t for t in found.resists["nll"]}
     less = f"Radar's rise of NLL, less the other's, is {_verdicts(resisting, 'nll')}." if resisting else ""
     nll = [line for line in experiment_words.change(found) if "NLL changes" in line]

@@ -133,7 +133,7 @@ def test_tasks_count_where_their_own_expert_beats_the_base():
     assert (test.result.first, test.result.second) == ("radar (mole)", "stretch (mole)")
     assert test.result.difference == pytest.approx(0.5)
     words = " ".join(make_parts(found).words)
-    assert "1 of 2 tasks count (learnt), where radar has 0.750 and each task's own expert 1.000 (75% of it)" in words
+    assert "1 of 2 tasks count (learnt); there each task's own expert has 1.000 and radar 0.750 (75% of it)" in words
     assert found.lead["acc"][0].result.first == "radar (mole)"  # own expert has to be told the task
     assert "own expert" in found.systems() and not any(label.startswith("expert: ") for label in found.systems())
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from radargate.evaluation.grid import METRICS, OWN_EXPERT
 from radargate.evaluation.ranking import HIGHER_IS_BETTER, SIGNIFICANT, leader, standings
 from radargate.report.compare_tables import WORDS, curve_rows, smoothed
-from radargate.report.experiment_findings import Findings, Test
+from radargate.report.experiment_findings import Findings, Test, Value
 
 
 def progress(found: Findings) -> str:
@@ -57,27 +59,36 @@ def counting(found: Findings) -> list[str]:
     """On which tasks there is something to compose (the own expert beats the base), and how much of it radar reaches there."""
     lines = []
     for metric in METRICS:
-        parts: list[str] = []
-        for value, grid in found.grids.items():
-            tasks, radar = found.counting(value, metric), found.radar(grid)
-            if tasks is None:
-                continue
-            words = f"{len(tasks)} of {len(grid.tasks_of(metric))} tasks count"
-            words = f"at {found.said(value)} {words}" if found.axis else words
-            words += f" ({', '.join(tasks)})" if 0 < len(tasks) < len(grid.tasks_of(metric)) else ""
-            if tasks and radar:
-                own, composed = (
-                    float(grid.systems[label].seed_means(metric, tasks).mean()) for label in (OWN_EXPERT, radar)
-                )
-                words += f", where radar has {composed:.3f} and each task's own expert {own:.3f}"
-                words += f" ({composed / own:.0%} of it)" if metric == "acc" and own else ""
-            if not parts or words.partition(" ")[2] != parts[-1].partition(" ")[2]:
-                parts.append(words)
+        groups: dict[tuple[str, ...], list[Value]] = {}
+        for value in found.grids:
+            if (counted := found.counting(value, metric)) is not None:
+                groups.setdefault(tuple(counted), []).append(value)
+        parts = []
+        for tasks, values in groups.items():
+            total = len(found.grids[values[0]].tasks_of(metric))
+            words = f"{len(tasks)} of {total} tasks count" + (
+                f" ({', '.join(tasks)})" if 0 < len(tasks) < total else ""
+            )
+            words = f"at {_listed([found.said(value) for value in values])} {words}" if len(groups) > 1 else words
+            parts.append(
+                words + ("; there " + ", ".join(_reached(found, v, metric, tasks) for v in values) if tasks else "")
+            )
         if parts:
-            line = f"By {WORDS[metric]} {'; '.join(parts)}."
             tests = found.where_it_counts[metric]
-            lines.append(line + (f" There radar against {_against(tests)}." if tests else ""))
+            rivals = f" There radar against {_against(tests)}." if tests else ""
+            lines.append(f"By {WORDS[metric]} {'; '.join(parts)}.{rivals}")
     return lines
+
+
+def _reached(found: Findings, value: Value, metric: str, tasks: Sequence[str]) -> str:
+    """Radar's mean over tasks beside that of each task's own expert."""
+    grid = found.grids[value]
+    own, radar = float(grid.systems[OWN_EXPERT].seed_means(metric, tasks).mean()), found.radar(grid)
+    words = f"each task's own expert has {own:.3f}"
+    if radar:
+        composed = float(grid.systems[radar].seed_means(metric, tasks).mean())
+        words += f" and radar {composed:.3f}" + (f" ({composed / own:.0%} of it)" if metric == "acc" and own else "")
+    return f"{words} at {found.said(value)}" if found.axis else words
 
 
 def _against(tests: list[Test]) -> str:
