@@ -9,7 +9,7 @@ from experiments_section import findings_of
 from three_seeds import BETTER, METRICS, Scores
 
 from radargate.evaluation.analysis import CONTROLS, PAPER_GATES, rotation_pairs
-from radargate.evaluation.grid import read_grid
+from radargate.evaluation.grid import OWN_EXPERT, read_grid
 from radargate.evaluation.ranking import SIGNIFICANT, compare_pairs, standings
 from radargate.records import read_records
 from radargate.report import experiment_words
@@ -42,7 +42,7 @@ def section(results: Path) -> list[str]:
                 f"{_most_rows(results / 'three_seeds')} {_elsewhere(results / 'compare')}",
                 f"- **Against the controls**. {_against(gates, CONTROLS[1:])} {_controls(found['modules'])}",
                 f"- **Which form of rotation** (on validation rows). {_forms(found['forms'])}",
-                f"- **Against each task's own expert** (asked: {ASKED:.0%} of their mean). {_experts(results / 'three_seeds')}",
+                f"- **Against each task's own expert** (asked: {ASKED:.0%} of their mean). {_experts(results / 'three_seeds')} {_shares(found)}",
                 f"- **More experts** (asked: radar loses less than a point from few to many where the others lose more, or none loses). {_more(found['modules'])}",
                 f"- **Few training rows** (asked: with 50 rows a task, radar at least level with the other gates). {_few(found['samples'])}",
             ]
@@ -192,6 +192,26 @@ def _experts(folder: Path) -> str:
         parts.append(f"on {words} {len(tasks)} tasks {radar / own:.0%} of it ({radar:.3f} of {own:.3f})")
     share = scores.mean("radar", "acc", scores.tasks)["value"] / scores.mean("expert", "acc", scores.tasks)["value"]
     return f"**{'Met' if share >= ASKED else 'Not met'}.** Its accuracy is {' and '.join(parts)}."
+
+
+def _shares(found: Mapping[str, Findings | None]) -> str:
+    """Radar's share of the own experts' accuracy in the experiments, at the last value of their axis."""
+    parts = []
+    for name in ("ablation", "samples", "modules"):
+        findings = found[name]
+        if findings is None:
+            continue
+        value, grid = list(findings.grids.items())[-1]
+        means = {s.label: s.value for s in standings(grid, "acc")}
+        radar = findings.radar(grid)
+        if radar is None or OWN_EXPERT not in means:
+            continue
+        count, total = len(findings.counting(value, "acc") or ()), len(grid.tasks_of("acc"))
+        where = f", {findings.said(value)}" if findings.axis else ""
+        parts.append(
+            f"{name}{where} {means[radar] / means[OWN_EXPERT]:.0%} ({means[radar]:.3f} of {means[OWN_EXPERT]:.3f}; {count} of {total} tasks count)"
+        )
+    return f"In the experiments, over all of their tasks: {'; '.join(parts)}." if parts else ""
 
 
 def _more(found: Findings | None) -> str:

@@ -81,8 +81,13 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, d
     return svg(figure, description)
 
 
-def points(lines: Mapping[str, Mapping[str, Sequence[float]]], x: str, y: str, description: str) -> str:
-    """A few places a line (name of the place → value, low, high), evenly apart, each with its interval."""
+def points(lines: Mapping[str, Mapping[str, Sequence[float]]], x: str, y: str, description: str,
+           references: Sequence[str] = ()) -> str:  # fmt: skip
+    """A few places a line (name of the place → value, low, high), evenly apart, each with its interval.
+
+    Names in ``references`` come last and in grey, so that the others keep their colours with and without them.
+    """
+    lines = dict(sorted(lines.items(), key=lambda line: line[0] in references))
     columns = max(1, min(len(lines), LEGEND // (max(map(len, lines)) + 7)))
     figure, axes = _figure(WIDTH, 2.9 + 0.2 * math.ceil(len(lines) / columns))
     ticks = list(dict.fromkeys(place for each in lines.values() for place in each))
@@ -90,10 +95,10 @@ def points(lines: Mapping[str, Mapping[str, Sequence[float]]], x: str, y: str, d
         aside = 0.03 * (number - (len(lines) - 1) / 2)  # so that intervals do not hide each other
         at = [ticks.index(place) + aside for place in each]
         value, low, high = zip(*each.values(), strict=True)
-        colour = COLOURS[number % 7]
-        axes.plot(
-            at, value, label=name, color=colour, linestyle=STYLES[number % 7], linewidth=2, marker="o", markersize=4
-        )
+        grey = name in references
+        colour, shape = ("0.45", "s") if grey else (COLOURS[number % 7], "o")
+        axes.plot(at, value, label=name, color=colour, linestyle=STYLES[number % 7], linewidth=1.2 if grey else 2, marker=shape,
+                  markersize=4)  # fmt: skip
         axes.vlines(at, low, high, color=colour, linewidth=1, alpha=0.55)
     axes.set_xlabel(x)
     axes.set_ylabel(y)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from radargate.evaluation.grid import CHRF, METRICS, OWN_EXPERT
+from radargate.evaluation.grid import CHRF, METRICS
 from radargate.evaluation.ranking import Standing, standings
 from radargate.experiments.design import AXES
 from radargate.records import write_atomic
@@ -174,18 +174,18 @@ def _axis_figures(found: Findings) -> list[Figure]:
             figures.append((caption, partial(charts.intervals, rows, f"mean {WORDS[metric]}", caption)))
             continue
         off = [_off_scale(each) for each in ranked.values()]
-        # last, so that the gates have the same colours with and without them
-        drawn = sorted(found.systems(), key=lambda label: label in ("base", OWN_EXPERT))
+        composed = {label for grid in found.grids.values() for label, s in grid.systems.items() if s.architecture}
+        references = [label for label in found.systems() if label not in composed]
         lines = {
             found.drawn(label): {
                 found.short(v): (s.value, s.low, s.high) for v in ranked for s in ranked[v] if s.label == label
             }
-            for label in drawn
+            for label in found.systems()
             if not (all(off) and label == "base")
         }
         caption += _left_out(off[0] if all(off) else [])
         title = "training rows a task" if found.axis == "rows" else AXES[found.axis]
-        figures.append((caption, partial(charts.points, lines, title, f"mean {WORDS[metric]}", caption)))
+        figures.append((caption, partial(charts.points, lines, title, f"mean {WORDS[metric]}", caption, references)))
     return figures
 
 

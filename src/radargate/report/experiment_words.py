@@ -70,9 +70,7 @@ def counting(found: Findings) -> list[str]:
                 f" ({', '.join(tasks)})" if 0 < len(tasks) < total else ""
             )
             words = f"at {_listed([found.said(value) for value in values])} {words}" if len(groups) > 1 else words
-            parts.append(
-                words + ("; there " + ", ".join(_reached(found, v, metric, tasks) for v in values) if tasks else "")
-            )
+            parts.append(words + (f"; there {_reached(found, values, metric, tasks)}" if tasks else ""))
         if parts:
             tests = found.where_it_counts[metric]
             rivals = f" There radar against {_against(tests)}." if tests else ""
@@ -80,15 +78,18 @@ def counting(found: Findings) -> list[str]:
     return lines
 
 
-def _reached(found: Findings, value: Value, metric: str, tasks: Sequence[str]) -> str:
-    """Radar's mean over tasks beside that of each task's own expert."""
-    grid = found.grids[value]
-    own, radar = float(grid.systems[OWN_EXPERT].seed_means(metric, tasks).mean()), found.radar(grid)
-    words = f"each task's own expert has {own:.3f}"
-    if radar:
-        composed = float(grid.systems[radar].seed_means(metric, tasks).mean())
-        words += f" and radar {composed:.3f}" + (f" ({composed / own:.0%} of it)" if metric == "acc" and own else "")
-    return f"{words} at {found.said(value)}" if found.axis else words
+def _reached(found: Findings, values: Sequence[Value], metric: str, tasks: Sequence[str]) -> str:
+    """Means over tasks, of each task's own expert and of radar; values of the axis that share them are said once."""
+    said: dict[str, list[str]] = {}
+    for value in values:
+        grid = found.grids[value]
+        own, radar = float(grid.systems[OWN_EXPERT].seed_means(metric, tasks).mean()), found.radar(grid)
+        parts = said.setdefault(f"each task's own expert has {own:.3f}", [])
+        if radar:
+            composed = float(grid.systems[radar].seed_means(metric, tasks).mean())
+            words = f"{composed:.3f}" + (f" ({composed / own:.0%} of it)" if metric == "acc" and own else "")
+            parts.append(f"{words} at {found.said(value)}" if found.axis else words)
+    return ", ".join(f"{own} and radar {', '.join(parts)}" if parts else own for own, parts in said.items())
 
 
 def _against(tests: list[Test]) -> str:
