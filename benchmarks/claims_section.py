@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from experiments_section import findings_of
@@ -105,8 +105,10 @@ def _met_against(found: Sequence[Findings]) -> str:
              for metric in METRICS}  # fmt: skip
     lower = all(r.better == r.first for r in tests["nll"])
     worse = [r.second for metric in METRICS for r in tests[metric] if r.better == r.second]
-    return "Met." if lower and not worse else "Not met." if worse else "Not shown: no difference is told apart." if not any(
-        r.better for metric in METRICS for r in tests[metric]) else "Not shown for all of them."  # fmt: skip
+    if worse or lower:
+        return "Not met." if worse else "Met."
+    told = any(r.better for metric in METRICS for r in tests[metric])
+    return "Not shown for all of them." if told else "Not shown: no difference is told apart."
 
 
 def _controls(found: Findings | None) -> str:
@@ -114,7 +116,7 @@ def _controls(found: Findings | None) -> str:
     if found is None:
         return ""
     last = list(found.grids)[-1]
-    tests = {t.result.second.partition(" (")[0]: t for t in found.rotation["nll"] if t.value == last}
+    tests = _by_name(t for t in found.rotation["nll"] if t.value == last)
     tests = {name: test for name, test in tests.items() if name in CONTROLS[1:]}
     steps = found.request["design"]["expert_steps"]
     return (
@@ -155,6 +157,11 @@ def _elsewhere(folder: Path) -> str:
     return f"In the small comparison of every system radar − stretch is: {'; '.join(lines)}."
 
 
+def _by_name(tests: Iterable[Test]) -> dict[str, Test]:
+    """The other side's name, without its architecture → test."""
+    return {test.result.second.partition(" (")[0]: test for test in tests}
+
+
 def _verdicts(tests: dict[str, Test], metric: str) -> str:
     groups: dict[str, list[str]] = {"better than": [], "worse than": [], "not told apart from": []}
     for name, test in tests.items():
@@ -172,7 +179,7 @@ def _forms(found: Findings | None) -> str:
         return _sentences([])
     turning = {s.label: s.value for s in standings(grid, "nll") if "radar" in s.label}
     best = min(turning, key=turning.__getitem__)
-    tests = {t.result.second.partition(" (")[0]: t for t in found.rotation["nll"]}
+    tests = _by_name(found.rotation["nll"])
     return (
         f"Of {len(turning)} forms, other rates counted as forms, {best.partition(' (')[0]} has the lowest NLL, {turning[best]:.3f}; radar as it is by default has "
         f"{turning['radar (mole)']:.3f} and is {_verdicts({n: tests[n] for n in ('stretch', 'signed', 'lora') if n in tests}, 'nll')}."
@@ -220,7 +227,7 @@ def _more(found: Findings | None) -> str:
         return _sentences([])
     last, lines = list(found.grids)[-1], []
     for metric, words in METRICS.items():
-        tests = {t.result.second.partition(" (")[0]: t for t in found.rotation[metric] if t.value == last}
+        tests = _by_name(t for t in found.rotation[metric] if t.value == last)
         lines.append(f"With {found.short(last)} experts, by {words} radar is {_verdicts(tests, metric)}.")
     changes = {t.result.first.partition(" (")[0]: t.result.difference for t in found.change["acc"]}
     changes = {name: change for name, change in changes.items() if name in ("radar", *PAPER_GATES)}
@@ -233,7 +240,7 @@ def _more(found: Findings | None) -> str:
     verdict += "." if told else "; none of these changes is significant."
     if found.counting(last, "acc") == []:
         verdict += " No task's own expert beats the base's accuracy here, so accuracy says nothing of composing."
-    resisting = {t.result.second.partition(" (")[0]: t for t in found.resists["nll"]}
+    resisting = _by_name(found.resists["nll"])
     less = f"Radar's rise of NLL, less the other's, is {_verdicts(resisting, 'nll')}." if resisting else ""
     nll = [line for line in experiment_words.change(found) if "NLL changes" in line]
     return _sentences([verdict, *lines, *nll, less])
@@ -243,7 +250,7 @@ def _few(found: Findings | None) -> str:
     lines = []
     means = []
     for metric, words in METRICS.items() if found is not None else ():
-        tests = {t.result.second.partition(" (")[0]: t for t in found.rotation[metric] if t.value == 50}
+        tests = _by_name(t for t in found.rotation[metric] if t.value == 50)
         if tests:
             lines.append(f"By {words} radar is then {_verdicts(tests, metric)}.")
             means += [t.result.difference * BETTER[metric] for t in tests.values()]

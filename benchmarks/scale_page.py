@@ -104,7 +104,7 @@ def _sizes() -> str:
                   f"at {RATE / 1e12:.0f} TFLOP/s"], more)  # fmt: skip
     return (
         f"{weights}\n\nGates are whole in every process: what `--shard` shares out is the base and the experts, so the last column has to fit on each "
-        "device. On a 70B base 1,000 adapters on all seven layers do not leave an 80 GB device that room; 300 do, or 1,000 on fewer layers.\n\n"
+        "device. On a 70B base 1,000 adapters on all seven layers do not leave an 80 GB device that room; fewer adapters or fewer layers do.\n\n"
         f"{work}\n\nA step is counted as four operations a weight and token: forward, and backward through frozen weights, without the experts' own part. "
         "4 bits count 0.56 bytes a weight with its scales. The rate is an assumption, not a measurement."
     )

@@ -85,7 +85,7 @@ class Grid:
 
     def tasks_of(self, metric: str) -> tuple[str, ...]:
         """The tasks that a metric says something of: translations count by chrF and NLL, all others by accuracy and NLL."""
-        translations = set(next(iter(self.systems.values())).rows.get(CHRF, ()))
+        translations = set(next(iter(self.systems.values())).rows[CHRF])
         if metric == CHRF:
             return tuple(task for task in self.tasks if task in translations)
         if metric == "acc" and translations < set(self.tasks):
@@ -152,13 +152,10 @@ def _system(cells: list[Mapping[str, Any]], scores: Mapping[str, Mapping[str, Ma
         metric: {task: np.array([row_values(scores[c["cell"]["id"]][task], metric) for c in cells]) for task in tasks}
         for metric in METRICS
     }
-    translated = [
-        task
-        for task in tasks
+    rows[CHRF] = {
+        task: np.array([row_values(scores[c["cell"]["id"]][task], CHRF) for c in cells]) for task in tasks
         if all(None not in scores[c["cell"]["id"]][task]["rows"].get(CHRF, [None]) for c in cells)
-    ]
-    if translated:
-        rows[CHRF] = {t: np.array([row_values(scores[c["cell"]["id"]][t], CHRF) for c in cells]) for t in translated}
+    }  # fmt: skip
     seeds = tuple(c["cell"]["seed"] for c in cells)
     return System(facts["label"], facts["kind"], facts["architecture"], seeds, tuple(cells), rows)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -104,40 +104,38 @@ class Findings:
     @cached_property
     def lead(self) -> dict[str, list[Test]]:
         """metric → the best system against every other, at every value of the axis; Holm's correction takes all of them."""
-        found: dict[str, list[Test]] = {}
-        for metric in METRICS:
-            tests = []
-            for value, grid in self.grids.items():
-                ranked = standings(grid, metric)
-                best = leader(grid, ranked).label
-                pairs = [(best, s.label) for s in ranked if s.label not in (best, OWN_EXPERT)]
-                tests += [Test(value, test) for test in compare_pairs(grid, metric, pairs)]
-            found[metric] = _corrected(tests)
-        return found
+
+        def tests(value: Value, grid: Grid, metric: str) -> list[Comparison]:
+            ranked = standings(grid, metric)
+            best = leader(grid, ranked).label
+            return compare_pairs(grid, metric, [(best, s.label) for s in ranked if s.label not in (best, OWN_EXPERT)])
+
+        return self._everywhere(tests)
 
     @cached_property
     def rotation(self) -> dict[str, list[Test]]:
         """metric → radar against the paper's other gates and each control everywhere; Holm's correction takes all of them."""
-        found: dict[str, list[Test]] = {}
-        for metric in METRICS:
-            tests = [Test(value, test) for value, grid in self.grids.items()
-                     for test in compare_pairs(grid, metric, rotation_pairs(grid, RIVALS))]  # fmt: skip
-            found[metric] = _corrected(tests)
-        return found
+        return self._everywhere(lambda value, grid, metric: compare_pairs(grid, metric, rotation_pairs(grid, RIVALS)))
 
     @cached_property
     def where_it_counts(self) -> dict[str, list[Test]]:
         """The same as `rotation`, over the tasks that count; empty where all of them do, or none."""
-        found: dict[str, list[Test]] = {}
-        for metric in METRICS:
-            tests = []
-            for value, grid in self.grids.items():
-                tasks = self.counting(value, metric)
-                if tasks and len(tasks) < len(grid.tasks_of(metric)):
-                    pairs = rotation_pairs(grid, RIVALS)
-                    tests += [Test(value, test) for test in compare_pairs(grid, metric, pairs, tasks)]
-            found[metric] = _corrected(tests)
-        return found
+
+        def tests(value: Value, grid: Grid, metric: str) -> list[Comparison]:
+            tasks = self.counting(value, metric)
+            some = tasks and len(tasks) < len(grid.tasks_of(metric))
+            return compare_pairs(grid, metric, rotation_pairs(grid, RIVALS), tasks) if some else []
+
+        return self._everywhere(tests)
+
+    def _everywhere(self, tests: Callable[[Value, Grid, str], list[Comparison]]) -> dict[str, list[Test]]:
+        """metric → tests at every value of the axis; Holm's correction takes all of them."""
+        return {
+            metric: _corrected(
+                [Test(value, test) for value, grid in self.grids.items() for test in tests(value, grid, metric)]
+            )
+            for metric in METRICS
+        }
 
     @cached_property
     def change(self) -> dict[str, list[Test]]:
@@ -149,10 +147,9 @@ class Findings:
         for metric in METRICS:
             tests = []
             for label in self._changing():
-                t = paired_difference(_row_means(last, label, metric), _row_means(first, label, metric))
                 new, old = (f"{label}, {self.said(value)}" for value in reversed(ends))
                 tests.append(
-                    Test(None, Comparison(metric, new, old, t["difference"], t["low"], t["high"], t["p"], 1.0))
+                    _paired(metric, new, old, _row_means(last, label, metric), _row_means(first, label, metric))
                 )
             found[metric] = _corrected(tests)
         return found
@@ -165,15 +162,14 @@ class Findings:
             return {metric: [] for metric in METRICS}
         found = {}
         for metric in METRICS:
-            tests = []
             changes = {label: self._row_changes(ends, label, metric) for label in self._changing()}
-            for label, rows in changes.items():
-                if label != radar:
-                    t = paired_difference(changes[radar], rows)
-                    tests.append(
-                        Test(None, Comparison(metric, radar, label, t["difference"], t["low"], t["high"], t["p"], 1.0))
-                    )
-            found[metric] = _corrected(tests)
+            found[metric] = _corrected(
+                [
+                    _paired(metric, radar, label, changes[radar], rows)
+                    for label, rows in changes.items()
+                    if label != radar
+                ]
+            )
         return found
 
     def _ends(self) -> tuple[Value, Value] | None:
@@ -228,6 +224,13 @@ def read_findings(records: Sequence[Mapping[str, Any]]) -> Findings:
 def _row_means(grid: Grid, label: str, metric: str) -> dict[str, Sequence[float]]:
     """task → the system's value on every row, seeds averaged."""
     return {task: list(grid.systems[label].rows[metric][task].mean(0)) for task in grid.tasks_of(metric)}
+
+
+def _paired(metric: str, first: str, second: str, these: dict[str, Sequence[float]],
+            those: dict[str, Sequence[float]]) -> Test:  # fmt: skip
+    """One test over the same rows, not yet corrected."""
+    t = paired_difference(these, those)
+    return Test(None, Comparison(metric, first, second, t["difference"], t["low"], t["high"], t["p"], 1.0))
 
 
 def _corrected(tests: Sequence[Test]) -> list[Test]:

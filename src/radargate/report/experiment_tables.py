@@ -56,17 +56,17 @@ def axis_table(found: Findings, metric: str) -> Table:
     """Systems by values of the axis: mean over tasks and its interval."""
     ranked = {v: {s.label: s for s in standings(grid, metric)} for v, grid in found.grids.items()}
     rows: list[dict[str, Any]] = []
+    last = list(found.grids)[-1]
     for label in found.systems():
         row: dict[str, Any] = {"system": label}
         for value in found.grids:
             s, key = ranked[value].get(label), found.short(value)
             row |= {key: s and s.value, f"{key}_low": s and s.low, f"{key}_high": s and s.high}
-        last = list(found.grids)[-1]
         row["trained"] = _trained(found.grids[last].systems[label]) if label in found.grids[last].systems else None
         rows.append(row)
     columns = [Column("system", text("system"))]
     columns += [Column(found.said(value), _with_interval(found.short(value))) for value in found.grids]
-    columns.append(Column(f"parameters trained, {found.said(list(found.grids)[-1])}", number("trained", 0)))
+    columns.append(Column(f"parameters trained, {found.said(last)}", number("trained", 0)))
     return Table(f"axis_{metric}", f"{_named(metric)}, mean over tasks (95 % interval)", rows, columns)
 
 
