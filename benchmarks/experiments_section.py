@@ -20,9 +20,11 @@ def section(folder: Path) -> list[str]:
         parts += [f"## Experiment: {name}", *made.words]
         parts += [f"![{caption}]({_file(name, number)})" for number, (caption, _) in enumerate(made.figures, 1)]
         parts += [f"**{table.caption}**\n\n{table.markdown()}" for table in made.tables if table.rows]
+        design = found.request["design"]
+        source = ", ".join(sorted({name.split("/")[0] for name in design.get("named", ())})) or design["source"]
         records = f"benchmarks/results/experiments/{name}"
         parts.append(
-            f"{found.request['design']['source']}, {', '.join(found.request['design']['bases'])}: {basis(found)} {machine['cpu']}, "
+            f"{source}, {', '.join(design['bases'])}: {basis(found)} {machine['cpu']}, "
             f"{machine['cores']} cores; records in [{records}](../{records}), command in "
             "[benchmarks/results/experiments/commands.sh](../benchmarks/results/experiments/commands.sh)."
         )

@@ -97,6 +97,24 @@ def test_nexus_matches_tokens_with_projected_domain_vectors():
     torch.testing.assert_close(gate.weigh(seen)[0], (seen.x @ e.T / math.sqrt(D_IN)).softmax(-1))
 
 
+@pytest.mark.parametrize("name", ["stretch", "radar", "lora"])
+def test_lengths_multiply_the_kept_weights_from_1_on_and_no_compiled_recipe_forgets_them(name):
+    seen, _ = call(2)
+    gate, plain = make(name, length="expert"), make(name)
+    assert plain.softmax_length is None and not make_options(GATES.get(name), {}).length == "expert"
+    fresh = GATES.get(name)(site(), make_options(GATES.get(name), {"length": "expert"}))
+    assert not fresh.softmax_length.any() and gate.recipe() is None
+    for top_k in (2, None):
+        seen, _ = call(top_k)
+        weights, indices = gate.weigh(seen)
+        softmax, chosen = ops.select(gate.logits(seen), top_k)
+        lengths = gate.softmax_length.exp()
+        torch.testing.assert_close(weights, softmax * (lengths if chosen is None else lengths[chosen]))
+        assert chosen is None or bool((indices == chosen).all())
+    weights.square().sum().backward()
+    assert bool(gate.softmax_length.grad.all())
+
+
 def test_prototypes_are_top_right_singular_vectors_whatever_the_factors():
     g = torch.Generator().manual_seed(3)
     A, B = torch.randn(6, D_IN, generator=g), torch.randn(6, D, generator=g)

@@ -23,6 +23,7 @@ class Design:
 
     Attributes:
         source: folder of the data that experts and gates learn from.
+        named: ``SOURCE/TASK`` of tasks to learn instead, where the data have them.
         benchmarks: name of `radargate.evaluation.presets.PRESETS` that is tested on; None means the learned tasks' own test rows.
         tasks: tasks that gates learn and are tested on.
         test_tasks: tasks of each benchmark.
@@ -33,6 +34,7 @@ class Design:
         leave_one_out: a grid for each task, with its expert left out of the bank, tested on that task alone.
         architectures: of gates and rules.
         gates: systems that are trained.
+        rates: ``GATE:lr=…,rotation_lr=…`` of gates that have rates of their own; said in no label.
         rules: systems that are not.
         union: whether one LoRA trained on all learned tasks is a system too.
         seeds: of everything trained.
@@ -50,6 +52,7 @@ class Design:
     """
 
     source: str = "flan_cot"
+    named: tuple[str, ...] = ()
     benchmarks: str | None = None
     tasks: int | None = None
     test_tasks: int | None = None
@@ -60,6 +63,7 @@ class Design:
     leave_one_out: bool = False
     architectures: tuple[str, ...] = ("mole",)
     gates: tuple[str, ...] = ("stretch", "radar")
+    rates: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()
     union: bool = True
     seeds: int = 3

@@ -16,7 +16,7 @@ from radargate.data.sources import has_split, load_rows
 from radargate.errors import DataError
 from radargate.evaluation.presets import find_preset, local_rows
 from radargate.evaluation.run import Scoring
-from radargate.experiments.cells import UNION, Cell, plan
+from radargate.experiments.cells import UNION, Cell, parse_system, plan
 from radargate.experiments.design import Design
 from radargate.records import content_hash, file_hash
 from radargate.training.experts import ExpertOptions
@@ -77,8 +77,10 @@ def load_material(data: str, design: Design) -> Material:
     Raises:
         DataError: ``data`` has no such folder, or too few tasks.
     """
-    source = _source(data, design.source, "train")
-    train = _quick_first(load_rows(source, "train"))
+    sources = _sources(data, design)
+    train = _quick_first(
+        {t: rows for source, tasks in sources.items() for t, rows in load_rows(source, "train", tasks).items()}
+    )
     test, left_out = _benchmark_rows(data, design) if design.benchmarks else ({}, [])
     tested = {name.split("/")[1] for name in test} & set(train)
     train = {task: rows for task, rows in train.items() if task not in tested}
@@ -86,11 +88,14 @@ def load_material(data: str, design: Design) -> Material:
     needed = max(design.tasks or 1, *(n or 1 for n in design.experts))
     if len(train) < needed:
         raise DataError(
-            f"--data {data}: {design.source if source != data else 'it'} has {len(train)} tasks with training rows, expected at "
+            f"--data {data}: {'it' if data in sources else design.source} has {len(train)} tasks with training rows, expected at "
             f"least {needed}, one for each expert. Use --smoke for a small run, or data with more tasks."
         )
     if design.benchmarks is None:
-        test = load_rows(source, design.split, list(train)[: design.tasks], design.limit)
+        first = list(train)[: design.tasks]
+        found = {t: rows for source, tasks in sources.items()
+                 for t, rows in load_rows(source, design.split, tasks or first, design.limit).items()}  # fmt: skip
+        test = {task: found[task] for task in first}
     return Material(train, test, tuple(left_out))
 
 
@@ -124,6 +129,9 @@ def cells_of(point: Point, design: Design) -> tuple[list[Cell], list[str]]:
                            seeds=design.seeds)  # fmt: skip
     # alone, an expert says what its own task has to gain
     alone = set(point.learned) if design.benchmarks is None and point.left_out is None else set()
+    rates = dict(parse_system(text) for text in design.rates)
+    cells = [replace(c, options={**rates[c.system], **c.options}) if c.kind == "gate" and c.system in rates else c
+             for c in cells]  # fmt: skip
     return [
         c for c in cells if (c.system in alone if c.kind == "expert" else design.union or c.system != UNION)
     ], left_out
@@ -241,6 +249,17 @@ def _benchmark_rows(data: str, design: Design) -> tuple[Rows, list[str]]:
             f"{', '.join(benchmark.name for benchmark in preset.benchmarks)} is there. The first: {left_out[0]}"
         )
     return test, left_out
+
+
+def _sources(data: str, design: Design) -> dict[str, list[str] | None]:
+    """Folder or other source → its tasks that are learned, None for all of them."""
+    found: dict[str, list[str] | None] = {}
+    for name in design.named:
+        source, task = name.split("/")
+        found[str(Path(data) / source)] = [*(found.get(str(Path(data) / source)) or ()), task]
+    if found and all(has_split(source, "train") for source in found):
+        return found
+    return {_source(data, design.source, "train"): None}
 
 
 def _source(data: str, name: str, split: str) -> str:

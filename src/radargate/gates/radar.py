@@ -61,7 +61,12 @@ class RadarGate(StretchGate):
     def recipe(self) -> ops.Recipe | None:
         """Logits from the input, and one low-rank rotation from the experts' relations."""
         options, down = self.options, self.rotation_down
-        usual = options.gate_input == "input" and options.rotation_input == "experts" and options.rotate_output
+        usual = (
+            options.gate_input == "input"
+            and options.length == "one"
+            and options.rotation_input == "experts"
+            and options.rotate_output
+        )
         if not usual or options.rotation_sharing != "site" or down is None or not self.goes_as(RadarGate):
             return None
         return ops.Recipe(

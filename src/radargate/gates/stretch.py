@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from radargate import ops
 from radargate.errors import OptionError
 from radargate.gates.balance import check_auxiliary_weight, gshard
 from radargate.gates.base import Call, Gate, GateSite
 from radargate.ops.selection import check_selection
+
+LENGTHS = ("one", "expert")
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class StretchOptions:
         norm: ``"layer"`` or ``"rms"``, of the concatenated outputs.
         init_std: spread of the initial θ_s.
         auxiliary_weight: of the load-balance loss (not in the paper).
+        length: ``"one"``: kept weights are those of the softmax; ``"expert"``: times a learned factor for each expert, e^{ℓ_i},
+            which starts at 1 (not in the paper).
     """
 
     temperature: float = 1.0
@@ -33,6 +38,7 @@ class StretchOptions:
     norm: str = "layer"
     init_std: float = 0.02
     auxiliary_weight: float = 0.0
+    length: str = "one"
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -40,6 +46,7 @@ class StretchOptions:
         check_selection(1, None, self.temperature, self.renormalize)
         ops.check_choice("gate_input", self.gate_input, ops.GATE_INPUTS)
         ops.check_choice("norm", self.norm, ops.NORMS)
+        ops.check_choice("length", self.length, LENGTHS)
         if self.init_std < 0:
             raise OptionError(f"init_std is {self.init_std}, expected 0 or more.")
 
@@ -64,6 +71,7 @@ class StretchGate(Gate):
         super().__init__(site, options)
         shape = (site.n, site.d_in) if options.gate_input == "input" else (site.n * site.d_out, site.n)
         self.softmax_theta = self.normal(*shape, std=options.init_std)
+        self.softmax_length = nn.Parameter(torch.zeros(site.n)) if options.length == "expert" else None
 
     @classmethod
     def weighs_codes(cls, options: Any) -> bool:
@@ -82,11 +90,17 @@ class StretchGate(Gate):
         options, logits = self.options, self.logits(call)
         if self.training and options.auxiliary_weight:
             self.note(gshard((logits / options.temperature).softmax(-1), call.real))
-        return ops.select(logits, call.top_k, options.temperature, options.renormalize, multipliers=call.multipliers)
+        weights, indices = ops.select(
+            logits, call.top_k, options.temperature, options.renormalize, multipliers=call.multipliers
+        )
+        if self.softmax_length is None:
+            return weights, indices
+        length = self.softmax_length.to(weights).exp()
+        return weights * (length if indices is None else length[indices]), indices
 
     def recipe(self) -> ops.Recipe | None:
         """Logits from the input, and nothing else."""
         options = self.options
-        if options.gate_input != "input" or not self.goes_as(StretchGate):
+        if options.gate_input != "input" or options.length != "one" or not self.goes_as(StretchGate):
             return None
         return ops.Recipe(self.softmax_theta, options.temperature, options.renormalize)
