@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -10,11 +11,12 @@ import pytest
 import torch
 
 from radargate.cli import main
+from radargate.errors import DataError
 from radargate.evaluation.metrics import row_values
 from radargate.evaluation.ranking import standings
 from radargate.experiments.catalog import EXPERIMENTS
 from radargate.experiments.design import PRESETS
-from radargate.experiments.points import base_identity
+from radargate.experiments.points import base_identity, cells_of, load_material, points
 from radargate.experiments.simplex import simplex_weights
 from radargate.records import append_records, make_record, read_records
 from radargate.report.experiment import make_parts, write_report
@@ -119,6 +121,22 @@ def test_without_data_an_experiment_runs_on_the_built_in_tasks(zoo, tmp_path, mo
     assert "cells are in (preset cpu, shrunk by --smoke" in capsys.readouterr().out
     page = (tmp_path / "runs" / "ablation" / "report.md").read_text()
     assert "own expert" in page and "parameters trained" in page and "expert: " not in page
+
+
+def test_named_tasks_are_learned_where_the_data_have_them_and_gates_may_have_rates_of_their_own(zoo, sources, tmp_path):
+    design = EXPERIMENTS.get("ablation").plan("cpu", smoke=True)
+    named = dataclasses.replace(design, named=("flan_cot/esnli", "natural_instructions/creak"),
+                                rates=("radar:lr=0.02,rotation_lr=0.05",), gates=("stretch", "radar"))  # fmt: skip
+    material = load_material(str(sources), named)
+    assert set(material.train) == set(material.test) == {"esnli", "creak"}
+    (point,) = points(named, material)
+    trained = {cell.label: cell.training for cell in cells_of(point, named)[0] if cell.kind == "gate"}
+    assert trained == {"stretch (mole)": {}, "radar (mole)": {"lr": 0.02, "rotation_lr": 0.05}}
+    # data that lack a named source are taken as they are
+    assert set(load_material(str(sources / "flan_cot"), named).train) == set(TASKS)
+    missing = dataclasses.replace(named, named=("flan_cot/nowhere",))
+    with pytest.raises(DataError, match="no task 'nowhere'"):
+        load_material(str(sources), missing)
 
 
 def test_tasks_count_where_their_own_expert_beats_the_base():
