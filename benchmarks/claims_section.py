@@ -23,12 +23,13 @@ def section(results: Path) -> list[str]:
     """One paragraph a question; what was not run is said to be so."""
     found = {
         name: findings_of(results / "experiments" / name)
-        for name in ("ablation", "fitting", "forms", "samples", "modules")
+        for name in ("learnable", "ablation", "fitting", "forms", "samples", "modules", "model-size", "generalization")
     }
     gates = [f for name in ("ablation", "fitting") if (f := found[name]) is not None]
+    learned = [f for f in (found["learnable"],) if f is not None]
     return [
         "## In short: does rotation help?",
-        "Everything here is a 135M model on two cores, so what differs little is not told apart. "
+        "Everything here is a model of 135M (in `model-size` of 270M too) on two cores, so what differs little is not told apart. "
         "A difference is *told apart* where its paired p over the same rows is below 0.05, Holm-corrected over the comparisons of its "
         "experiment by that metric. Such a p speaks of these rows, tasks and three seeds; the tables below give the single seeds.\n\n"
         "*NLL* is the mean negative log-likelihood of the right answer in nats a token, lower is better. *mole*, *hydra* and *omoe* are the "
@@ -38,12 +39,16 @@ def section(results: Path) -> list[str]:
         "\n".join(
             [
                 f"- **Which composition is best**, whatever it does. {_best(found)}",
-                f"- **Against the paper's other gates** (asked: a lower NLL than each, p < 0.05, and no lower accuracy). **{_met_against(gates)}** {_against(gates, PAPER_GATES)} "
+                f"- **Against the paper's other gates, where experts have something to give** (asked: on tasks that count a lower NLL than each, p < 0.05, and no lower accuracy). **{_met_against(learned)}** "
+                f"{_tuned(found['learnable'], PAPER_GATES)}",
+                f"- **Against the paper's other gates on the paper's nine tasks**, all at the same rates. **{_met_against(gates)}** {_against(gates, PAPER_GATES)} "
                 f"{_most_rows(results / 'three_seeds')} {_elsewhere(results / 'compare')}",
-                f"- **Against the controls**. {_against(gates, CONTROLS[1:])} {_controls(found['modules'])}",
+                f"- **Against the controls**. {_tuned(found['learnable'], CONTROLS[1:])} On the nine tasks: {_against(gates, CONTROLS[1:])} {_controls(found['modules'])}",
                 f"- **Which form of rotation** (on validation rows). {_forms(found['forms'])}",
                 f"- **Against each task's own expert** (asked: {ASKED:.0%} of their mean). {_experts(results / 'three_seeds')} {_shares(found)}",
                 f"- **More experts** (asked: radar loses less than a point from few to many where the others lose more, or none loses). {_more(found['modules'])}",
+                f"- **Beyond the tasks learned**, on the paper's benchmarks. {_beyond(found['generalization'])}",
+                f"- **Another base**. {_bases(found['model-size'])}",
                 f"- **Few training rows** (asked: with 50 rows a task, radar at least level with the other gates). {_few(found['samples'])}",
             ]
         ),
@@ -94,6 +99,41 @@ def _against(found: Sequence[Findings], names: Sequence[str]) -> str:
                     tests.setdefault(name, test)
         if tests:
             lines.append(f"By {words} radar is {_verdicts(tests, metric)}.")
+    return _sentences(lines)
+
+
+def _tuned(found: Findings | None, names: Sequence[str]) -> str:
+    """Radar − each on the tasks that the base can learn, every gate at its own rates."""
+    if found is None:
+        return _sentences([])
+    (grid,) = found.grids.values()
+    counting = {metric: len(found.counting(None, metric) or ()) for metric in METRICS}
+    return (
+        f"In `learnable` ({len(grid.tasks)} tasks, {counting['acc']} count by accuracy and {counting['nll']} by NLL; rates chosen on validation "
+        f"rows): {_against([found], names)}"
+    )
+
+
+def _beyond(found: Findings | None) -> str:
+    """Radar − the paper's gates, and − what needs no gate, on benchmarks that nothing was trained on."""
+    if found is None:
+        return _sentences([])
+    (grid,) = found.grids.values()
+    plain = [label for label in grid.systems if label.partition(" (")[0] in ("base", "uniform", "arrow", "union LoRA")]
+    lines = [_against([found], PAPER_GATES)]
+    for metric, words in METRICS.items():
+        tests = compare_pairs(grid, metric, [("radar (mole)", label) for label in plain])
+        lines.append(f"By {words} it is {_verdicts(_by_name(Test(None, t) for t in tests), metric)}.")
+    return _sentences([f"On {len(grid.tasks)} tasks that nothing was trained on:", *lines])
+
+
+def _bases(found: Findings | None) -> str:
+    """Radar − the paper's gates on each base."""
+    lines = []
+    for value in found.grids if found is not None else ():
+        for metric, words in METRICS.items():
+            tests = _by_name(t for t in found.rotation[metric] if t.value == value)
+            lines.append(f"On {value}, by {words} radar is {_verdicts(tests, metric)}.")
     return _sentences(lines)
 
 
@@ -204,7 +244,7 @@ def _experts(folder: Path) -> str:
 def _shares(found: Mapping[str, Findings | None]) -> str:
     """Radar's share of the own experts' accuracy in the experiments, at the last value of their axis."""
     parts = []
-    for name in ("ablation", "samples", "modules"):
+    for name in ("learnable", "ablation", "samples", "modules"):
         findings = found[name]
         if findings is None:
             continue
