@@ -58,7 +58,7 @@ MODULES = Experiment(
 MODEL_SIZE = Experiment(
     "model-size", "Does the order of the gates depend on the base model's size or kind?", "Figures 4 and 10 to 12",
     axis="bases", layout="axis", design={"gates": ("stretch", "radar", "nexus", "tutel"), "tasks": 5},
-    presets={"cpu": {"bases": ("smollm2-135m", "gemma3-270m"), "steps": 60, "union": False},
+    presets={"cpu": {"bases": ("smollm2-135m", "gemma3-270m"), "steps": 80, "union": False},
              "gpu": {"bases": ("bigscience/mt0-base", "google/flan-t5-large", "meta-llama/Llama-3.2-1B")},
              "paper": {"bases": PAPER_BASES, "tasks": None}},
 )  # fmt: skip
@@ -78,8 +78,7 @@ GENERALIZATION = Experiment(
     axis=None, layout="sources",
     design={"gates": PAPER_GATES, "rules": ("uniform", "lorahub", "arrow"),
             "benchmarks": "paper"},
-    presets={"cpu": {"gates": ("stretch", "radar", "nexus", "tutel"), "rules": ("uniform", "arrow"), "tasks": 5,
-                     "steps": 60, "test_tasks": 2,
+    presets={"cpu": {"gates": ("stretch", "radar", "nexus", "tutel"), "rules": ("uniform", "arrow"), "tasks": 5, "test_tasks": 2,
                      "limit": 10, "max_new_tokens": 32},
              "gpu": {"limit": 50}},
 )  # fmt: skip
@@ -110,18 +109,18 @@ RECIPES = Experiment(
     axis=None, layout="tasks",
     design={"named": _LEARNABLE_TASKS, "split": "validation", "union": False, "seeds": 1, "limit": 40,
             "gates": (*(f"stretch{rate}" for rate in (*_SOFTMAX_RATES, ":lr=0.05")),
-                      *(f"{gate}{rates}" for gate in ("radar", "signed-radar") for rates in _BOTH_RATES),
-                      "signed", "signed:lr=0.02", "lora", "lora:lr=0.02",
+                      *(f"radar{rates}" for rates in (*_BOTH_RATES, ":rotation_lr=0.005", ":rotation_lr=0.001")),
+                      *(f"signed-radar{rates}" for rates in _BOTH_RATES),
                       # weights that need not sum to 1, with and without a turn
-                      "radar:length=expert", "radar:length=expert,lr=0.02", "stretch:length=expert", "stretch:length=expert,lr=0.02",
+                      "radar:length=expert,rotation_lr=0.005", "stretch:length=expert",
                       *(f"{gate}{rate}" for gate in ("nexus", "tutel") for rate in _SOFTMAX_RATES),
-                      "rotation", "rotation:rotation_lr=0.005", "rotation:rotation_lr=0.05")},
+                      "signed", "signed:lr=0.002", "lora", "lora:rotation_lr=0.005", "rotation", "rotation:rotation_lr=0.005")},
     presets={"cpu": {"steps": 60}},
 )  # fmt: skip
 LEARNABLE = Experiment(
     "learnable", "On tasks whose own expert beats the base, which gate composes best, each at its own best rates?",
     "Tables 2 and 3, on other tasks", axis=None, layout="tasks",
-    design={"named": _LEARNABLE_TASKS, "union": False, "limit": 100,
-            "gates": (*PAPER_GATES, "signed-radar", "signed", "lora"), "rates": ()},
-    presets={"cpu": {"steps": 60, "rules": ("uniform",)}},
+    design={"named": _LEARNABLE_TASKS, "union": False, "limit": 50, "gates": (*PAPER_GATES, "signed", "lora"),
+            "rates": ("radar:rotation_lr=0.005", "nexus:lr=0.002", "lora:rotation_lr=0.005")},
+    presets={"cpu": {"steps": 60}},
 )  # fmt: skip
