@@ -23,7 +23,17 @@ def section(results: Path) -> list[str]:
     """One paragraph a question; what was not run is said to be so."""
     found = {
         name: findings_of(results / "experiments" / name)
-        for name in ("learnable", "ablation", "fitting", "forms", "samples", "modules", "model-size", "generalization")
+        for name in (
+            "learnable",
+            "recipes",
+            "ablation",
+            "fitting",
+            "forms",
+            "samples",
+            "modules",
+            "model-size",
+            "generalization",
+        )
     }
     gates = [f for name in ("ablation", "fitting") if (f := found[name]) is not None]
     learned = [f for f in (found["learnable"],) if f is not None]
@@ -41,10 +51,11 @@ def section(results: Path) -> list[str]:
                 f"- **Which composition is best**, whatever it does. {_best(found)}",
                 f"- **Against the paper's other gates, where experts have something to give** (asked: on tasks that count a lower NLL than each, p < 0.05, and no lower accuracy). **{_met_against(learned)}** "
                 f"{_tuned(found['learnable'], PAPER_GATES)}",
-                f"- **Against the paper's other gates on the paper's nine tasks**, all at the same rates. **{_met_against(gates)}** {_against(gates, PAPER_GATES)} "
+                f"- **Against the paper's other gates on the paper's nine tasks**, {_rates(found['ablation'])}. **{_met_against(gates)}** {_against(gates, PAPER_GATES)} "
                 f"{_most_rows(results / 'three_seeds')} {_elsewhere(results / 'compare')}",
                 f"- **Against the controls**. {_tuned(found['learnable'], CONTROLS[1:])} On the nine tasks: {_against(gates, CONTROLS[1:])} {_controls(found['modules'])}",
                 f"- **Which form of rotation** (on validation rows). {_forms(found['forms'])}",
+                f"- **How to train it** (on validation rows, one seed). {_recipes(found['recipes'])}",
                 f"- **Against each task's own expert** (asked: {ASKED:.0%} of their mean). {_experts(results / 'three_seeds')} {_shares(found)}",
                 f"- **More experts** (asked: radar loses less than a point from few to many where the others lose more, or none loses). {_more(found['modules'])}",
                 f"- **Beyond the tasks learned**, on the paper's benchmarks. {_beyond(found['generalization'])}",
@@ -59,7 +70,8 @@ def _best(found: Mapping[str, Findings | None]) -> str:
     """The lowest NLL of each experiment, and radar's beside it."""
     parts, ahead = [], []
     for name, findings in found.items():
-        if findings is None or name == "fitting":  # whose cells are mostly those of the ablation
+        if findings is None or name in ("fitting", "recipes", "generalization"):
+            # of cells that are mostly the ablation's; of many rates, one seed each; of what nothing was trained on
             continue
         value, grid = list(findings.grids.items())[-1]
         ranked = [s for s in standings(grid, "nll") if grid.systems[s.label].kind in ("gate", "rule")]
@@ -100,6 +112,16 @@ def _against(found: Sequence[Findings], names: Sequence[str]) -> str:
         if tests:
             lines.append(f"By {words} radar is {_verdicts(tests, metric)}.")
     return _sentences(lines)
+
+
+def _rates(found: Findings | None) -> str:
+    """At which rates an experiment's gates were trained, where all had the same."""
+    trained = [c["options"] for c in found.cells.values() if c["cell"]["kind"] == "gate"] if found else []
+    rates = {(options["lr"], options["rotation_lr"]) for options in trained}
+    if len(rates) != 1:
+        return "at rates of their own"
+    ((lr, rotation_lr),) = rates
+    return f"all at the softmax rate {lr:g} and the rotation rate {rotation_lr:g}"
 
 
 def _tuned(found: Findings | None, names: Sequence[str]) -> str:
@@ -224,6 +246,27 @@ def _forms(found: Findings | None) -> str:
         f"Of {len(turning)} forms, other rates counted as forms, {best.partition(' (')[0]} has the lowest NLL, {turning[best]:.3f}; radar as it is by default has "
         f"{turning['radar (mole)']:.3f} and is {_verdicts({n: tests[n] for n in ('stretch', 'signed', 'lora') if n in tests}, 'nll')}."
     )
+
+
+def _recipes(found: Findings | None) -> str:
+    """Of what was tried for each gate, what had the lowest NLL, beside its defaults."""
+    if found is None:
+        return _sentences([])
+    (grid,) = found.grids.values()
+    tried: dict[str, list[tuple[float, str]]] = {}
+    for standing in standings(grid, "nll"):
+        system = grid.systems[standing.label]
+        if system.kind == "gate":
+            options = system.cells[0]["options"]
+            rates = [f"{options['lr']:g} / {options['rotation_lr']:g}"]
+            own = [f"{key} {value}" for key, value in options["gate_options"].items()]
+            tried.setdefault(options["gate"], []).append((standing.value, ", ".join(rates + own)))
+    parts = [
+        f"{gate} {best:.3f} ({how}; {len(values)} tried, up to {max(values)[0]:.3f})"
+        for gate, values in tried.items()
+        for best, how in (min(values),)
+    ]
+    return f"The lowest NLL of each gate, at softmax / rotation rate: {', '.join(parts)}."
 
 
 def _experts(folder: Path) -> str:

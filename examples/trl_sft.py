@@ -27,7 +27,7 @@ trainer = SFTTrainer(
     train_dataset=rows,
     processing_class=load_tokenizer(base),
     callbacks=[radargate.DenseStart(0.5)],  # all experts for the first half, then top-k
-    optimizers=(torch.optim.AdamW(radargate.parameter_groups(model, lr=5e-3, rotation_lr=2e-2)), None),
+    optimizers=(torch.optim.AdamW(radargate.parameter_groups(model, lr=5e-3, rotation_lr=5e-3)), None),
 )
 trainer.train()
 model.save_pretrained(out)

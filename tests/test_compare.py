@@ -98,7 +98,7 @@ def test_a_gate_trains_with_its_own_rates_and_the_others_with_the_grids(zoo, ada
     records = read_records(tmp_path / "rates" / "records.jsonl")
     found = {r["cell"]["label"]: r for r in records if r["suite"] == "cell" and r["cell"]["kind"] == "gate"}
     rates = {label: (r["options"]["rotation_lr"], r["options"]["dense_start"]) for label, r in found.items()}
-    assert rates == {"radar (mole)": (0.02, 0.5), "radar rotation_lr=0.2 (mole)": (0.2, 0.5), "radar dense_start=0 (mole)": (0.02, 0)}  # fmt: skip
+    assert rates == {"radar (mole)": (0.005, 0.5), "radar rotation_lr=0.2 (mole)": (0.2, 0.5), "radar dense_start=0 (mole)": (0.005, 0)}  # fmt: skip
     assert all(r["options"]["gate_options"] == {} for r in found.values())
     angle = {label: r["metrics"]["mean_angle"] for label, r in found.items()}
     assert angle["radar rotation_lr=0.2 (mole)"] > 2 * angle["radar (mole)"] > 0

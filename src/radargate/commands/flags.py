@@ -38,7 +38,7 @@ def gate_flags(parser: argparse.ArgumentParser) -> None:
     """``--top-k --rotation-lr --dense-start``."""
     parser.add_argument("--top-k", type=positive_int, default=2, help="experts kept per token (default 2)")
     parser.add_argument("--rotation-lr", type=positive_float,
-                        help="rate of what turns or else is beside the weights (default 2e-2; the printed form needs far more)")  # fmt: skip
+                        help="rate of what turns or else is beside the weights (default 5e-3; the printed form needs far more)")  # fmt: skip
     parser.add_argument("--dense-start", type=float, metavar="SHARE",
                         help="share of the steps with all experts before the cut to top-k (default 0.5)")  # fmt: skip
 

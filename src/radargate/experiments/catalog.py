@@ -103,24 +103,24 @@ FORMS = Experiment(
     presets={"cpu": {"tasks": 5}},
 )  # fmt: skip
 _SOFTMAX_RATES = ("", ":lr=0.002", ":lr=0.02")
-_BOTH_RATES = ("", ":lr=0.002", ":rotation_lr=0.05")
+_TURNS = (":rotation_lr=0.02", ":rotation_lr=0.05")
 RECIPES = Experiment(
     "recipes", "How does each gate want to be trained: at which rates, with weights of free length? On validation rows.", "",
     axis=None, layout="tasks",
     design={"named": _LEARNABLE_TASKS, "split": "validation", "union": False, "seeds": 1, "limit": 40,
             "gates": (*(f"stretch{rate}" for rate in (*_SOFTMAX_RATES, ":lr=0.05")),
-                      *(f"radar{rates}" for rates in (*_BOTH_RATES, ":rotation_lr=0.005", ":rotation_lr=0.001")),
-                      *(f"signed-radar{rates}" for rates in _BOTH_RATES),
+                      *(f"radar{rates}" for rates in ("", ":rotation_lr=0.001", *_TURNS, ":lr=0.002,rotation_lr=0.02")),
+                      *(f"signed-radar{rates}" for rates in ("", *_TURNS, ":lr=0.002,rotation_lr=0.02")),
                       # weights that need not sum to 1, with and without a turn
-                      "radar:length=expert,rotation_lr=0.005", "stretch:length=expert",
+                      "radar:length=expert", "stretch:length=expert",
                       *(f"{gate}{rate}" for gate in ("nexus", "tutel") for rate in _SOFTMAX_RATES),
-                      "signed", "signed:lr=0.002", "lora", "lora:rotation_lr=0.005", "rotation", "rotation:rotation_lr=0.005")},
+                      "signed", "signed:lr=0.002", "lora", "lora:rotation_lr=0.02", "rotation", "rotation:rotation_lr=0.02")},
     presets={"cpu": {"steps": 60}},
 )  # fmt: skip
 LEARNABLE = Experiment(
     "learnable", "On tasks whose own expert beats the base, which gate composes best, each at its own best rates?",
     "Tables 2 and 3, on other tasks", axis=None, layout="tasks",
     design={"named": _LEARNABLE_TASKS, "union": False, "limit": 50, "gates": (*PAPER_GATES, "signed", "lora"),
-            "rates": ("radar:rotation_lr=0.005", "nexus:lr=0.002", "lora:rotation_lr=0.005")},
+            "rates": ("nexus:lr=0.002", "rotation:rotation_lr=0.02")},
     presets={"cpu": {"steps": 60}},
 )  # fmt: skip

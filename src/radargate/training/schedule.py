@@ -52,7 +52,7 @@ def parameter_groups(model: nn.Module, lr: float, rotation_lr: float | None = No
     Args:
         model: a composed model.
         lr: rate of everything that decides weights.
-        rotation_lr: rate of everything that decides angles; None means 4 × ``lr``.
+        rotation_lr: rate of everything that decides angles; None means ``lr``.
 
     Returns:
         Parameter groups for any torch optimizer; empty groups are left out.
@@ -64,6 +64,6 @@ def parameter_groups(model: nn.Module, lr: float, rotation_lr: float | None = No
             (rotation if "rotation_" in name.rsplit(".", 1)[-1] else other).append(parameter)
     groups = [
         {"params": other, "lr": lr, "name": "softmax"},
-        {"params": rotation, "lr": 4 * lr if rotation_lr is None else rotation_lr, "name": "rotation"},
+        {"params": rotation, "lr": lr if rotation_lr is None else rotation_lr, "name": "rotation"},
     ]
     return [group for group in groups if group["params"]]
