@@ -21,7 +21,9 @@ def section(folder: Path) -> list[str]:
         parts += [f"![{caption}]({_file(name, number)})" for number, (caption, _) in enumerate(made.figures, 1)]
         parts += [f"**{table.caption}**\n\n{table.markdown()}" for table in made.tables if table.rows]
         design = found.request["design"]
-        source = ", ".join(sorted({name.split("/")[0] for name in design.get("named", ())})) or design["source"]
+        named = [name.split("/") for name in design.get("named", ())]
+        learned = {source for source, task in named if task in found.request["tasks"]}
+        source = ", ".join(sorted(learned)) or design["source"]
         records = f"benchmarks/results/experiments/{name}"
         parts.append(
             f"{source}, {', '.join(design['bases'])}: {basis(found)} {machine['cpu']}, "

@@ -4,7 +4,7 @@ set -euo pipefail
 DATA=${1:?the folder with the nine flan_cot tasks} OUT=${2:-runs}
 radargate experts smollm2-135m --data "$DATA" --steps 100 --out "$OUT/experts"
 for gate in uniform stretch radar; do
-  radargate train smollm2-135m "$OUT"/experts/*/ --data "$DATA" --gate $gate --steps 120 --out "$OUT/$gate"
+  radargate train smollm2-135m "$OUT"/experts/*/ --data "$DATA" --gate $gate --rotation-lr 2e-2 --steps 120 --out "$OUT/$gate"
 done
 radargate train smollm2-135m "$OUT"/experts/*/ --data "$DATA" --gate radar --preset paper --steps 120 --out "$OUT/paper"
 radargate eval smollm2-135m --data "$DATA" --limit 60 --out "$OUT/scores.jsonl"

@@ -10,7 +10,7 @@ radargate experts smollm2-135m --data "$OUT/data" --steps 100 --out "$OUT/expert
 radargate train smollm2-135m "$OUT"/experts/*/ --data "$OUT/data" --gate uniform --out "$OUT/uniform" --resume
 for seed in 0 1 2; do
   for gate in stretch radar; do
-    radargate train smollm2-135m "$OUT"/experts/*/ --data "$OUT/data" --gate $gate --steps 120 --seed $seed --out "$OUT/$gate-$seed" --resume
+    radargate train smollm2-135m "$OUT"/experts/*/ --data "$OUT/data" --gate $gate --rotation-lr 2e-2 --steps 120 --seed $seed --out "$OUT/$gate-$seed" --resume
   done
 done
 score() { # NAME, then the arguments of radargate eval: scored once, kept in a file of its own

@@ -23,7 +23,7 @@ class Design:
 
     Attributes:
         source: folder of the data that experts and gates learn from.
-        named: ``SOURCE/TASK`` of tasks to learn instead, where the data have them.
+        named: ``SOURCE/TASK`` of tasks to learn instead, where the data have these sources.
         benchmarks: name of `radargate.evaluation.presets.PRESETS` that is tested on; None means the learned tasks' own test rows.
         tasks: tasks that gates learn and are tested on.
         test_tasks: tasks of each benchmark.

@@ -16,7 +16,7 @@ from radargate.data.sources import has_split, load_rows
 from radargate.errors import DataError
 from radargate.evaluation.presets import find_preset, local_rows
 from radargate.evaluation.run import Scoring
-from radargate.experiments.cells import UNION, Cell, parse_system, plan
+from radargate.experiments.cells import TRAINING, UNION, Cell, parse_system, plan
 from radargate.experiments.design import Design
 from radargate.records import content_hash, file_hash
 from radargate.training.experts import ExpertOptions
@@ -88,7 +88,7 @@ def load_material(data: str, design: Design) -> Material:
     needed = max(design.tasks or 1, *(n or 1 for n in design.experts))
     if len(train) < needed:
         raise DataError(
-            f"--data {data}: {'it' if data in sources else design.source} has {len(train)} tasks with training rows, expected at "
+            f"--data {data}: {'it' if data in sources else ' and '.join(Path(source).name for source in sources)} has {len(train)} tasks with training rows, expected at "
             f"least {needed}, one for each expert. Use --smoke for a small run, or data with more tasks."
         )
     if design.benchmarks is None:
@@ -129,7 +129,7 @@ def cells_of(point: Point, design: Design) -> tuple[list[Cell], list[str]]:
                            seeds=design.seeds)  # fmt: skip
     # alone, an expert says what its own task has to gain
     alone = set(point.learned) if design.benchmarks is None and point.left_out is None else set()
-    rates = dict(parse_system(text) for text in design.rates)
+    rates = {gate: options for gate, options in map(parse_system, design.rates) if options.keys() <= set(TRAINING)}
     cells = [replace(c, options={**rates[c.system], **c.options}) if c.kind == "gate" and c.system in rates else c
              for c in cells]  # fmt: skip
     return [

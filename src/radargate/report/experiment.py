@@ -197,15 +197,13 @@ def basis(found: Findings) -> str:
     rows = f"all {split} rows" if design["limit"] is None else f"up to {design['limit']} {split} rows a task"
     experts = "experts as given" if found.experts_given else f"{design['expert_steps']} for each expert"
     unit = RESAMPLED.get(request["layout"], "rows within tasks")
-    rates = (
-        f" Rates of their own have {'; '.join(text.replace(':', ' (').replace(',', ', ') + ')' for text in design['rates'])}."
-        if design.get("rates")
-        else ""
-    )
+    own = [text.replace(":", " (").replace(",", ", ") + ")" for text in design.get("rates", ())]
+    rates = f", at the rate {found.rates} unless its name says otherwise" if found.rates else ""
+    rates += f"; {', '.join(own)}" if own else ""
     seeds = "seed 0" if design["seeds"] == 1 else f"seeds 0 to {design['seeds'] - 1}"
     versions = f" Cells were run by {found.commits} versions of the code." if found.commits > 1 else ""
     return (
-        f"{rows}, {design['steps']} steps of {design['batch_size']} rows for each gate, {experts}, {seeds}.{rates} "
+        f"{rows}, {design['steps']} steps of {design['batch_size']} rows for each gate{rates}, {experts}, {seeds}. "
         f"Intervals resample {unit}, seeds averaged; p-values flip the signs of their differences and are corrected by Holm's method. "
         f"Both speak of these seeds and tasks; another draw of seeds may differ, as the single seeds do.{versions}{left_out}"
     )

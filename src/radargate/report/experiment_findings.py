@@ -75,6 +75,14 @@ class Findings:
         return [label for label in planned if label in there]
 
     @property
+    def rates(self) -> str:
+        """Softmax and rotation rate of the gates whose names say nothing else; empty where nothing was trained."""
+        own = {text.partition(":")[0] for text in self.request["design"].get("rates", ())}
+        plain = [cell["options"] for cell in self.cells.values()
+                 if cell["cell"]["kind"] == "gate" and "lr=" not in cell["cell"]["label"] and cell["cell"]["system"] not in own]  # fmt: skip
+        return " or ".join(sorted({f"{o['lr']:g} (rotation {o['rotation_lr']:g})" for o in plain}))
+
+    @property
     def commits(self) -> int:
         """How many versions of the code ran its cells."""
         return len({cell.get("commit") for cell in self.cells.values()})

@@ -112,7 +112,7 @@ def _excused(model: nn.Module) -> Iterator[tuple[str, str]]:
             constant = getattr(options, "renormalize", "auto") == "always" and gate.site.top_k == 1
             acting = sum(bool(block.any()) for block in bank.B.split(list(bank.ranks)))
             for key, _ in gate.named_parameters(recurse=False):
-                if key.startswith("softmax_") and constant:
+                if key.startswith("softmax_") and key != "softmax_length" and constant:
                     yield prefix + key, "renormalised top-1 weights are always 1 (renormalize='always')"
                 elif (
                     key in ("rotation_up", "rotation_down")
