@@ -7,6 +7,8 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +21,7 @@ from radargate.errors import OptionError, RadarGateError
 from radargate.experiments import executors
 from radargate.experiments.run_experiment import run_experiment
 from radargate.records import read_records
-from test_experiment import cells, sources  # noqa: F401
+from test_experiment import cells, command, sources  # noqa: F401
 
 # what takes time or memory, and so is another number every time
 PASSING = ("train_seconds", "score_seconds", "peak_memory_mb", "search")
@@ -68,6 +70,21 @@ def test_slots_give_the_same_records_and_a_killed_one_loses_nothing(zoo, sources
     run(zoo, sources, tmp_path / "plain", experts=next((alone / "experts").iterdir()))
     assert killed and any("its worker was lost" in line for line in lines)
     assert results(out) == results(tmp_path / "plain")
+
+
+def test_slots_end_with_the_process_that_runs_them(zoo, sources, tmp_path, alone):  # noqa: F811
+    words = command("ablation", zoo, sources, tmp_path / "killed", "--gates", "stretch", "--slots", "2",
+                    "--experts", str(next((alone / "experts").iterdir())))  # fmt: skip
+    running = psutil.Popen(
+        [sys.executable, "-m", "radargate.cli", *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    slots: list[psutil.Process] = []
+    while len(slots) < 2 and running.poll() is None:
+        slots = [child for child in running.children() if "spawn_main" in " ".join(child.cmdline())]
+        time.sleep(0.05)
+    running.kill()
+    running.wait()
+    assert len(slots) == 2 and psutil.wait_procs(slots, timeout=120)[1] == []
 
 
 def test_a_ray_cluster_gives_the_same_records_and_a_killed_worker_loses_nothing(zoo, sources, tmp_path, alone):  # noqa: F811

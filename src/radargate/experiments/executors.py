@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -154,6 +155,15 @@ def _open_slot(shop: Workshop, threads: int) -> None:
 
     torch.set_num_threads(threads)
     _shop = shop
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A pool whose process was killed tells nobody: its slots would wait for work for ever, each with a base in memory."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run_in_slot(place: Place) -> list[dict[str, Any]]:
