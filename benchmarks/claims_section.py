@@ -39,7 +39,7 @@ def section(results: Path) -> list[str]:
     learned = [f for f in (found["learnable"],) if f is not None]
     return [
         "## In short: does rotation help?",
-        "Everything here is a model of 135M (in `model-size` of 270M too) on two cores, so what differs little is not told apart. "
+        f"Everything here is a 135M model{', in `model-size` one of 270M beside it,' if found['model-size'] else ''} on two cores, so what differs little is not told apart. "
         "A difference is *told apart* where its paired p over the same rows is below 0.05, Holm-corrected over the comparisons of its "
         "experiment by that metric. Such a p speaks of these rows, tasks and three seeds; the tables below give the single seeds.\n\n"
         "*NLL* is the mean negative log-likelihood of the right answer in nats a token, lower is better. *mole*, *hydra* and *omoe* are the "
