@@ -58,7 +58,7 @@ MODULES = Experiment(
 MODEL_SIZE = Experiment(
     "model-size", "Does the order of the gates depend on the base model's size or kind?", "Figures 4 and 10 to 12",
     axis="bases", layout="axis", design={"gates": ("stretch", "radar", "nexus", "tutel"), "tasks": 5},
-    presets={"cpu": {"bases": ("smollm2-135m", "gemma3-270m"), "steps": 80, "union": False},
+    presets={"cpu": {"bases": ("smollm2-135m", "gemma3-270m"), "named": _LEARNABLE_TASKS, "steps": 60, "union": False},
              "gpu": {"bases": ("bigscience/mt0-base", "google/flan-t5-large", "meta-llama/Llama-3.2-1B")},
              "paper": {"bases": PAPER_BASES, "tasks": None}},
 )  # fmt: skip
