@@ -118,8 +118,8 @@ RECIPES = Experiment(
     presets={"cpu": {"steps": 60}},
 )  # fmt: skip
 LEARNABLE = Experiment(
-    "learnable", "On tasks whose own expert beats the base, which gate composes best, each at its own best rates?",
-    "Tables 2 and 3, on other tasks", axis=None, layout="tasks",
+    "learnable", "On other tasks, whose own experts beat the base: which gate composes best, each at its own best rates?",
+    "Tables 2 and 3", axis=None, layout="tasks",
     design={"named": _LEARNABLE_TASKS, "union": False, "limit": 50, "gates": (*PAPER_GATES, "signed", "lora"),
             "rates": ("nexus:lr=0.002", "rotation:rotation_lr=0.02")},
     presets={"cpu": {"steps": 60}},
