@@ -86,7 +86,7 @@ def parse_system(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def plan(adapters: Sequence[str], *, gates: Sequence[str], rules: Sequence[str], architectures: Sequence[str],
-         seeds: int) -> tuple[list[Cell], list[str]]:  # fmt: skip
+         seeds: int, rates: Sequence[str] = ()) -> tuple[list[Cell], list[str]]:  # fmt: skip
     """All cells of a comparison, and why some combinations are left out.
 
     Args:
@@ -95,6 +95,7 @@ def plan(adapters: Sequence[str], *, gates: Sequence[str], rules: Sequence[str],
         rules: the same.
         architectures: names, or ``["all"]``.
         seeds: how many seeds everything trained gets.
+        rates: `TRAINING` of some gates, in the same form; labels do not say it, and a gate's own text wins over it.
 
     Raises:
         UnknownNameError: a name is unknown; the nearest are given.
@@ -111,9 +112,13 @@ def plan(adapters: Sequence[str], *, gates: Sequence[str], rules: Sequence[str],
     cells += [Cell(name, "expert", f"expert: {name}") for name in adapters]
     cells += [Cell(UNION, "rule", UNION, seed=seed) for seed in range(seeds)]
     left_out: list[str] = []
+    given = dict(map(parse_system, rates))
     for text, kind in [*((t, "rule") for t in _all(rules, RULES)), *((t, "gate") for t in _all(gates, GATES))]:
         name, options = parse_system(text)
         (RULES if kind == "rule" else GATES).check(name)
+        shown = " ".join([name, *(f"{key}={value}" for key, value in options.items())])
+        if kind == "gate":
+            options = {**given.get(name, {}), **options}
         own, training = _split(kind, options)
         _check_training(text, training)
         made = make_options(gate_class(name), {k: v for k, v in own.items() if v != "hidden"})
@@ -126,7 +131,6 @@ def plan(adapters: Sequence[str], *, gates: Sequence[str], rules: Sequence[str],
                 left_out.append(str(error))
                 continue
             used += 1
-            shown = " ".join([name, *(f"{key}={value}" for key, value in options.items())])
             label = f"{shown} ({architecture})"
             learned = kind == "gate" or (issubclass(rule := gate_class(name), SearchedRule) and rule.searches(made))
             cells += [

@@ -16,7 +16,7 @@ from radargate.data.sources import has_split, load_rows
 from radargate.errors import DataError
 from radargate.evaluation.presets import find_preset, local_rows
 from radargate.evaluation.run import Scoring
-from radargate.experiments.cells import TRAINING, UNION, Cell, parse_system, plan
+from radargate.experiments.cells import UNION, Cell, plan
 from radargate.experiments.design import Design
 from radargate.records import content_hash, file_hash
 from radargate.training.experts import ExpertOptions
@@ -126,12 +126,9 @@ def cells_of(point: Point, design: Design) -> tuple[list[Cell], list[str]]:
         OptionError: a combination that cannot work.
     """
     cells, left_out = plan(point.experts, gates=design.gates, rules=design.rules, architectures=design.architectures,
-                           seeds=design.seeds)  # fmt: skip
+                           seeds=design.seeds, rates=design.rates)  # fmt: skip
     # alone, an expert says what its own task has to gain
     alone = set(point.learned) if design.benchmarks is None and point.left_out is None else set()
-    rates = {gate: options for gate, options in map(parse_system, design.rates) if options.keys() <= set(TRAINING)}
-    cells = [replace(c, options={**rates[c.system], **c.options}) if c.kind == "gate" and c.system in rates else c
-             for c in cells]  # fmt: skip
     return [
         c for c in cells if (c.system in alone if c.kind == "expert" else design.union or c.system != UNION)
     ], left_out
@@ -253,12 +250,12 @@ def _benchmark_rows(data: str, design: Design) -> tuple[Rows, list[str]]:
 
 def _sources(data: str, design: Design) -> dict[str, list[str] | None]:
     """Folder or other source → its tasks that are learned, None for all of them."""
-    found: dict[str, list[str] | None] = {}
+    found: dict[str, list[str]] = {}
     for name in design.named:
         source, task = name.split("/")
-        found[str(Path(data) / source)] = [*(found.get(str(Path(data) / source)) or ()), task]
+        found.setdefault(str(Path(data) / source), []).append(task)
     if found and all(has_split(source, "train") for source in found):
-        return found
+        return {**found}
     return {_source(data, design.source, "train"): None}
 
 
