@@ -49,6 +49,7 @@ def section(results: Path) -> list[str]:
         "\n".join(
             [
                 f"- **Which composition is best**, whatever it does. {_best(found)}",
+                f"- **With a router of the whole model** (`router=text`, ours; docs/method.md). {_routed(found['learnable'])}",
                 f"- **Against the paper's other gates, where experts have something to give** (asked: on tasks that count a lower NLL than each, p < 0.05, and no lower accuracy). **{_met_against(learned)}** "
                 f"{_tuned(found['learnable'], PAPER_GATES)}",
                 f"- **Against the paper's other gates on the paper's nine tasks**{_rates(found['ablation'])}. **{_met_against(gates)}** {_against(gates, PAPER_GATES)} "
@@ -97,6 +98,31 @@ def _best(found: Mapping[str, Findings | None]) -> str:
         else "Nothing is told apart from radar."
     )
     return f"{first} The lowest mean NLL: {'; '.join(parts)}."
+
+
+def _routed(found: Findings | None) -> str:
+    """What one decision for the whole model adds to a gate, what is left to the own experts, and what turning adds beside it."""
+    grid = None if found is None else next(iter(found.grids.values()))
+    labels = [label for label in (grid.systems if grid else ()) if "router=text" in label]
+    if grid is None or not labels:
+        return _sentences([])
+    lines = []
+    for metric, words in METRICS.items():
+        means = {s.label: s.value for s in standings(grid, metric)}
+        pairs = [(label, label.replace(" router=text", "")) for label in labels]
+        pairs += [(label, OWN_EXPERT) for label in labels] + [(a, b) for a, b in [labels[::-1]] if len(labels) == 2]
+        tests = compare_pairs(grid, metric, pairs)
+        for label in labels:
+            own = {r.second.partition(" (")[0]: Test(None, r) for r in tests if r.first == label}
+            lines.append(
+                f"By {words} {label.partition(' ')[0]} with it has {means[label]:.3f} and is {_verdicts(own, metric)}."
+            )
+        if metric == "acc":
+            shares = {label: means[label] / means[OWN_EXPERT] for label in labels}
+            met = "Met" if min(shares.values()) >= ASKED else "Not met by all"
+            said = ", ".join(f"{label.partition(' ')[0]} {share:.0%}" for label, share in shares.items())
+            lines.insert(0, f"**{ASKED:.0%} of the own experts' accuracy: {met.lower()}** ({said}).")
+    return _sentences([*lines, "Tests are Holm-corrected among these."])
 
 
 def _against(found: Sequence[Findings], names: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ _PUBLIC = {
     "load": "radargate.composition",
     "add_experts": "radargate.extension",
     "domain_vectors": "radargate.experts.domains",
+    "describe_texts": "radargate.training.texts",
     "using": "radargate.layer",
     "RadarConfig": "radargate.config",
     "RadarModel": "radargate.model",

@@ -19,8 +19,10 @@ from radargate.config import RadarConfig, gate_class
 from radargate.errors import OptionError, RadarGateError, shown
 from radargate.experts.bank import Bank
 from radargate.gates.base import Call, Gate, GateOutput, GateSite, OneExpert, make_options
+from radargate.gates.text_router import TextRouter
 from radargate.per_call import PerCall
 from radargate.registry import unknown_name
+from radargate.text_so_far import TextSoFar, text_so_far
 
 # what `using` sets for the calls inside it: expert name → factor
 active_multipliers: PerCall[Mapping[str, float]] = PerCall("radargate_multipliers")
@@ -51,7 +53,8 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         self.radar_bank = nn.ModuleDict()
         self.entries: dict[str, tuple[RadarConfig, dict[str, Any]]] = {}
         self.architectures: dict[str, Any] = {}
-        self._remembered: tuple[Masks, Mapping[str, float] | None] | None = None
+        self.routers: dict[str, TextRouter] = {}  # of the whole model; one of its sites holds the parameters
+        self._remembered: tuple[Masks, Mapping[str, float] | None, TextSoFar | None] | None = None
         self.two_stacks = False  # whether the base has an encoder and a decoder
         self.dense = False  # True while training has not yet cut to top-k
         self._disable_adapters = False
@@ -120,7 +123,8 @@ class RadarLayer(nn.Module, BaseTunerLayer):
 
     def _at_once(self, x: Tensor, name: str, onto: Tensor) -> Tensor | None:
         """``onto`` plus the update in one compiled call, for few tokens and a gate that one call can follow; else None."""
-        if self._call()[1] is not None or not ops.site_applies(x, onto):
+        _, asked, text = self._call()
+        if asked is not None or not ops.site_applies(x, onto):
             return None
         gate, bank, architecture = self.gate(name), self.bank(name), self.architectures[name]
         if x.dtype != ops.compute_dtype(x, bank.A):
@@ -129,7 +133,8 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         recipe = gate.recipe() if direct else None
         if recipe is None:
             return None
-        return ops.site(x, *bank.cast(x.dtype), bank.scale(x), bank.ranks, recipe, self._top_k(gate), onto)
+        experts = (x, *bank.cast(x.dtype), bank.scale(x), bank.ranks)
+        return ops.site(*experts, recipe, self._top_k(gate), onto, self._prior(name, x, text))
 
     def _top_k(self, gate: Gate) -> int | None:
         return None if self.dense or gate.site.top_k == gate.site.n else gate.site.top_k
@@ -148,27 +153,28 @@ class RadarLayer(nn.Module, BaseTunerLayer):
             codes = architecture.codes(*experts)
         else:
             codes = architecture.early(*experts, top_k)
-        masks, asked = self._call()
+        masks, asked, text = self._call()
         real = real_tokens(masks, self.site, self.two_stacks, x.shape[:-1])
         here, everywhere = self._multipliers(name, x, asked)
-        return Call(x, codes, top_k, here, real, architecture.settle, everywhere)
+        return Call(x, codes, top_k, here, real, architecture.settle, everywhere, self._prior(name, x, text))
 
-    def _call(self) -> tuple[Masks, Mapping[str, float] | None]:
-        """Masks and expert factors of the call in progress.
+    def _call(self) -> tuple[Masks, Mapping[str, float] | None, TextSoFar | None]:
+        """Masks, expert factors and summed-up text of the call in progress.
 
         Gradient checkpointing runs a layer once more during the backward pass, outside of the call and, on a GPU, in
         another thread; it then gets what the layer saw last.
         """
         masks, asked = token_masks.get(), active_multipliers.get()
+        text = text_so_far.get()
         if masks is None:
-            return self._remembered if self.training and self._remembered is not None else ((None, None), asked)
+            return self._remembered if self.training and self._remembered is not None else ((None, None), asked, text)
         if self.training:
-            self._remembered = (masks, asked)
-        return masks, asked
+            self._remembered = (masks, asked, text)
+        return masks, asked, text
 
     def silent(self, name: str) -> bool:
         """Whether the call switched every expert of this site off."""
-        _, asked = self._call()
+        _, asked, _ = self._call()
         config, entry = self.entries[name]
         return asked is not None and all(asked.get(config.experts[i], 1.0) == 0 for i in entry["experts"])
 
@@ -182,6 +188,20 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         everywhere = [float(asked.get(expert, 1.0)) for expert in config.experts]
         factors = torch.tensor(everywhere, dtype=x.dtype, device=x.device)
         return factors[list(entry["experts"])], factors
+
+    def _prior(self, name: str, x: Tensor, text: TextSoFar | None) -> Tensor | None:
+        """The router's log-weights [..., n] of the experts here, where the composition has one."""
+        if name not in self.routers:
+            return None
+        read = None if text is None or text.sums is None else text.sums.shape[:-1]
+        if text is None or read != x.shape[:-1]:
+            raise RadarGateError(
+                f"{self.site} got an input of shape {tuple(x.shape)}, and the router of this composition has read "
+                f"{'nothing' if read is None else tuple(read)}. Call the model as a whole, with input_ids or inputs_embeds."
+            )
+        _, entry = self.entries[name]
+        weights, here = text.log_weights(self.routers[name]), entry["experts"]
+        return (weights if len(here) == weights.shape[-1] else weights[..., list(here)]).to(x.dtype)
 
     def decodes(self) -> bool:
         """Whether answers can be generated token by token: each gate is token-local, or sees whole inputs anyway."""

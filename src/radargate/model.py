@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from radargate.config import RadarConfig
+from radargate.config import RadarConfig, gate_class
 from radargate.errors import BundleError, OptionError, RadarGateError, shown
 from radargate.experts.adapters import base_sites
-from radargate.gates.base import Gate, auxiliary_terms
+from radargate.gates.base import Gate, auxiliary_terms, make_options
+from radargate.gates.text_router import TextRouter
 from radargate.layer import RadarLayer, active_multipliers, banks_come_later, check_multipliers, token_masks
 from radargate.registration import PREFIX
+from radargate.text_so_far import TextWatch
 
 
 def auxiliary_loss(terms: list[tuple[Gate, torch.Tensor]]) -> torch.Tensor:
@@ -60,6 +62,11 @@ class RadarModel(BaseTuner):
     prefix = PREFIX
     tuner_layer_cls = RadarLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012
+    _watch: TextWatch | None = None
+
+    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        self.__dict__["_routers"] = {}  # before PEFT's own, which puts the layers in
+        super().__init__(model, *args, **kwargs)
 
     def _prepare_adapter_config(self, peft_config: RadarConfig, model_config: dict[str, Any]) -> RadarConfig:
         return peft_config
@@ -86,11 +93,43 @@ class RadarModel(BaseTuner):
             layer.two_stacks = bool(getattr(getattr(self.model, "config", None), "is_encoder_decoder", False))
             layer.add(adapter_name, peft_config, index)
             self._replace_module(parent, target_name, layer, target)
+        self._route(layer, adapter_name, peft_config, holds=current_key == min(peft_config.sites))
         device = next(layer.base_layer.parameters()).device
         if device.type != "meta":
             for module in (layer.radar_gate[adapter_name], layer.radar_bank[adapter_name]):
                 if not any(t.device.type == "meta" for t in (*module.parameters(), *module.buffers())):
                     module.to(device)
+
+    def _route(self, layer: RadarLayer, adapter_name: str, config: RadarConfig, holds: bool) -> None:
+        """Give a layer the router of the whole model, where its gates have one; the first site's gate holds it."""
+        kind = gate_class(config.gate)
+        if not kind.routes(make_options(kind, config.gate_options)):
+            return
+        if self._watch is None:
+            self._watch = TextWatch(self.model)
+        if adapter_name not in self._routers:
+            width = cast(Any, self.model).get_input_embeddings().embedding_dim
+            self._routers[adapter_name] = TextRouter(len(config.experts), width)
+        layer.routers[adapter_name] = self._routers[adapter_name]
+        if holds:
+            layer.gate(adapter_name).router = self._routers[adapter_name]
+
+    def unload(self) -> nn.Module:
+        """The base model, without layers and hooks of ours."""
+        self._unwatch()
+        return super().unload()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Drop one composition."""
+        super().delete_adapter(adapter_name)
+        self._routers.pop(adapter_name, None)
+        if not self._routers:
+            self._unwatch()
+
+    def _unwatch(self) -> None:
+        if self._watch is not None:
+            self._watch.remove()
+            self._watch = None
 
     def _pre_injection_hook(self, model: nn.Module, config: RadarConfig, adapter_name: str) -> None:
         names = {name for name, _ in model.named_modules()}

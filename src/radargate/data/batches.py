@@ -26,6 +26,13 @@ class EncodedRow:
         """Tokens read by the model."""
         return len(self.input_ids)
 
+    @property
+    def prompt_length(self) -> int:
+        """Tokens before the first label: all of an encoder–decoder's input, which has its labels apart."""
+        if len(self.labels) != len(self.input_ids):
+            return len(self.input_ids)
+        return next((i for i, label in enumerate(self.labels) if label != -100), len(self.labels))
+
 
 @dataclass(frozen=True)
 class EncodedRows:

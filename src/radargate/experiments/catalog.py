@@ -120,7 +120,8 @@ RECIPES = Experiment(
 LEARNABLE = Experiment(
     "learnable", "On other tasks, whose own experts beat the base: which gate composes best, each at its own best rates?",
     "Tables 2 and 3", axis=None, layout="tasks",
-    design={"named": _LEARNABLE_TASKS, "union": False, "limit": 50, "gates": (*PAPER_GATES, "signed", "lora"),
+    design={"named": _LEARNABLE_TASKS, "union": False, "limit": 50,
+            "gates": (*PAPER_GATES, "signed", "lora", "stretch:router=text", "radar:router=text"),
             "rates": ("nexus:lr=0.002", "rotation:rotation_lr=0.02")},
     presets={"cpu": {"steps": 60}},
 )  # fmt: skip

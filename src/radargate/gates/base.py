@@ -64,6 +64,7 @@ class Call:
         real: [...] True for real tokens, False for padding; None where nobody said.
         settle: what the architecture does once weights are known.
         all_multipliers: the same factors [N] for every expert of the composition, or None.
+        prior: [..., n] log-weights from the router of the whole model, or None.
     """
 
     x: Tensor
@@ -73,6 +74,7 @@ class Call:
     real: Tensor | None = None
     settle: Callable[[Codes, Tensor, Tensor | None], Codes] | None = None
     all_multipliers: Tensor | None = None
+    prior: Tensor | None = None
 
     @property
     def h(self) -> Tensor:
@@ -148,6 +150,11 @@ class Gate(nn.Module):
     @classmethod
     def needs_equal_ranks(cls, options: Any) -> bool:
         """Whether all experts of a site must have one rank."""
+        return False
+
+    @classmethod
+    def routes(cls, options: Any) -> bool:
+        """Whether a router of the whole model has a say in its weights: then `Call.prior` is there."""
         return False
 
     @classmethod

@@ -15,6 +15,7 @@ from radargate.gates.base import Call, Gate, GateSite
 from radargate.ops.selection import check_selection
 
 LENGTHS = ("one", "expert")
+ROUTERS = ("none", "text")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class StretchOptions:
         auxiliary_weight: of the load-balance loss (not in the paper).
         length: ``"one"``: kept weights are those of the softmax; ``"expert"``: times a learned factor for each expert, e^{ℓ_i},
             which starts at 1 (not in the paper).
+        router: ``"text"``: weights are also times those of one decision for the whole model, made from the text so far (see
+            `TextRouter`; not in the paper); causal models only.
     """
 
     temperature: float = 1.0
@@ -39,6 +42,7 @@ class StretchOptions:
     init_std: float = 0.02
     auxiliary_weight: float = 0.0
     length: str = "one"
+    router: str = "none"
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -47,6 +51,7 @@ class StretchOptions:
         ops.check_choice("gate_input", self.gate_input, ops.GATE_INPUTS)
         ops.check_choice("norm", self.norm, ops.NORMS)
         ops.check_choice("length", self.length, LENGTHS)
+        ops.check_choice("router", self.router, ROUTERS)
         if self.init_std < 0:
             raise OptionError(f"init_std is {self.init_std}, expected 0 or more.")
 
@@ -74,6 +79,11 @@ class StretchGate(Gate):
         self.softmax_length = nn.Parameter(torch.zeros(site.n)) if options.length == "expert" else None
 
     @classmethod
+    def routes(cls, options: Any) -> bool:
+        """Where the option says so."""
+        return bool(options.router == "text")
+
+    @classmethod
     def weighs_codes(cls, options: Any) -> bool:
         """Only where outputs are its input."""
         return bool(options.gate_input != "input")
@@ -89,9 +99,10 @@ class StretchGate(Gate):
         """Weights and indices of the experts this call keeps."""
         options, logits = self.options, self.logits(call)
         if self.training and options.auxiliary_weight:
-            self.note(gshard((logits / options.temperature).softmax(-1), call.real))
+            scores = logits / options.temperature
+            self.note(gshard((scores if call.prior is None else scores + call.prior).softmax(-1), call.real))
         weights, indices = ops.select(
-            logits, call.top_k, options.temperature, options.renormalize, multipliers=call.multipliers
+            logits, call.top_k, options.temperature, options.renormalize, multipliers=call.multipliers, prior=call.prior
         )
         if self.softmax_length is None:
             return weights, indices

@@ -11,7 +11,8 @@ RENORMALIZE = ("auto", "always", "never")
 
 
 def select(logits: Tensor, top_k: int | None = None, temperature: float = 1.0, renormalize: str = "auto",
-           indices: Tensor | None = None, multipliers: Tensor | None = None) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+           indices: Tensor | None = None, multipliers: Tensor | None = None,
+           prior: Tensor | None = None) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Weights of the chosen experts: topk(softmax(logits / τ)).
 
     Args:
@@ -22,6 +23,7 @@ def select(logits: Tensor, top_k: int | None = None, temperature: float = 1.0, r
             for k > 1: renormalised top-1 weights are constant, so the gate would not learn).
         indices: [..., k] fixes the chosen experts.
         multipliers: [n] of factors ≥ 0 on the softmax weights, 0 switches an expert off.
+        prior: [..., n] logarithms of more such factors, for each token its own.
 
     Returns:
         weights [..., k], and indices [..., k], highest weight first and ties to the lowest index; indices
@@ -31,6 +33,8 @@ def select(logits: Tensor, top_k: int | None = None, temperature: float = 1.0, r
     """
     n = logits.shape[-1]
     scaled = logits / temperature
+    if prior is not None:
+        scaled = scaled + prior
     if multipliers is not None:
         scaled = scaled + multipliers.to(scaled).log()
     if indices is None:

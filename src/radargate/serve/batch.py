@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from radargate.data.batches import positions
+from radargate.text_so_far import add_rows, keep_rows
 
 
 class Batch:
@@ -48,6 +49,7 @@ class Batch:
             self.cache, self.mask = cache, mask
             return
         longest = max(mask.shape[1], self.mask.shape[1])
+        add_rows(self.cache, cache)
         layer: Any  # the servers' models keep keys and values, which not every layer of a cache has
         new: Any
         for layer, new in zip(self.cache.layers, cache.layers, strict=True):
@@ -75,6 +77,7 @@ class Batch:
         self.mask = self.mask[at]
         unused = int(self.mask.sum(0).bool().int().argmax())  # columns left of the first real token
         self.mask = self.mask[:, unused:]
+        keep_rows(self.cache, at)
         layer: Any
         for layer in self.cache.layers:
             layer.keys = layer.keys[at, :, unused:]

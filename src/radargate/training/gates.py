@@ -34,6 +34,7 @@ from radargate.training.contract import TrainContract
 from radargate.training.loop import AnswerTrainer, duration, training_arguments, training_run
 from radargate.training.schedule import DenseStart, parameter_groups
 from radargate.training.search import search_weights
+from radargate.training.texts import describe_texts, routers_of
 from radargate.verify import lock_base
 
 # rates for the printed form are the paper's own (Sec. 5.2); the others come from validation rows of well-trained experts,
@@ -205,6 +206,8 @@ def fit_gates(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator
         ``trained_parameters``, ``seconds``, ``final_loss``, ``curve`` ([step, loss] pairs) and, of a search, ``search``.
     """
     if any(p.requires_grad for p in model.parameters()):
+        if routers_of(model):
+            describe_texts(model, [row.input_ids[: row.prompt_length] for row in rows])
         return _train(model, rows, collator, out, options, resume, device, tensorboard, say)
     nothing: dict[str, Any] = {"trained_parameters": 0, "seconds": 0.0, "final_loss": None, "curve": []}
     if _searched(options):

@@ -8,13 +8,13 @@
 namespace radargate {
 
 // The same fields in the same order stand in sites.py. Arrays are contiguous; theta is null where all weigh
-// alike, down and up where nothing turns.
+// alike, prior [tokens, experts] where no router has a say, down and up where nothing turns.
 struct Site {
   int64_t tokens, experts, slots, inputs, width, codes, rank, wide, threads;
   int64_t unit, selected, bound, renormalize;
   double others, temperature;
   const int64_t* starts;  // [experts + 1]
-  const void *x, *A, *B, *scale, *theta, *down, *up, *onto;
+  const void *x, *A, *B, *scale, *theta, *prior, *down, *up, *onto;
   void* update;
 };
 
@@ -169,7 +169,11 @@ template <typename T> class SiteWork {
   void choose(int64_t token) {
     T* logits = &logits_[token * site_.experts];
     T* weights = &weights_[token * site_.slots];
-    for (int64_t e = 0; e < site_.experts; ++e) logits[e] /= T(site_.temperature);
+    const T* prior = static_cast<const T*>(site_.prior);
+    for (int64_t e = 0; e < site_.experts; ++e) {
+      logits[e] /= T(site_.temperature);
+      if (prior != nullptr) logits[e] += prior[token * site_.experts + e];
+    }
     if (every_) {
       std::copy(logits, logits + site_.experts, weights);
       softmax(weights, site_.slots, weights, site_.slots);

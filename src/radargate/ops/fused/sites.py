@@ -19,7 +19,7 @@ MOST_TOKENS = 16  # more of them are worth products over all tokens at once
 SIZES = ("tokens", "experts", "slots", "inputs", "width", "codes", "rank", "wide", "threads")
 OPTIONS = ("unit", "selected", "bound", "renormalize")
 NUMBERS = ("others", "temperature")
-ARRAYS = ("starts", "x", "A", "B", "scale", "theta", "down", "up", "onto", "update")
+ARRAYS = ("starts", "x", "A", "B", "scale", "theta", "prior", "down", "up", "onto", "update")
 
 
 class Recipe(NamedTuple):
@@ -73,7 +73,7 @@ def site_applies(x: Tensor, onto: Tensor) -> bool:
 
 
 def site(x: Tensor, A: Tensor, B: Tensor, scale: Tensor, ranks: tuple[int, ...], recipe: Recipe, top_k: int | None,
-         onto: Tensor) -> Tensor | None:  # fmt: skip
+         onto: Tensor, prior: Tensor | None = None) -> Tensor | None:  # fmt: skip
     """``onto`` plus the update of one site; None where tensors are not alike, or something asks for gradients.
 
     Args:
@@ -85,6 +85,7 @@ def site(x: Tensor, A: Tensor, B: Tensor, scale: Tensor, ranks: tuple[int, ...],
         recipe: what the gate does.
         top_k: experts kept; None for all.
         onto: the base's output [..., d].
+        prior: log-weights [..., n] of the experts for each token, beside the gate's own; None for none.
 
     Raises:
         BackendError: there is no library, or no memory.
@@ -96,7 +97,7 @@ def site(x: Tensor, A: Tensor, B: Tensor, scale: Tensor, ranks: tuple[int, ...],
         return None
     if grad and (x.requires_grad or onto.requires_grad):
         return None
-    for t in (A, B, scale, theta, *turn):
+    for t in (A, B, scale, theta, prior, *turn):
         if t is None:
             continue
         plain = type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" and t.is_contiguous()
@@ -114,7 +115,7 @@ def site(x: Tensor, A: Tensor, B: Tensor, scale: Tensor, ranks: tuple[int, ...],
         x.numel() // inputs, n, slots, inputs, width, codes, 0 if turn[1] is None else turn[1].shape[0], dtype == torch.float64,
         torch.get_num_threads(), angle_norm == "unit", selected, angle_norm == "tanh",
         renormalize == "always" or (renormalize == "auto" and slots > 1), others / down_scale, temperature,
-        ctypes.addressof(calls.starts(ranks)), *map(_address, (x, A, B, scale, theta, *turn, onto, update)),
+        ctypes.addressof(calls.starts(ranks)), *map(_address, (x, A, B, scale, theta, prior, *turn, onto, update)),
     )  # fmt: skip
     if library.radargate_site(ctypes.byref(call)):
         raise BackendError(f"Not enough memory for a site of {n} experts. Use fewer tokens.")

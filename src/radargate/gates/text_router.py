@@ -1,0 +1,68 @@
+"""One decision for the whole model, from the text so far: which experts fit what is being asked."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from radargate.errors import OptionError
+
+GAIN = 10.0  # so that the rate that suits the gates of single sites suits φ too: 4 learnt less in as many steps
+PRIOR_TOKENS = 16  # as many tokens of an average text go before each one: a few words do not say what a text is about
+
+
+class TextRouter(nn.Module):
+    """Log-weights of all experts: log softmax(10 c φ / √d), c what the text so far has that texts on average have not.
+
+    c = Σ_s (e_s − μ) / ((t + 16) σ) over the real tokens s ≤ t, e_s their embeddings in the base at unit RMS, μ and σ the
+    mean over the texts that gates learn from and the spread around it. φ starts at 0: every expert weighs the same.
+
+    Args:
+        experts: N of the composition.
+        width: d of the base's embeddings.
+    """
+
+    text_mean: Tensor
+    text_spread: Tensor
+
+    def __init__(self, experts: int, width: int) -> None:
+        super().__init__()
+        self.softmax_router = nn.Parameter(torch.zeros(experts, width))
+        self.register_buffer("text_mean", torch.zeros(width))
+        self.register_buffer("text_spread", torch.zeros(()))
+
+    @torch.no_grad()
+    def describe(self, sums: Tensor) -> None:
+        """Take μ and σ from texts that were summed up, [texts, d + 1].
+
+        Raises:
+            OptionError: all texts are alike.
+        """
+        sums = sums.to(self.text_mean)
+        self.text_mean.copy_((sums[:, :-1] / sums[:, -1:]).mean(0))
+        spread = self._content(sums).square().mean().sqrt()
+        if not spread > 1e-6:
+            raise OptionError("router='text' has nothing to tell texts apart by: all training prompts are alike.")
+        self.text_spread.copy_(spread)
+
+    def _content(self, sums: Tensor) -> Tensor:
+        content, count = sums[..., :-1], sums[..., -1:]
+        return (content - count * self.text_mean) / (count + PRIOR_TOKENS)
+
+    def forward(self, sums: Tensor) -> Tensor:
+        """Log-weights [..., N] after texts that were summed up, [..., d + 1].
+
+        Raises:
+            OptionError: it is trained before it knows μ and σ.
+        """
+        if self.training and not self.text_spread.is_meta and not self.text_spread > 0:
+            raise OptionError(
+                "router='text' does not know yet what texts look like. Call radargate.describe_texts(model, token_ids) with "
+                "the training prompts before training; radargate train does."
+            )
+        theta, content, count = self.softmax_router, sums[..., :-1], sums[..., -1:]
+        # μ is taken off behind the product, which is narrow
+        logits = (content @ theta.T - count * (theta @ self.text_mean)) / (count + PRIOR_TOKENS)
+        return (logits * (GAIN / (self.text_spread.clamp_min(1e-6) * math.sqrt(theta.shape[1])))).log_softmax(-1)

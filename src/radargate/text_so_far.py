@@ -1,0 +1,169 @@
+"""What a model has read so far, summed up: what a router of the whole model looks at, kept beside the key–value cache."""
+
+from __future__ import annotations
+
+import functools
+from contextvars import Token
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from radargate.errors import OptionError, RadarGateError
+from radargate.per_call import PerCall
+
+
+@dataclass(eq=False)
+class TextSoFar:
+    """One call's text.
+
+    Attributes:
+        mask: [batch, whole length] 1 for real tokens, or None where all are.
+        past: [batch, width + 1] sums of the tokens that the cache holds, or None.
+        sums: [batch, length, width + 1] for each token of this call, summed over all real tokens up to it: its embedding
+            scaled to unit RMS, and a 1; None until the base has embedded them.
+    """
+
+    mask: Tensor | None
+    past: Tensor | None
+    sums: Tensor | None = None
+    token: Token[TextSoFar | None] | None = field(default=None, repr=False)
+    _said: dict[int, Tensor] = field(default_factory=dict, repr=False)
+
+    def log_weights(self, router: nn.Module) -> Tensor:
+        """What a router says after each token, [batch, length, experts]; worked out once a call where nothing asks for gradients."""
+        if torch.is_grad_enabled():  # a checkpointed layer must find its own part of the graph again
+            return router(self.sums)
+        if id(router) not in self._said:
+            self._said[id(router)] = router(self.sums)
+        return self._said[id(router)]
+
+    def read(self, embedded: Tensor) -> None:
+        """Add the embeddings [batch, length, width] of this call's tokens."""
+        sums = summed(embedded, None if self.mask is None else self.mask[:, -embedded.shape[1] :])
+        self.sums = sums if self.past is None else sums + self.past[:, None]
+
+
+# of the call in progress; None outside of one, and where no composition has a router
+text_so_far: PerCall[TextSoFar] = PerCall("radargate_text")
+
+
+def summed(embedded: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Running sums [batch, length, width + 1] of embeddings [batch, length, width] scaled to unit RMS, and of a 1; masked tokens add 0."""
+    states = embedded.detach().float()
+    states = states * (states.square().mean(-1, keepdim=True) + 1e-12).rsqrt()
+    states = torch.cat([states, torch.ones_like(states[..., :1])], -1)
+    return (states if mask is None else states * mask[..., None]).cumsum(1)
+
+
+class TextWatch:
+    """Hooks on a causal base model that sum up what it reads; `remove` takes them off.
+
+    Raises:
+        OptionError: the model has an encoder, whose text its decoder would not see here.
+    """
+
+    def __init__(self, base: Any) -> None:
+        if base.config.is_encoder_decoder:
+            raise OptionError(
+                f"router='text' reads the tokens of a causal model, and {type(base).__name__} is an encoder–decoder. "
+                "Leave the router out."
+            )
+        stack = base.get_decoder()
+        self._handles = [
+            stack.register_forward_pre_hook(_begin, with_kwargs=True),
+            base.get_input_embeddings().register_forward_hook(_embedded),
+            stack.register_forward_hook(_end, always_call=True),
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def _begin(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+    if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
+        raise OptionError(
+            "router='text' needs an attention mask of [batch, length], which says what the tokens are; found another one. "
+            "Generate with a dynamic cache (the default), and give the model its mask as the tokenizer made it."
+        )
+    past = getattr(cache, "radargate_text", None)
+    if past is None and cache is not None and cache.get_seq_length():
+        raise RadarGateError(
+            "this key–value cache was filled without the router of this composition, so what it holds is unknown. Begin with an "
+            "empty cache."
+        )
+    text = TextSoFar(mask, past)
+    text.token = text_so_far.set(text)
+    if kwargs.get("inputs_embeds") is not None:
+        text.read(kwargs["inputs_embeds"])
+
+
+def _embedded(embedding: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    text = text_so_far.get()
+    if text is not None and text.sums is None:
+        text.read(output)
+
+
+def _end(stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    text = text_so_far.get()
+    if text is None or text.token is None:
+        return
+    text_so_far.reset(text.token)
+    cache = getattr(output, "past_key_values", None)
+    if cache is not None and text.sums is not None:
+        kind: Any = type(cache)
+        cache.__class__ = _carrying(kind)
+        cache.radargate_text = text.sums[:, -1]
+
+
+class _Carries:
+    """A cache whose rows take the sums of their tokens with them."""
+
+    radargate_text: Tensor | None
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        self._pick(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        self._pick(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        if self.radargate_text is not None:
+            self.radargate_text = self.radargate_text.repeat_interleave(repeats, 0)
+
+    def crop(self, *args: Any) -> None:
+        raise OptionError(
+            "router='text' cannot take tokens back, which assisted generation asks for. Generate without an assistant."
+        )
+
+    def reset(self) -> None:
+        super().reset()  # type: ignore[misc]
+        self.radargate_text = None
+
+    def _pick(self, rows: Tensor) -> None:
+        if self.radargate_text is not None:
+            self.radargate_text = self.radargate_text[rows.to(self.radargate_text.device)]
+
+
+@functools.cache
+def _carrying(kind: type) -> type:
+    return kind if issubclass(kind, _Carries) else type(kind.__name__, (_Carries, kind), {})
+
+
+def keep_rows(cache: Any, rows: Tensor) -> None:
+    """Let a cache forget the sums of all rows but these; for who cuts its keys and values by hand."""
+    if getattr(cache, "radargate_text", None) is not None:
+        cache.radargate_text = cache.radargate_text[rows]
+
+
+def add_rows(cache: Any, other: Any) -> None:
+    """Put the sums of another cache's rows behind a cache's own."""
+    if getattr(cache, "radargate_text", None) is not None:
+        cache.radargate_text = torch.cat([cache.radargate_text, other.radargate_text])

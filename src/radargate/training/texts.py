@@ -1,0 +1,55 @@
+"""What a router of the whole model must know before it is trained: how texts look on average."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from radargate.composition import radar_layers
+from radargate.errors import OptionError
+from radargate.gates.text_router import TextRouter
+from radargate.text_so_far import summed
+
+MOST_TEXTS = 2000  # evenly chosen; a mean needs no more
+
+
+def routers_of(model: PeftModel) -> list[TextRouter]:
+    """Routers of all compositions of a model."""
+    found = {id(router): router for layer in radar_layers(model) for router in layer.routers.values()}
+    return list(found.values())
+
+
+@torch.no_grad()
+def describe_texts(model: PeftModel, texts: Sequence[Sequence[int]]) -> None:
+    """Tell the router of a composition (``router="text"``) how the texts look that its gates will learn from.
+
+    Args:
+        model: a composed model, before it is trained.
+        texts: token ids of training prompts, as the model will read them.
+
+    Raises:
+        OptionError: the model has no router, or there are no two different texts.
+    """
+    routers = routers_of(model)
+    texts = [ids for ids in texts if len(ids)]
+    if not routers or not texts:
+        raise OptionError(
+            "describe_texts needs a model composed with router='text', and at least one text; found "
+            f"{len(routers)} routers and {len(texts)} texts."
+        )
+    weight: Any = model.get_input_embeddings().weight
+    weight = weight.full_tensor() if isinstance(weight, DTensor) else weight
+    chosen = texts[:: -(-len(texts) // MOST_TEXTS)]
+    sums = torch.stack([_last(F.embedding(torch.tensor([list(ids)], device=weight.device), weight)) for ids in chosen])
+    for router in routers:
+        router.describe(sums)
+
+
+def _last(embedded: Tensor) -> Tensor:
+    return summed(embedded)[0, -1]

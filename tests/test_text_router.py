@@ -1,0 +1,321 @@
+"""The router of the whole model: its formula, the text it has read with and without a cache, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from peft import PeftModel
+
+import radargate
+from conftest import make_adapter
+from radargate import ops
+from radargate.composition import radar_layers
+from radargate.errors import OptionError, RadarGateError
+from radargate.gates.text_router import PRIOR_TOKENS, TextRouter
+from radargate.ops import select
+from radargate.ops.fused import build
+from radargate.serve.batch import Batch
+from radargate.text_so_far import summed, text_so_far
+from radargate.training.texts import routers_of
+
+TEXTS = [[40, 41, 42, 43], [50, 51, 52, 53, 54, 55, 60], [70, 71, 80, 90, 91]]
+
+
+def routed(zoo, family="llama", gate="radar", base=None, **options):
+    """A composition whose router and gates are far from their start."""
+    model = radargate.compose(
+        base or str(zoo[family]["base"]), zoo[family]["adapters"], gate=gate, router="text", **options
+    )
+    radargate.describe_texts(model, TEXTS)
+    stir(model)
+    return model.eval()
+
+
+def stir(model):
+    g = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for layer in radar_layers(model):
+            for parameter in layer.radar_gate.parameters():
+                parameter += torch.randn(parameter.shape, generator=g) * 0.5
+
+
+def test_log_weights_are_those_of_the_formula():
+    torch.manual_seed(0)
+    embedded = torch.randn(2, 7, 12, dtype=torch.float64) * 3
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7])
+    router = TextRouter(3, 12).double()
+    torch.nn.init.normal_(router.softmax_router)
+    texts = torch.stack([summed(torch.randn(1, 5, 12))[0, -1] for _ in range(4)]).double()
+    router.describe(texts)
+    mean = (texts[:, :-1] / texts[:, -1:]).mean(0)
+    spread = ((texts[:, :-1] - texts[:, -1:] * mean) / (texts[:, -1:] + PRIOR_TOKENS)).square().mean().sqrt()
+    found = router(summed(embedded, mask).double())
+    for row in range(2):
+        for t in range(7):
+            read = [embedded[row, s] / embedded[row, s].square().mean().sqrt() for s in range(t + 1) if mask[row, s]]
+            c = sum((e - mean for e in read), torch.zeros(12).double()) / ((len(read) + PRIOR_TOKENS) * spread)
+            expected = (10 * router.softmax_router @ c / math.sqrt(12)).log_softmax(-1)
+            torch.testing.assert_close(found[row, t], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("top_k", [None, 1, 2])
+def test_weights_are_the_gates_times_the_routers(top_k):
+    torch.manual_seed(1)
+    logits, prior = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64).log_softmax(-1)
+    on = torch.tensor([1.0, 0.0, 2.0, 1.0], dtype=torch.float64)
+    weights, indices = select(logits, top_k, renormalize="always", multipliers=on, prior=prior)
+    product = logits.softmax(-1) * prior.exp() * on
+    if indices is not None:
+        torch.testing.assert_close(indices, product.sort(dim=-1, descending=True, stable=True).indices[:, :top_k])
+        product = product.gather(-1, indices)
+    torch.testing.assert_close(weights, product / product.sum(-1, keepdim=True))
+
+
+def test_untrained_it_changes_nothing(zoo):
+    ids = torch.tensor([TEXTS[1]])
+    plain = radargate.compose(str(zoo["llama"]["base"]), zoo["llama"]["adapters"], gate="stretch").eval()
+    with_router = radargate.compose(
+        str(zoo["llama"]["base"]), zoo["llama"]["adapters"], gate="stretch", router="text"
+    ).eval()
+    torch.testing.assert_close(with_router(input_ids=ids).logits, plain(input_ids=ids).logits)
+    radargate.describe_texts(with_router, TEXTS)
+    torch.testing.assert_close(with_router(input_ids=ids).logits, plain(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("gate", ["stretch", "radar"])
+def test_read_in_pieces_padded_or_at_once(zoo, family, gate):
+    model = routed(zoo, family, gate)
+    ids, mask = torch.tensor([TEXTS[1]]), torch.ones(1, 7, dtype=torch.long)
+    with torch.no_grad():
+        whole = model(input_ids=ids).logits
+        first = model(input_ids=ids[:, :3], use_cache=True)
+        rest = [
+            model(
+                input_ids=ids[:, 3:5], attention_mask=mask[:, :5], past_key_values=first.past_key_values, use_cache=True
+            )
+        ]
+        rest += [model(input_ids=ids[:, i : i + 1], attention_mask=mask[:, : i + 1],
+                       past_key_values=first.past_key_values, use_cache=True) for i in (5, 6)]  # fmt: skip
+        pieces = torch.cat([first.logits, *(out.logits for out in rest)], 1)
+        torch.testing.assert_close(pieces, whole, atol=1e-4, rtol=1e-4)
+        padded = torch.cat([torch.zeros(1, 4, dtype=torch.long), ids], 1)
+        real = torch.cat([torch.zeros(1, 4, dtype=torch.long), mask], 1)
+        left = model(input_ids=padded, attention_mask=real, position_ids=(real.cumsum(1) - 1).clamp_min(0)).logits
+        torch.testing.assert_close(left[:, 4:], whole, atol=1e-4, rtol=1e-4)
+        other = model(input_ids=torch.tensor([[90, *TEXTS[1][1:]]])).logits
+        assert not torch.allclose(other[:, -1], whole[:, -1], atol=1e-3)
+        embedded = model.get_input_embeddings()(ids)
+        torch.testing.assert_close(model(inputs_embeds=embedded).logits, whole)
+
+
+def test_each_token_sees_only_the_text_before_it(zoo):
+    model = routed(zoo)
+    ids = torch.tensor([TEXTS[1]])
+    with torch.no_grad():
+        longer = torch.cat([ids, torch.tensor([[99, 98, 97]])], 1)
+        torch.testing.assert_close(
+            model(input_ids=longer).logits[:, :7], model(input_ids=ids).logits, atol=1e-5, rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize("how", [{"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}, {"do_sample": False}])
+def test_generation_with_a_cache_is_that_without(zoo, how):
+    model = routed(zoo)
+    ids = torch.tensor([[0, 0, 0, *TEXTS[0]], TEXTS[1]])
+    common = {"input_ids": ids, "attention_mask": (ids > 0).long(), "max_new_tokens": 12, "pad_token_id": 0, **how}
+    assert torch.equal(model.generate(**common, use_cache=True), model.generate(**common, use_cache=False))
+
+
+def test_saved_and_loaded_it_answers_the_same(zoo, load_tiny, tmp_path):
+    model, ids = routed(zoo), torch.tensor([TEXTS[1]])
+    model.save_pretrained(tmp_path)
+    expected = model(input_ids=ids).logits
+    for loaded in (
+        radargate.load(load_tiny(), tmp_path),
+        PeftModel.from_pretrained(load_tiny(), tmp_path),
+    ):
+        assert len(routers_of(loaded)) == 1
+        torch.testing.assert_close(loaded.eval()(input_ids=ids).logits, expected)
+
+
+def test_unloaded_the_base_and_its_caches_are_as_before(zoo, load_tiny):
+    base, ids = load_tiny(), torch.tensor([TEXTS[1]])
+    before = base(input_ids=ids, use_cache=True)
+    model = routed(zoo, base=base)
+    with model.disable_adapter():
+        assert torch.equal(model(input_ids=ids).logits, before.logits)
+    after = model.base_model.unload()(input_ids=ids, use_cache=True)
+    assert torch.equal(after.logits, before.logits)
+    assert type(after.past_key_values) is type(before.past_key_values)
+    assert text_so_far.blocks == 0
+
+
+def test_two_compositions_of_one_base_keep_their_own(zoo, load_tiny, tmp_path):
+    ids = torch.tensor([TEXTS[1]])
+    for i, gate in enumerate(("radar", "stretch")):
+        routed(zoo, gate=gate, seed=i).save_pretrained(tmp_path / gate)
+    alone = [radargate.load(load_tiny(), tmp_path / gate).eval()(input_ids=ids).logits for gate in ("radar", "stretch")]
+    base = load_tiny()
+    first = radargate.load(base, tmp_path / "radar", adapter_name="a").eval()
+    second = radargate.load(base, tmp_path / "stretch", adapter_name="b").eval()
+    for model, name, expected in ((first, "a", alone[0]), (second, "b", alone[1]), (first, "a", alone[0])):
+        model.set_adapter(name)
+        with torch.no_grad():
+            start = model(input_ids=ids[:, :4], use_cache=True)
+            end = model(
+                input_ids=ids[:, 4:], attention_mask=torch.ones_like(ids), past_key_values=start.past_key_values
+            )
+        torch.testing.assert_close(torch.cat([start.logits, end.logits], 1), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_rows_join_and_leave_a_batch_with_their_own_text(zoo):
+    model = routed(zoo)
+    base = model.get_base_model()
+    alone = []
+    for text in TEXTS:
+        batch = Batch(base, 0)
+        logits, cache, mask = batch.read(model, [text])
+        batch.merge(cache, mask)
+        alone.append([logits, batch.step(model, [65]), batch.step(model, [66])])
+    batch = Batch(base, 0)
+    _, cache, mask = batch.read(model, TEXTS[:2])
+    batch.merge(cache, mask)
+    torch.testing.assert_close(batch.step(model, [65, 65]), torch.cat([alone[0][1], alone[1][1]]), atol=1e-4, rtol=1e-4)
+    logits, cache, mask = batch.read(model, TEXTS[2:])
+    torch.testing.assert_close(logits, alone[2][0], atol=1e-4, rtol=1e-4)
+    batch.merge(cache, mask)
+    batch.keep([1, 2])
+    found = batch.step(model, [66, 65])
+    torch.testing.assert_close(found, torch.cat([alone[1][2], alone[2][1]]), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_gives_the_same_gradients(zoo, reentrant):
+    ids = torch.tensor([TEXTS[1]])
+    found = []
+    for checkpointed in (False, True):
+        model = routed(zoo).train()
+        if checkpointed:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        model(input_ids=ids, labels=ids).loss.backward()
+        found.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    assert any(name.endswith("softmax_router") and grad.any() for name, grad in found[0].items())
+    for name, grad in found[0].items():
+        torch.testing.assert_close(found[1][name], grad, atol=1e-5, rtol=1e-4)
+
+
+def test_masked_experts_stay_masked(zoo):
+    model, ids = routed(zoo, gate="stretch", top_k=None), torch.tensor([TEXTS[1]])
+    seen = []
+
+    def look(layer, args):
+        gated = layer.gated(args[0], "default")
+        names = [layer.entries["default"][0].experts[i] for i in layer.entries["default"][1]["experts"]]
+        seen.append((names, gated.weights))
+
+    hooks = [layer.register_forward_pre_hook(look) for layer in radar_layers(model)]
+    with radargate.using(model, {"law": 0.0}):
+        model(input_ids=ids)
+    for hook in hooks:
+        hook.remove()
+    assert seen and all(not weights[..., names.index("law")].any() for names, weights in seen if "law" in names)
+
+
+def test_what_it_cannot_do_is_said(zoo, load_tiny):
+    ids = torch.tensor([TEXTS[1]])
+    with pytest.raises(OptionError, match="encoder–decoder"):
+        radargate.compose(str(zoo["t5"]["base"]), zoo["t5"]["adapters"], router="text")
+    fresh = radargate.compose(str(zoo["llama"]["base"]), zoo["llama"]["adapters"], router="text").train()
+    with pytest.raises(OptionError, match="describe_texts"):
+        fresh(input_ids=ids, labels=ids)
+    assert text_so_far.blocks == 0, "a call that failed leaves nothing open"
+    with pytest.raises(OptionError, match="all training prompts are alike"):
+        radargate.describe_texts(fresh, [TEXTS[0], TEXTS[0]])
+    plain = radargate.compose(str(zoo["llama"]["base"]), zoo["llama"]["adapters"])
+    with pytest.raises(OptionError, match="found 0 routers"):
+        radargate.describe_texts(plain, TEXTS)
+    model = routed(zoo)
+    cache = load_tiny()(input_ids=ids, use_cache=True).past_key_values
+    with pytest.raises(RadarGateError, match="filled without the router"):
+        model(input_ids=ids, past_key_values=cache, attention_mask=torch.ones(1, 14))
+    own = model(input_ids=ids, use_cache=True).past_key_values
+    with pytest.raises(OptionError, match="assisted generation"):
+        own.crop(2)
+    with pytest.raises(OptionError, match=r"\[batch, length\]"):
+        model(input_ids=ids, attention_mask=torch.zeros(1, 1, 7, 7))
+    layer = radar_layers(model)[0]
+    with pytest.raises(RadarGateError, match="Call the model as a whole"):
+        layer(torch.zeros(1, 7, 24))
+
+
+def test_training_learns_where_texts_differ_and_experts_help(zoo, tmp_path):
+    """Two kinds of prompts whose best experts differ by construction: the router finds them."""
+    base = zoo["llama"]["base"]
+    adapters = {name: make_adapter(base, tmp_path / name, seed=i, r=4, lora_alpha=64, target_modules=["q_proj", "v_proj", "down_proj"])
+                for i, name in enumerate(("one", "two"))}  # fmt: skip
+    g = torch.Generator().manual_seed(0)
+    prompts = {"one": torch.randint(20, 60, (12, 8), generator=g), "two": torch.randint(120, 160, (12, 8), generator=g)}
+    # the right answer is what the right expert alone would say
+    answers = {}
+    for name, ids in prompts.items():
+        alone = radargate.compose(str(base), {name: adapters[name]}, gate="uniform", top_k=1).eval()
+        answers[name] = alone(input_ids=ids).logits[:, -1].argmax(-1)
+    model = radargate.compose(str(base), adapters, gate="stretch", router="text", top_k=None)
+    radargate.describe_texts(model, torch.cat(list(prompts.values())).tolist())
+    optimizer = torch.optim.AdamW(radargate.parameter_groups(model, lr=2e-2))
+    model.train()
+    for _ in range(40):
+        loss = sum(
+            torch.nn.functional.cross_entropy(model(input_ids=ids).logits[:, -1], answers[name])
+            for name, ids in prompts.items()
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    router, embed = routers_of(model)[0], model.get_input_embeddings()
+    share = {name: router(summed(embed(ids)))[:, -1].exp().mean(0) for name, ids in prompts.items()}
+    assert share["one"][0] > 0.6 and share["two"][1] > 0.6, share
+
+
+def test_options_come_through_the_command_line(zoo, tmp_path, capsys):
+    from radargate.cli import main
+
+    rows = [{"prompt": f"{a} plus {b}", "target": str(a + b)} for a in range(4) for b in range(3)]
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "test"):
+        (data / f"sums.{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    given = [f"{name}={path}" for name, path in zoo["llama"]["adapters"].items()]
+    base = str(zoo["llama"]["base"])
+    assert main(["train", base, *given, "--data", str(data), "--steps", "2", "--batch-size", "2", "--option", "router=text",
+                 "--out", str(tmp_path / "bundle")]) == 0  # fmt: skip
+    assert main(["generate", str(tmp_path / "bundle"), "--prompt", "1 plus 1", "--max-new-tokens", "3"]) == 0
+    loaded = radargate.load(base, tmp_path / "bundle")
+    assert routers_of(loaded)[0].text_spread > 0
+
+
+@pytest.mark.parametrize("gate", ["stretch", "radar"])
+@pytest.mark.parametrize("top_k", [1, 2, None])
+def test_one_compiled_call_says_what_the_single_steps_say(zoo, gate, top_k, monkeypatch):
+    if not build.load()[0]:
+        pytest.skip("no C++ compiler here")
+    model, ids = routed(zoo, gate=gate, top_k=top_k), torch.tensor([TEXTS[1]])
+    called, site = [], ops.site
+
+    def counted(*args):
+        found = site(*args)
+        called.append(found is not None and args[-1] is not None)
+        return found
+
+    monkeypatch.setattr(ops, "site", counted)
+    with torch.no_grad():
+        at_once = model(input_ids=ids).logits
+        assert any(called)
+        monkeypatch.setattr(ops, "site_applies", lambda *_: False)
+        torch.testing.assert_close(at_once, model(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
