@@ -25,6 +25,7 @@ def section(results: Path) -> list[str]:
         name: findings_of(results / "experiments" / name)
         for name in (
             "learnable",
+            "routed",
             "recipes",
             "ablation",
             "fitting",
@@ -49,7 +50,7 @@ def section(results: Path) -> list[str]:
         "\n".join(
             [
                 f"- **Which composition is best**, whatever it does. {_best(found)}",
-                f"- **With a router of the whole model** (`router=text`, ours; docs/method.md). {_routed(found['learnable'])}",
+                f"- **With a router of the whole model** (`router=text`, ours; docs/method.md). {_routed(found['routed'])}",
                 f"- **Against the paper's other gates, where experts have something to give** (asked: on tasks that count a lower NLL than each, p < 0.05, and no lower accuracy). **{_met_against(learned)}** "
                 f"{_tuned(found['learnable'], PAPER_GATES)}",
                 f"- **Against the paper's other gates on the paper's nine tasks**{_rates(found['ablation'])}. **{_met_against(gates)}** {_against(gates, PAPER_GATES)} "

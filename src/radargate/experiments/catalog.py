@@ -21,6 +21,7 @@ EXPERIMENTS = Registry(
         "forms": f"{_HERE}:FORMS",
         "recipes": f"{_HERE}:RECIPES",
         "learnable": f"{_HERE}:LEARNABLE",
+        "routed": f"{_HERE}:ROUTED",
     },
 )
 PAPER_GATES = ("stretch", "rotation", "radar", "nexus", "tutel")
@@ -120,8 +121,14 @@ RECIPES = Experiment(
 LEARNABLE = Experiment(
     "learnable", "On other tasks, whose own experts beat the base: which gate composes best, each at its own best rates?",
     "Tables 2 and 3", axis=None, layout="tasks",
-    design={"named": _LEARNABLE_TASKS, "union": False, "limit": 50,
-            "gates": (*PAPER_GATES, "signed", "lora", "stretch:router=text", "radar:router=text"),
+    design={"named": _LEARNABLE_TASKS, "union": False, "limit": 50, "gates": (*PAPER_GATES, "signed", "lora"),
             "rates": ("nexus:lr=0.002", "rotation:rotation_lr=0.02")},
+    presets={"cpu": {"steps": 60}},
+)  # fmt: skip
+ROUTED = Experiment(
+    "routed", "What does one decision for the whole model, from the text so far, add to the gates of single sites?", "",
+    axis=None, layout="tasks",
+    design={"named": _LEARNABLE_TASKS, "union": False, "limit": 50,
+            "gates": ("stretch", "radar", "stretch:router=text", "radar:router=text")},
     presets={"cpu": {"steps": 60}},
 )  # fmt: skip
