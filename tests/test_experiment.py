@@ -57,7 +57,9 @@ def cells(out):
 def test_every_experiment_runs_and_its_report_comes_from_its_records(zoo, sources, tmp_path, capsys, name):
     out = tmp_path / name
     base = "t5" if name == "model-size" else "llama"
-    words = [] if name == "ablation" else ["--gates", "rotation,radar" if name == "angles" else "stretch,radar"]
+    words = (
+        [] if name in ("ablation", "routed") else ["--gates", "rotation,radar" if name == "angles" else "stretch,radar"]
+    )
     assert main(command(name, zoo, sources, out, *words, base=base)) == 0
     shown = capsys.readouterr()
     assert "predicted" in shown.err and "cells are in (preset cpu, shrunk by --smoke" in shown.out
@@ -70,6 +72,12 @@ def test_every_experiment_runs_and_its_report_comes_from_its_records(zoo, source
     (out / "report.md").unlink()
     write_report(read_records(out / "records.jsonl"), out)
     assert (out / "report.md").read_text() == page
+
+
+def test_a_router_has_no_text_where_single_tokens_are_looked_at(zoo, sources, tmp_path, capsys):
+    out = tmp_path / "angles"
+    assert main(command("angles", zoo, sources, out, "--gates", "radar:router=text")) == 1
+    assert "needs the whole text" in capsys.readouterr().err and not (out / "records.jsonl").exists()
 
 
 def test_a_stopped_experiment_goes_on_and_recomputes_nothing(zoo, sources, tmp_path, monkeypatch, capsys):

@@ -21,6 +21,7 @@ from radargate.errors import AdapterError, InactiveExpertError, RadarGateError
 from radargate.experts.adapters import base_sites, read_adapter
 from radargate.experts.bank import load_bank, write_expert
 from radargate.experts.doctor import examine
+from radargate.experts.files import read_header
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -270,3 +271,14 @@ def test_every_refused_lora_form_is_one_that_peft_can_make(load_tiny, tmp_path):
 
 def test_the_zoo_has_the_unequal_ranks_the_tests_rely_on(zoo):
     assert [next(iter(read_adapter(n, p).sites.values())).rank for n, p in zoo["t5"]["adapters"].items()] == list(RANKS)
+
+
+def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path):
+    """The first byte of a length of 0x80 modulo 256: one file in 32 has it."""
+    path = tmp_path / WEIGHTS
+    for padding in range(64):
+        save_file({"base_model.model.a.lora_A.weight": torch.zeros(1, 2)}, path, metadata={"note": "x" * 8 * padding})
+        if path.read_bytes()[:1] == b"\x80":
+            break
+    assert path.read_bytes()[:1] == b"\x80"
+    assert list(read_header(path)) == ["base_model.model.a.lora_A.weight"]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import DynamicCache
 
 import radargate
 from conftest import make_adapter
@@ -226,10 +230,17 @@ def test_masked_experts_stay_masked(zoo):
     assert seen and all(not weights[..., names.index("law")].any() for names, weights in seen if "law" in names)
 
 
-def test_what_it_cannot_do_is_said(zoo, load_tiny):
+def test_what_it_cannot_do_is_said(zoo, load_tiny, tmp_path):
     ids = torch.tensor([TEXTS[1]])
+    t5 = load_tiny("t5")
     with pytest.raises(OptionError, match="encoder–decoder"):
-        radargate.compose(str(zoo["t5"]["base"]), zoo["t5"]["adapters"], router="text")
+        radargate.compose(t5, zoo["t5"]["adapters"], router="text")
+    assert not radar_layers(t5), "a refusal leaves the base as it was"
+    head = make_adapter(zoo["llama"]["base"], tmp_path / "head", seed=1, r=4, target_modules=["q_proj", "lm_head"])
+    tensors = load_file(head / "adapter_model.safetensors")
+    save_file({k: v for k, v in tensors.items() if "base_layer" not in k}, head / "adapter_model.safetensors")
+    with pytest.raises(OptionError, match="output layer"):
+        radargate.compose(str(zoo["llama"]["base"]), {"head": head, **zoo["llama"]["adapters"]}, router="text")
     fresh = radargate.compose(str(zoo["llama"]["base"]), zoo["llama"]["adapters"], router="text").train()
     with pytest.raises(OptionError, match="describe_texts"):
         fresh(input_ids=ids, labels=ids)
@@ -241,13 +252,17 @@ def test_what_it_cannot_do_is_said(zoo, load_tiny):
         radargate.describe_texts(plain, TEXTS)
     model = routed(zoo)
     cache = load_tiny()(input_ids=ids, use_cache=True).past_key_values
-    with pytest.raises(RadarGateError, match="filled without the router"):
+    with pytest.raises(RadarGateError, match="filled without it"):
         model(input_ids=ids, past_key_values=cache, attention_mask=torch.ones(1, 14))
     own = model(input_ids=ids, use_cache=True).past_key_values
     with pytest.raises(OptionError, match="assisted generation"):
         own.crop(2)
-    with pytest.raises(OptionError, match=r"\[batch, length\]"):
+    with pytest.raises(RadarGateError, match=r"\[batch, length\]"):
         model(input_ids=ids, attention_mask=torch.zeros(1, 1, 7, 7))
+    with model.disable_adapter():
+        model(input_ids=ids, attention_mask=torch.zeros(1, 1, 7, 7))
+    with pytest.raises(RadarGateError, match="packed into one row"):
+        model(input_ids=ids, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2, 3]]))
     layer = radar_layers(model)[0]
     with pytest.raises(RadarGateError, match="Call the model as a whole"):
         layer(torch.zeros(1, 7, 24))
@@ -319,3 +334,83 @@ def test_one_compiled_call_says_what_the_single_steps_say(zoo, gate, top_k, monk
         assert any(called)
         monkeypatch.setattr(ops, "site_applies", lambda *_: False)
         torch.testing.assert_close(at_once, model(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_cache_that_is_filled_but_not_returned_knows_its_text(zoo):
+    """As Mistral's and other models do it under use_cache=False."""
+    model, ids = routed(zoo), torch.tensor([TEXTS[1]])
+    cache = DynamicCache()
+    with torch.no_grad():
+        model(input_ids=ids[:, :3], past_key_values=cache, use_cache=True)
+        stack = model.get_base_model().get_decoder()
+        hook = stack.register_forward_hook(
+            lambda _, args, out: type(out)(last_hidden_state=out.last_hidden_state), prepend=True
+        )
+        model(input_ids=ids[:, 3:5], attention_mask=torch.ones(1, 5), past_key_values=cache)
+        hook.remove()
+        end = model(input_ids=ids[:, 5:], attention_mask=torch.ones(1, 7), past_key_values=cache).logits
+        torch.testing.assert_close(end, model(input_ids=ids).logits[:, 5:], atol=1e-4, rtol=1e-4)
+
+
+def test_caches_and_models_can_be_copied_and_pickled(zoo):
+    model, ids = routed(zoo), torch.tensor([TEXTS[1]])
+    model.train()(input_ids=ids, labels=ids).loss.backward()
+    model.eval()
+    torch.testing.assert_close(copy.deepcopy(model)(input_ids=ids).logits, model(input_ids=ids).logits)
+    with torch.no_grad():
+        cache = model(input_ids=ids[:, :4], use_cache=True).past_key_values
+        expected = model(input_ids=ids).logits[:, 4:]
+        for copied in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
+            rest = model(input_ids=ids[:, 4:], attention_mask=torch.ones_like(ids), past_key_values=copied).logits
+            torch.testing.assert_close(rest, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_it_goes_along_to_another_dtype(zoo, dtype):
+    model, ids = routed(zoo), torch.tensor([TEXTS[1]])
+    before = model(input_ids=ids).logits
+    torch.testing.assert_close(
+        model.to(dtype)(input_ids=ids).logits.float(), before, atol=0.3 if dtype == torch.bfloat16 else 1e-3, rtol=0
+    )
+
+
+def test_a_deleted_composition_takes_its_router_along(zoo, load_tiny, tmp_path):
+    ids = torch.tensor([TEXTS[1]])
+    routed(zoo).save_pretrained(tmp_path / "routed")
+    plain = radargate.compose(str(zoo["llama"]["base"]), zoo["llama"]["adapters"], gate="stretch").eval()
+    plain.save_pretrained(tmp_path / "plain")
+    model = radargate.load(load_tiny(), tmp_path / "routed", adapter_name="a").eval()
+    model.load_adapter(str(tmp_path / "plain"), adapter_name="b")
+    model.set_adapter("b")
+    torch.testing.assert_close(model(input_ids=ids).logits, plain(input_ids=ids).logits)
+    model.delete_adapter("a")
+    model.load_adapter(str(tmp_path / "plain"), adapter_name="a")
+    model.set_adapter("a")
+    torch.testing.assert_close(model(input_ids=ids).logits, plain(input_ids=ids).logits)
+    assert not routers_of(model)
+
+
+def test_only_the_composition_at_work_learns_how_texts_look(zoo, load_tiny, tmp_path):
+    routed(zoo).save_pretrained(tmp_path / "first")
+    model = radargate.load(load_tiny(), tmp_path / "first", adapter_name="a")
+    first = routers_of(model)[0].text_mean.clone()
+    model.load_adapter(str(tmp_path / "first"), adapter_name="b")
+    model.set_adapter("b")
+    radargate.describe_texts(model, TEXTS[:2])
+    model.set_adapter("a")
+    assert torch.equal(routers_of(model)[0].text_mean, first)
+
+
+def test_the_base_called_itself_in_training_is_weighed_by_its_own_text(zoo):
+    model = routed(zoo, gate="stretch").train()
+    first, second = (torch.tensor([ids]) for ids in (TEXTS[1], [90, 91, 92, 93, 94, 95, 96]))
+    expected = model(input_ids=second).logits
+    model(input_ids=first)
+    torch.testing.assert_close(model.get_base_model()(input_ids=second).logits, expected)
+
+
+def test_one_expert_alone_needs_no_router(zoo):
+    only = {"law": zoo["llama"]["adapters"]["law"]}
+    model = radargate.compose(str(zoo["llama"]["base"]), only, gate="radar", top_k=1, router="text")
+    assert not routers_of(model) and not [p for p in model.parameters() if p.requires_grad]
+    model(input_ids=torch.tensor([TEXTS[0]]))

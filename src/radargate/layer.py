@@ -164,10 +164,10 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         Gradient checkpointing runs a layer once more during the backward pass, outside of the call and, on a GPU, in
         another thread; it then gets what the layer saw last.
         """
-        masks, asked = token_masks.get(), active_multipliers.get()
-        text = text_so_far.get()
-        if masks is None:
-            return self._remembered if self.training and self._remembered is not None else ((None, None), asked, text)
+        masks, asked, text = token_masks.get(), active_multipliers.get(), text_so_far.get()
+        if masks is None and text is None:
+            return self._remembered if self.training and self._remembered is not None else ((None, None), asked, None)
+        masks = masks or (None, None)
         if self.training:
             self._remembered = (masks, asked, text)
         return masks, asked, text
@@ -193,15 +193,19 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         """The router's log-weights [..., n] of the experts here, where the composition has one."""
         if name not in self.routers:
             return None
-        read = None if text is None or text.sums is None else text.sums.shape[:-1]
-        if text is None or read != x.shape[:-1]:
+        if text is None:
             raise RadarGateError(
-                f"{self.site} got an input of shape {tuple(x.shape)}, and the router of this composition has read "
-                f"{'nothing' if read is None else tuple(read)}. Call the model as a whole, with input_ids or inputs_embeds."
+                f"{self.site} was called on its own, and the router of this composition has read no text. Call the model as a "
+                "whole, with input_ids or inputs_embeds."
             )
-        _, entry = self.entries[name]
-        weights, here = text.log_weights(self.routers[name]), entry["experts"]
-        return (weights if len(here) == weights.shape[-1] else weights[..., list(here)]).to(x.dtype)
+        weights, here = text.log_weights(self.routers[name]), self.entries[name][1]["experts"]
+        if weights[..., 0].numel() != x[..., 0].numel():
+            raise RadarGateError(
+                f"{self.site} got an input of shape {tuple(x.shape)} where the text has {tuple(weights.shape[:-1])} tokens: the router "
+                "of this composition cannot tell which are which. Leave router='text' out."
+            )
+        chosen = weights if len(here) == weights.shape[-1] else weights[..., list(here)]
+        return chosen.reshape(*x.shape[:-1], len(here)).to(x)
 
     def decodes(self) -> bool:
         """Whether answers can be generated token by token: each gate is token-local, or sees whole inputs anyway."""

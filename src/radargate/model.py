@@ -17,7 +17,7 @@ from radargate.gates.base import Gate, auxiliary_terms, make_options
 from radargate.gates.text_router import TextRouter
 from radargate.layer import RadarLayer, active_multipliers, banks_come_later, check_multipliers, token_masks
 from radargate.registration import PREFIX
-from radargate.text_so_far import TextWatch
+from radargate.text_so_far import unwatch, watch
 
 
 def auxiliary_loss(terms: list[tuple[Gate, torch.Tensor]]) -> torch.Tensor:
@@ -62,7 +62,6 @@ class RadarModel(BaseTuner):
     prefix = PREFIX
     tuner_layer_cls = RadarLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012
-    _watch: TextWatch | None = None
 
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         self.__dict__["_routers"] = {}  # before PEFT's own, which puts the layers in
@@ -85,6 +84,9 @@ class RadarModel(BaseTuner):
     def _create_and_replace(self, peft_config: RadarConfig, adapter_name: str, target: nn.Module, target_name: str,
                             parent: nn.Module, current_key: str) -> None:  # fmt: skip
         index = list(peft_config.sites).index(current_key)
+        router = self._router(
+            peft_config, adapter_name, current_key, target
+        )  # before anything is changed, should it not fit
         if isinstance(target, RadarLayer):
             target.add(adapter_name, peft_config, index)
             layer = target
@@ -93,43 +95,47 @@ class RadarModel(BaseTuner):
             layer.two_stacks = bool(getattr(getattr(self.model, "config", None), "is_encoder_decoder", False))
             layer.add(adapter_name, peft_config, index)
             self._replace_module(parent, target_name, layer, target)
-        self._route(layer, adapter_name, peft_config, holds=current_key == min(peft_config.sites))
+        if router is not None:
+            layer.routers[adapter_name] = router
+            if current_key == min(peft_config.sites):  # one gate holds it: PEFT saves and trains what stands in layers
+                layer.gate(adapter_name).router = router
         device = next(layer.base_layer.parameters()).device
         if device.type != "meta":
             for module in (layer.radar_gate[adapter_name], layer.radar_bank[adapter_name]):
                 if not any(t.device.type == "meta" for t in (*module.parameters(), *module.buffers())):
                     module.to(device)
 
-    def _route(self, layer: RadarLayer, adapter_name: str, config: RadarConfig, holds: bool) -> None:
-        """Give a layer the router of the whole model, where its gates have one; the first site's gate holds it."""
-        kind = gate_class(config.gate)
-        if not kind.routes(make_options(kind, config.gate_options)):
-            return
-        if self._watch is None:
-            self._watch = TextWatch(self.model)
+    def _router(self, config: RadarConfig, adapter_name: str, site: str, target: nn.Module) -> TextRouter | None:
+        """The router that a composition's gates share, where they have one; made at its first site."""
+        kind, base = gate_class(config.gate), cast(Any, self.model)
+        chooses = any(len(entry["experts"]) > 1 for entry in config.sites.values())
+        if not chooses or not kind.routes(make_options(kind, config.gate_options)):
+            return None
+        if base.get_output_embeddings() is getattr(target, "base_layer", target):
+            raise OptionError(
+                f"router='text' cannot serve {site}, the model's output layer, which is outside of what reads the text. Leave the "
+                "router out, or compose adapters without that target."
+            )
+        watch(base)
         if adapter_name not in self._routers:
-            width = cast(Any, self.model).get_input_embeddings().embedding_dim
-            self._routers[adapter_name] = TextRouter(len(config.experts), width)
-        layer.routers[adapter_name] = self._routers[adapter_name]
-        if holds:
-            layer.gate(adapter_name).router = self._routers[adapter_name]
+            self._routers[adapter_name] = TextRouter(len(config.experts), base.get_input_embeddings().embedding_dim)
+        return self._routers[adapter_name]
 
     def unload(self) -> nn.Module:
         """The base model, without layers and hooks of ours."""
-        self._unwatch()
-        return super().unload()
+        base = super().unload()
+        unwatch(base)
+        return base
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Drop one composition."""
         super().delete_adapter(adapter_name)
         self._routers.pop(adapter_name, None)
-        if not self._routers:
-            self._unwatch()
-
-    def _unwatch(self) -> None:
-        if self._watch is not None:
-            self._watch.remove()
-            self._watch = None
+        layers = [module for module in self.model.modules() if isinstance(module, RadarLayer)]
+        for layer in layers:
+            layer.routers.pop(adapter_name, None)
+        if not any(layer.routers for layer in layers):
+            unwatch(self.model)
 
     def _pre_injection_hook(self, model: nn.Module, config: RadarConfig, adapter_name: str) -> None:
         names = {name for name, _ in model.named_modules()}

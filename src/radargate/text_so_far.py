@@ -21,18 +21,24 @@ class TextSoFar:
     Attributes:
         mask: [batch, whole length] 1 for real tokens, or None where all are.
         past: [batch, width + 1] sums of the tokens that the cache holds, or None.
+        cache: the cache that the call was given.
+        fault: why this text cannot be summed up, which only matters to who asks for it.
         sums: [batch, length, width + 1] for each token of this call, summed over all real tokens up to it: its embedding
             scaled to unit RMS, and a 1; None until the base has embedded them.
     """
 
     mask: Tensor | None
     past: Tensor | None
+    cache: Any = field(default=None, repr=False)
+    fault: str | None = None
     sums: Tensor | None = None
     token: Token[TextSoFar | None] | None = field(default=None, repr=False)
     _said: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     def log_weights(self, router: nn.Module) -> Tensor:
         """What a router says after each token, [batch, length, experts]; worked out once a call where nothing asks for gradients."""
+        if self.sums is None:
+            raise RadarGateError(f"router='text' {self.fault or 'found no token embeddings in this call.'}")
         if torch.is_grad_enabled():  # a checkpointed layer must find its own part of the graph again
             return router(self.sums)
         if id(router) not in self._said:
@@ -41,12 +47,15 @@ class TextSoFar:
 
     def read(self, embedded: Tensor) -> None:
         """Add the embeddings [batch, length, width] of this call's tokens."""
+        if self.fault:
+            return
         sums = summed(embedded, None if self.mask is None else self.mask[:, -embedded.shape[1] :])
         self.sums = sums if self.past is None else sums + self.past[:, None]
 
 
 # of the call in progress; None outside of one, and where no composition has a router
 text_so_far: PerCall[TextSoFar] = PerCall("radargate_text")
+_HANDLES = "_radargate_text_hooks"
 
 
 def summed(embedded: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -57,46 +66,48 @@ def summed(embedded: Tensor, mask: Tensor | None = None) -> Tensor:
     return (states if mask is None else states * mask[..., None]).cumsum(1)
 
 
-class TextWatch:
-    """Hooks on a causal base model that sum up what it reads; `remove` takes them off.
+def watch(base: Any) -> None:
+    """Let a causal base model sum up what it reads, until `unwatch`.
 
     Raises:
-        OptionError: the model has an encoder, whose text its decoder would not see here.
+        OptionError: the model keeps more than a cache of keys and values, or has an encoder.
     """
+    if _HANDLES in base.__dict__:
+        return
+    if base.config.is_encoder_decoder or getattr(base, "_is_stateful", False):
+        raise OptionError(
+            f"router='text' needs a causal model with a key–value cache, and {type(base).__name__} is "
+            f"{'an encoder–decoder' if base.config.is_encoder_decoder else 'stateful'}. Leave the router out."
+        )
+    stack = base.get_decoder()
+    base.__dict__[_HANDLES] = [
+        stack.register_forward_pre_hook(_begin, with_kwargs=True),
+        base.get_input_embeddings().register_forward_hook(_embedded),
+        stack.register_forward_hook(_end, always_call=True),
+    ]
 
-    def __init__(self, base: Any) -> None:
-        if base.config.is_encoder_decoder:
-            raise OptionError(
-                f"router='text' reads the tokens of a causal model, and {type(base).__name__} is an encoder–decoder. "
-                "Leave the router out."
-            )
-        stack = base.get_decoder()
-        self._handles = [
-            stack.register_forward_pre_hook(_begin, with_kwargs=True),
-            base.get_input_embeddings().register_forward_hook(_embedded),
-            stack.register_forward_hook(_end, always_call=True),
-        ]
 
-    def remove(self) -> None:
-        """Take the hooks off."""
-        for handle in self._handles:
-            handle.remove()
+def unwatch(base: Any) -> None:
+    """Take the hooks off."""
+    for handle in base.__dict__.pop(_HANDLES, ()):
+        handle.remove()
 
 
 def _begin(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+    mask, cache, places = (kwargs.get(key) for key in ("attention_mask", "past_key_values", "position_ids"))
+    past, fault = getattr(cache, "radargate_text", None), None
     if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
-        raise OptionError(
-            "router='text' needs an attention mask of [batch, length], which says what the tokens are; found another one. "
-            "Generate with a dynamic cache (the default), and give the model its mask as the tokenizer made it."
+        fault = (
+            "needs an attention mask of [batch, length], which says what the tokens are; found another one. Generate with a "
+            "dynamic cache (the default), and give the model its mask as the tokenizer made it."
         )
-    past = getattr(cache, "radargate_text", None)
-    if past is None and cache is not None and cache.get_seq_length():
-        raise RadarGateError(
-            "this key–value cache was filled without the router of this composition, so what it holds is unknown. Begin with an "
-            "empty cache."
-        )
-    text = TextSoFar(mask, past)
+    elif past is None and cache is not None and cache.get_seq_length():
+        fault = "does not know what this key–value cache holds: it was filled without it. Begin with an empty cache."
+    elif kwargs.get("cu_seq_lens_q") is not None or (
+        mask is None and places is not None and bool((places[..., 1:] < places[..., :-1]).any())
+    ):
+        fault = "would mix texts that are packed into one row. Give each a row of its own, with padding."
+    text = TextSoFar(mask, past, cache, fault)
     text.token = text_so_far.set(text)
     if kwargs.get("inputs_embeds") is not None:
         text.read(kwargs["inputs_embeds"])
@@ -113,11 +124,13 @@ def _end(stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     if text is None or text.token is None:
         return
     text_so_far.reset(text.token)
-    cache = getattr(output, "past_key_values", None)
+    # some models fill the cache that they are given, and return none
+    cache: Any = text.cache if text.cache is not None else getattr(output, "past_key_values", None)
     if cache is not None and text.sums is not None:
         kind: Any = type(cache)
         cache.__class__ = _carrying(kind)
-        cache.radargate_text = text.sums[:, -1]
+        cache.radargate_text = text.sums[:, -1].clone()
+    text.token = text.cache = None  # layers remember the text while they train, and are copied
 
 
 class _Carries:
@@ -147,6 +160,9 @@ class _Carries:
         super().reset()  # type: ignore[misc]
         self.radargate_text = None
 
+    def __reduce_ex__(self, protocol: Any) -> Any:  # the class is made here, where pickle cannot find it
+        return _bare, (type(self).__mro__[2],), self.__dict__
+
     def _pick(self, rows: Tensor) -> None:
         if self.radargate_text is not None:
             self.radargate_text = self.radargate_text[rows.to(self.radargate_text.device)]
@@ -155,6 +171,11 @@ class _Carries:
 @functools.cache
 def _carrying(kind: type) -> type:
     return kind if issubclass(kind, _Carries) else type(kind.__name__, (_Carries, kind), {})
+
+
+def _bare(kind: Any) -> Any:
+    made = _carrying(kind)
+    return made.__new__(made)
 
 
 def keep_rows(cache: Any, rows: Tensor) -> None:

@@ -15,3 +15,7 @@ radargate experiment convergence --preset cpu --data sources/ --out runs/exp/con
 radargate experts smollm2-135m --data learnable/ --steps 120 --batch-size 4 --dtype float32 --out runs/learned
 radargate experiment recipes   --preset cpu --data sources/ --dtype float32 --experts runs/learned --out runs/exp/recipes   --slots 2 --resume
 radargate experiment learnable --preset cpu --data sources/ --dtype float32 --experts runs/learned --out runs/exp/learnable --slots 2
+radargate experiment routed    --preset cpu --data sources/ --dtype float32 --experts runs/learned --out runs/exp/routed    --slots 2 --reuse runs/exp/learnable
+# experts of their own, 60 steps each
+radargate experiment model-size     --preset cpu --data sources/ --dtype float32 --out runs/exp/model-size     --slots 2
+radargate experiment generalization --preset cpu --data sources/ --dtype float32 --out runs/exp/generalization --slots 2

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from radargate.config import gate_class
+from radargate.errors import OptionError
 from radargate.experiments.cells import Cell
 from radargate.experiments.design import AXES, SUITE, Design, Experiment
 from radargate.experiments.expert_store import ExpertStore
@@ -21,6 +23,7 @@ from radargate.experiments.points import (
     train_rows,
 )
 from radargate.experiments.predict import Rates
+from radargate.gates.base import make_options
 from radargate.records import make_record
 from radargate.training.loop import duration
 
@@ -52,6 +55,12 @@ def plan_places(experiment: Experiment, design: Design, material: Material, stor
         train, test = train_rows(point, material), test_rows(point, material)
         found = row_hashes(point, material)
         for cell in cells:
+            kind = gate_class(cell.system) if cell.kind == "gate" else None
+            if experiment.probe and kind is not None and kind.routes(make_options(kind, dict(cell.own_options))):
+                raise OptionError(
+                    f"{cell.label}: {experiment.name} looks at single tokens of each site, and router='text' needs the whole text. "
+                    "Leave the router out."
+                )
             known = cell_conditions(
                 cell, point, design, found, identities[point.base], hashes, experiment.probe, store.dtype
             )

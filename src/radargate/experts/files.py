@@ -156,7 +156,8 @@ def _header_bytes(path: Path) -> tuple[bytes, int]:
             start = file.read(8)
             if len(start) < 8:
                 raise AdapterError(f"{path} has {size} bytes; it is cut off. Download it again.")
-            if start[:2] == b"PK" or start[:1] == b"\x80":
+            # a header's length may begin with either mark too; what follows it is then the header's brace
+            if (start[:2] == b"PK" or start[:1] == b"\x80") and file.read(1) != b"{":
                 raise AdapterError(
                     f"{path} is a pickle or zip archive under a safetensors name; it was not opened. "
                     "Ask for a real safetensors file."
@@ -169,6 +170,7 @@ def _header_bytes(path: Path) -> tuple[bytes, int]:
                 )
             if length > size - 8:
                 raise AdapterError(f"{path} is cut off inside its header. Download it again.")
+            file.seek(8)
             raw = file.read(length)
     except OSError as error:
         raise AdapterError(f"{path} cannot be read ({error.strerror}). Give yourself access to it.") from error

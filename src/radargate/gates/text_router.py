@@ -32,6 +32,7 @@ class TextRouter(nn.Module):
         self.softmax_router = nn.Parameter(torch.zeros(experts, width))
         self.register_buffer("text_mean", torch.zeros(width))
         self.register_buffer("text_spread", torch.zeros(()))
+        self._described = False
 
     @torch.no_grad()
     def describe(self, sums: Tensor) -> None:
@@ -57,12 +58,15 @@ class TextRouter(nn.Module):
         Raises:
             OptionError: it is trained before it knows μ and σ.
         """
-        if self.training and not self.text_spread.is_meta and not self.text_spread > 0:
+        if self.training and not self._described and not self.text_spread.is_meta:
+            self._described = bool(self.text_spread > 0)  # asked once: on a GPU the answer is waited for
+        if self.training and not self._described and not self.text_spread.is_meta:
             raise OptionError(
                 "router='text' does not know yet what texts look like. Call radargate.describe_texts(model, token_ids) with "
                 "the training prompts before training; radargate train does."
             )
-        theta, content, count = self.softmax_router, sums[..., :-1], sums[..., -1:]
+        theta, mean, spread = (t.to(sums) for t in (self.softmax_router, self.text_mean, self.text_spread))
+        content, count = sums[..., :-1], sums[..., -1:]
         # μ is taken off behind the product, which is narrow
-        logits = (content @ theta.T - count * (theta @ self.text_mean)) / (count + PRIOR_TOKENS)
-        return (logits * (GAIN / (self.text_spread.clamp_min(1e-6) * math.sqrt(theta.shape[1])))).log_softmax(-1)
+        logits = (content @ theta.T - count * (theta @ mean)) / (count + PRIOR_TOKENS)
+        return (logits * (GAIN / (spread.clamp_min(1e-6) * math.sqrt(theta.shape[1])))).log_softmax(-1)

@@ -111,6 +111,8 @@ def _excused(model: nn.Module) -> Iterator[tuple[str, str]]:
             prefix = f"{names[id(gate)]}."
             constant = getattr(options, "renormalize", "auto") == "always" and gate.site.top_k == 1
             acting = sum(bool(block.any()) for block in bank.B.split(list(bank.ranks)))
+            if constant and hasattr(gate, "router"):
+                yield f"{prefix}router.softmax_router", "renormalised top-1 weights are always 1 (renormalize='always')"
             for key, _ in gate.named_parameters(recurse=False):
                 if key.startswith("softmax_") and key != "softmax_length" and constant:
                     yield prefix + key, "renormalised top-1 weights are always 1 (renormalize='always')"

@@ -20,8 +20,13 @@ MOST_TEXTS = 2000  # evenly chosen; a mean needs no more
 
 
 def routers_of(model: PeftModel) -> list[TextRouter]:
-    """Routers of all compositions of a model."""
-    found = {id(router): router for layer in radar_layers(model) for router in layer.routers.values()}
+    """Routers of the compositions that are at work in a model."""
+    found = {
+        id(router): router
+        for layer in radar_layers(model)
+        for name, router in layer.routers.items()
+        if name in layer.active_adapters
+    }
     return list(found.values())
 
 
