@@ -50,7 +50,7 @@ def section(results: Path) -> list[str]:
         "\n".join(
             [
                 f"- **Which composition is best**, whatever it does. {_best(found)}",
-                f"- **With a router of the whole model** (`router=text`, ours; docs/method.md). {_routed(found['routed'])}",
+                f"- **With a router of the whole model** (`router=text`, ours and no rotation; [method.md](method.md#the-router-of-the-whole-model)). {_routed(found['routed'])}",
                 f"- **Against the paper's other gates, where experts have something to give** (asked: on tasks that count a lower NLL than each, p < 0.05, and no lower accuracy). **{_met_against(learned)}** "
                 f"{_tuned(found['learnable'], PAPER_GATES)}",
                 f"- **Against the paper's other gates on the paper's nine tasks**{_rates(found['ablation'])}. **{_met_against(gates)}** {_against(gates, PAPER_GATES)} "
@@ -58,7 +58,7 @@ def section(results: Path) -> list[str]:
                 f"- **Against the controls**. {_tuned(found['learnable'], CONTROLS[1:])} On the nine tasks: {_against(gates, CONTROLS[1:])} {_controls(found['modules'])}",
                 f"- **Which form of rotation** (on validation rows). {_forms(found['forms'])}",
                 f"- **How to train it** (on validation rows, one seed). {_recipes(found['recipes'])}",
-                f"- **Against each task's own expert** (asked: {ASKED:.0%} of their mean). {_experts(results / 'three_seeds')} {_shares(found)}",
+                f"- **Against each task's own expert** (asked: {ASKED:.0%} of their mean). {_router_verdict(found['routed'])} Without: {_experts(results / 'three_seeds')} {_shares(found)}",
                 f"- **More experts** (asked: radar loses less than a point from few to many where the others lose more, or none loses). {_more(found['modules'])}",
                 f"- **Beyond the tasks learned**, on the paper's benchmarks. {_beyond(found['generalization'])}",
                 f"- **Another base**. {_bases(found['model-size'])}",
@@ -103,27 +103,39 @@ def _best(found: Mapping[str, Findings | None]) -> str:
 
 def _routed(found: Findings | None) -> str:
     """What one decision for the whole model adds to a gate, what is left to the own experts, and what turning adds beside it."""
-    grid = None if found is None else next(iter(found.grids.values()))
-    labels = [label for label in (grid.systems if grid else ()) if "router=text" in label]
-    if grid is None or not labels:
+    if found is None:
         return _sentences([])
-    lines = []
+    (grid,), labels, lines = found.grids.values(), list(_router_shares(found)), []
     for metric, words in METRICS.items():
         means = {s.label: s.value for s in standings(grid, metric)}
-        pairs = [(label, label.replace(" router=text", "")) for label in labels]
-        pairs += [(label, OWN_EXPERT) for label in labels] + [(a, b) for a, b in [labels[::-1]] if len(labels) == 2]
-        tests = compare_pairs(grid, metric, pairs)
+        pairs = [(label, other) for label in labels for other in (label.replace(" router=text", ""), OWN_EXPERT)]
+        tests = compare_pairs(grid, metric, [*pairs, ("radar router=text (mole)", "stretch router=text (mole)")])
         for label in labels:
             own = {r.second.partition(" (")[0]: Test(None, r) for r in tests if r.first == label}
             lines.append(
                 f"By {words} {label.partition(' ')[0]} with it has {means[label]:.3f} and is {_verdicts(own, metric)}."
             )
-        if metric == "acc":
-            shares = {label: means[label] / means[OWN_EXPERT] for label in labels}
-            met = "Met" if min(shares.values()) >= ASKED else "Not met by all"
-            said = ", ".join(f"{label.partition(' ')[0]} {share:.0%}" for label, share in shares.items())
-            lines.insert(0, f"**{ASKED:.0%} of the own experts' accuracy: {met.lower()}** ({said}).")
-    return _sentences([*lines, "Tests are Holm-corrected among these."])
+    return _sentences(
+        [
+            f"{_router_verdict(found)} In `routed` ({len(grid.tasks)} tasks, all count; Holm-corrected among these):",
+            *lines,
+        ]
+    )
+
+
+def _router_shares(found: Findings) -> dict[str, float]:
+    """Label of each gate with a router → its accuracy as a share of the own experts'."""
+    (grid,) = found.grids.values()
+    means = {s.label: s.value for s in standings(grid, "acc")}
+    return {label: means[label] / means[OWN_EXPERT] for label in grid.systems if "router=text" in label}
+
+
+def _router_verdict(found: Findings | None) -> str:
+    if found is None:
+        return ""
+    shares = _router_shares(found)
+    said = " and ".join(f"{label.partition(' ')[0]} {share:.1%}" for label, share in shares.items())
+    return f"**{'Met' if min(shares.values()) >= ASKED else 'Not met by all'} with `router=text`**: {said} of the own experts' accuracy."
 
 
 def _against(found: Sequence[Findings], names: Sequence[str]) -> str:
