@@ -25,6 +25,7 @@ LEVELS = (
         "records",
         "registration",
         "per_call",
+        "text_so_far",
         "launcher",
         "live_bytes",
     ),
