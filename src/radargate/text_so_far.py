@@ -174,7 +174,7 @@ def _carrying(kind: type) -> type:
 
 
 def _bare(kind: Any) -> Any:
-    made = _carrying(kind)
+    made: Any = _carrying(kind)
     return made.__new__(made)
 
 
