@@ -117,7 +117,7 @@ def _routed(found: Findings | None) -> str:
             )
     return _sentences(
         [
-            f"{_router_verdict(found)} In `routed` ({len(grid.tasks)} tasks, all count; Holm-corrected among these):",
+            f"{_router_verdict(found)} In `routed` ({_tasks(found)}; Holm-corrected among these):",
             *lines,
         ]
     )
@@ -161,12 +161,14 @@ def _tuned(found: Findings | None, names: Sequence[str]) -> str:
     """Radar − each on the tasks that the base can learn, every gate at its own rates."""
     if found is None:
         return ""
+    return f"In `learnable` ({_tasks(found)}; rates chosen on validation rows): {_against([found], names)}"
+
+
+def _tasks(found: Findings) -> str:
+    """How many tasks an experiment without an axis has, and how many of them count."""
     (grid,) = found.grids.values()
     counting = {metric: len(found.counting(None, metric) or ()) for metric in METRICS}
-    return (
-        f"In `learnable` ({len(grid.tasks)} tasks, {counting['acc']} count by accuracy and {counting['nll']} by NLL; rates chosen on validation "
-        f"rows): {_against([found], names)}"
-    )
+    return f"{len(grid.tasks)} tasks, {counting['acc']} count by accuracy and {counting['nll']} by NLL"
 
 
 def _beyond(found: Findings | None) -> str:

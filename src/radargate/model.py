@@ -84,9 +84,8 @@ class RadarModel(BaseTuner):
     def _create_and_replace(self, peft_config: RadarConfig, adapter_name: str, target: nn.Module, target_name: str,
                             parent: nn.Module, current_key: str) -> None:  # fmt: skip
         index = list(peft_config.sites).index(current_key)
-        router = self._router(
-            peft_config, adapter_name, current_key, target
-        )  # before anything is changed, should it not fit
+        # before anything is changed, should a router not fit
+        router = self._router(peft_config, adapter_name, current_key, target)
         if isinstance(target, RadarLayer):
             target.add(adapter_name, peft_config, index)
             layer = target

@@ -42,15 +42,13 @@ class TextRouter(nn.Module):
             OptionError: all texts are alike.
         """
         sums = sums.to(self.text_mean)
-        self.text_mean.copy_((sums[:, :-1] / sums[:, -1:]).mean(0))
-        spread = self._content(sums).square().mean().sqrt()
+        content, count = sums[:, :-1], sums[:, -1:]
+        mean = (content / count).mean(0)
+        spread = ((content - count * mean) / (count + PRIOR_TOKENS)).square().mean().sqrt()
         if not spread > 1e-6:
             raise OptionError("router='text' has nothing to tell texts apart by: all training prompts are alike.")
+        self.text_mean.copy_(mean)
         self.text_spread.copy_(spread)
-
-    def _content(self, sums: Tensor) -> Tensor:
-        content, count = sums[..., :-1], sums[..., -1:]
-        return (content - count * self.text_mean) / (count + PRIOR_TOKENS)
 
     def forward(self, sums: Tensor) -> Tensor:
         """Log-weights [..., N] after texts that were summed up, [..., d + 1].
