@@ -155,7 +155,7 @@ def run(world: World, kills: int, seconds: float, seed: int) -> Tally:
 
 def _difference(expected: dict[str, Any], found: dict[str, Any]) -> str:
     keys = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
-    return f"{len(keys)} of {len(expected)} parts, the first is {keys[0]}: {found.get(keys[0])!r:.200} instead of {expected.get(keys[0])!r:.200}"
+    return "; ".join(f"{key}: {found.get(key)!r:.200} instead of {expected.get(key)!r:.200}" for key in keys)
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import subprocess
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from radargate import ops
 from radargate.errors import OptionError
 from radargate.ops import fused
+from radargate.ops.fused import build
 from test_ops import F64, gradients, problem
 from tolerance import assert_close
 
@@ -222,6 +224,37 @@ def test_runs_are_bit_equal_for_any_number_of_threads(k):
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@needs_compiler
+def test_results_do_not_depend_on_where_memory_lies(tmp_path, monkeypatch):
+    # compilers turn a loop into vectors only where its arrays are seen, at each call, to lie apart: both ways must round alike
+    def everything():
+        results = []
+        for dtype, (reference, k), norm in itertools.product((torch.float32, F64), REFERENCES, ("unit", "tanh")):
+            for r_a, d in ((3, 7), (8, 24), (8, 70), (16, 192)):
+                tensors, ranks, indices = parts(5, d, 40, k, dtype, r_a)
+                with torch.no_grad():  # references that are small beside v, and none
+                    tensors[0][::3, ranks[0] :] *= 1e-3
+                    tensors[0][::7, ranks[0] :] = 0
+                update = turned(*tensors, ranks, indices, angle_norm=norm, reference=reference)
+                results += [update, *torch.autograd.grad(update.square().sum(), tensors)]
+                if k is not None:
+                    x, A = torch.linspace(-1, 1, 40 * d, dtype=dtype).view(40, d).requires_grad_(), tensors[1].detach()
+                    h = fused.chosen_codes(x, A, tensors[1].detach()[:, 0].contiguous(), ranks, indices)
+                    results += [h, *torch.autograd.grad(h.square().sum(), x)]
+                    with torch.no_grad():
+                        recipe = ops.Recipe(x[:5].contiguous(), 1.0, "auto", *tensors[2:4], 0.3, norm, reference)
+                        results.append(ops.site(x[:9], A, tensors[1], A[:, 0].contiguous(), tuple(ranks), recipe, k, x[:9]))
+        return results
+
+    vectors = everything()
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-fno-tree-vectorize"))
+    build.compile_to(tmp_path / "scalar.so")
+    scalar = ctypes.CDLL(str(tmp_path / "scalar.so"))
+    monkeypatch.setattr(build, "library", lambda: (scalar, "loops over numbers"))
+    different = [i for i, (a, b) in enumerate(zip(vectors, everything(), strict=True)) if not torch.equal(a, b)]
+    assert not different, f"{len(different)} of {len(vectors)} results"
 
 
 def test_frozen_inputs_get_no_gradient_and_do_not_disturb_the_others(form):

@@ -177,7 +177,7 @@ template <typename T> class CodesWork {
     T reach = 0;
     for (int64_t c = 0; c < call_.rank; ++c) {
       scaled[c * step] = grad[c] * (scales[0] * scales[1] / T(call_.others));
-      reach += grad[c] * code[c];
+      reach = multiply_add(grad[c], code[c], reach);
     }
     reach /= T(call_.width);
     by_v = reach * scales[0] * scales[0];
@@ -240,8 +240,8 @@ template <typename T> class CodesWork {
     add_row(scaled.data(), call_.rank, down_, 0, g);
     for (int64_t i = 0; i < columns_; ++i) {
       const T own = v[i], reference = other[i];
-      v[i] = g[i] * reference - own * by_v;
-      g[i] = g[i] * own - reference * by_other;
+      v[i] = multiply_add(g[i], reference, -own * by_v);
+      g[i] = multiply_add(g[i], own, -reference * by_other);
       other[i] = own * reference;
     }
     if (d_down_ != nullptr) accumulate<T, 1>(scaled.data(), call_.rank, other, columns_, d_down_);

@@ -1,20 +1,11 @@
 // sin, cos and tanh of whole arrays, in loops that compilers turn into vectors; within two units in the last place.
 #pragma once
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <type_traits>
+#include "vectors.h"
 
 namespace radargate {
 
 constexpr double PI = 3.14159265358979323846;
-
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__aarch64__)
-constexpr bool FUSED_MULTIPLY = true;
-#else
-constexpr bool FUSED_MULTIPLY = false;  // the reduction below then loses digits: every element goes the slow way
-#endif
 
 template <typename T> struct Constants;
 
@@ -73,20 +64,17 @@ template <typename T, size_t n> inline T polynomial(const T (&highest_first)[n],
   return value;
 }
 
-template <typename T> inline T less(T x, T times, T step) {  // x - times · step, rounded once where the processor can
-  return FUSED_MULTIPLY ? std::fma(-times, step, x) : x - times * step;
-}
-
 template <typename T>
 inline void sine_cosine(const T* __restrict x, T* __restrict sine, T* __restrict cosine, int64_t count) {
   typedef Constants<T> C;
   typedef typename C::Integer Integer;
-  Integer outside = !FUSED_MULTIPLY;
+  Integer outside = !FUSED_MULTIPLY;  // the reduction below then loses digits: every element goes the slow way
   for (int64_t i = 0; i < count; ++i) {
     const T shifted = x[i] * T(2 / PI) + C::round_shift;
     const T turns = shifted - C::round_shift;
     const Integer quadrant = same_bits<Integer>(shifted);
-    const T r = less(less(less(x[i], turns, C::half_pi[0]), turns, C::half_pi[1]), turns, C::half_pi[2]);
+    const T near = multiply_add(-turns, C::half_pi[0], x[i]);
+    const T r = multiply_add(-turns, C::half_pi[2], multiply_add(-turns, C::half_pi[1], near));
     const T z = r * r;
     const T s = r + r * z * polynomial(C::sine, z);
     const T c = (T(1) - T(0.5) * z) + z * z * polynomial(C::cosine, z);

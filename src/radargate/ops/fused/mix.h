@@ -113,10 +113,13 @@ template <typename T> class MixWork {
       const T weight = static_cast<const T*>(call_.weights)[number(at[r])];
       const T *codes = code_at(at[r].row) + start, *found = found_ + r * depth;
       T d_weight = 0;
-      for (int64_t p = 0; p < depth; ++p) d_weight += codes[p] * found[p];
+      for (int64_t p = 0; p < depth; ++p) d_weight = multiply_add(codes[p], found[p], d_weight);
       if (T* to = static_cast<T*>(call_.d_weights)) to[number(at[r])] = d_weight;
       if (T* to = static_cast<T*>(call_.d_h))
-        for (int64_t p = 0; p < depth; ++p) to[(first_ + at[r].row) * call_.codes + start + p] += found[p] * weight;
+        for (int64_t p = 0; p < depth; ++p) {
+          T& d_code = to[(first_ + at[r].row) * call_.codes + start + p];
+          d_code = multiply_add(found[p], weight, d_code);
+        }
     }
   }
 

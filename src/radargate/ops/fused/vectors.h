@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -36,6 +37,16 @@ template <typename T> inline Vector<T> load(const T* from) {
   return v;
 }
 template <typename T> inline void store(T* to, Vector<T> v) { std::memcpy(to, &v, sizeof v); }
+
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__aarch64__)
+constexpr bool FUSED_MULTIPLY = true;
+#else
+constexpr bool FUSED_MULTIPLY = false;
+#endif
+
+// a · b + c of numbers, rounded once where the processor can. Left to the compiler, a loop rounds once as numbers and twice
+// as vectors, and which of them runs depends on where its arrays lie.
+template <typename T> inline T multiply_add(T a, T b, T c) { return FUSED_MULTIPLY ? std::fma(a, b, c) : a * b + c; }
 
 // Lanes first, first + step, first + 2 step ... of (a, b) seen as one row, in pairs from (a, b) where `pairwise`.
 template <typename T, size_t... i>
