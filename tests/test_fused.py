@@ -245,7 +245,9 @@ def test_results_do_not_depend_on_where_memory_lies(tmp_path, monkeypatch):
                     results += [h, *torch.autograd.grad(h.square().sum(), x)]
                     with torch.no_grad():
                         recipe = ops.Recipe(x[:5].contiguous(), 1.0, "auto", *tensors[2:4], 0.3, norm, reference)
-                        results.append(ops.site(x[:9], A, tensors[1], A[:, 0].contiguous(), tuple(ranks), recipe, k, x[:9]))
+                        results.append(
+                            ops.site(x[:9], A, tensors[1], A[:, 0].contiguous(), tuple(ranks), recipe, k, x[:9])
+                        )
         return results
 
     vectors = everything()
