@@ -147,6 +147,19 @@ def test_named_tasks_are_learned_where_the_data_have_them_and_gates_may_have_rat
         load_material(str(sources), missing)
 
 
+def test_a_bank_grows_by_experts_of_other_tasks_that_nothing_learns(sources):
+    # the source of the others names aqua's rows as quickest, and they must not push a learned task out
+    design = dataclasses.replace(EXPERIMENTS.get("crowded").plan("cpu", smoke=True), experts=(2, 3),
+                                 named=("flan_cot/esnli", "flan_cot/creak"), others="natural_instructions")  # fmt: skip
+    material = load_material(str(sources), design)
+    assert list(material.train) == ["creak", "esnli", "aqua"] and list(material.test) == ["creak", "esnli"]
+    alone, crowded = points(design, material)
+    assert alone.experts == alone.learned == crowded.learned == ("creak", "esnli")
+    assert crowded.experts == ("creak", "esnli", "aqua")
+    with pytest.raises(DataError, match="has 3 tasks with training rows, expected at least 4"):
+        load_material(str(sources), dataclasses.replace(design, experts=(2, 4)))
+
+
 def test_tasks_count_where_their_own_expert_beats_the_base():
     right = {
         "base": {"learnt": 0, "chance": 20}, "expert: learnt": {"learnt": 40, "chance": 20},

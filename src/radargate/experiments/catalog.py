@@ -22,6 +22,7 @@ EXPERIMENTS = Registry(
         "recipes": f"{_HERE}:RECIPES",
         "learnable": f"{_HERE}:LEARNABLE",
         "routed": f"{_HERE}:ROUTED",
+        "crowded": f"{_HERE}:CROWDED",
     },
 )
 PAPER_GATES = ("stretch", "rotation", "radar", "nexus", "tutel")
@@ -130,5 +131,13 @@ ROUTED = Experiment(
     axis=None, layout="tasks",
     design={"named": _LEARNABLE_TASKS, "union": False, "limit": 50,
             "gates": ("stretch", "radar", "stretch:router=text", "radar:router=text")},
+    presets={"cpu": {"steps": 60}},
+)  # fmt: skip
+CROWDED = Experiment(
+    "crowded", "On tasks whose own experts beat the base: what happens when the bank grows by experts of other tasks?",
+    "Figures 1b, 4 and 7 to 9", axis="experts", layout="axis",
+    design={"named": _LEARNABLE_TASKS, "tasks": len(_LEARNABLE_TASKS), "others": "natural_instructions", "experts": (5, 40), "union": False,
+            "limit": 50, "gates": ("stretch", "radar", "nexus", "tutel", "stretch:router=text", "radar:router=text"),
+            "rates": ("nexus:lr=0.002",)},
     presets={"cpu": {"steps": 60}},
 )  # fmt: skip

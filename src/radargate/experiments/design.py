@@ -24,6 +24,7 @@ class Design:
     Attributes:
         source: folder of the data that experts and gates learn from.
         named: ``SOURCE/TASK`` of tasks to learn instead, where the data have these sources.
+        others: folder whose further tasks have experts too, where a bank is larger than the tasks to learn.
         benchmarks: name of `radargate.evaluation.presets.PRESETS` that is tested on; None means the learned tasks' own test rows.
         tasks: tasks that gates learn and are tested on.
         test_tasks: tasks of each benchmark.
@@ -53,6 +54,7 @@ class Design:
 
     source: str = "flan_cot"
     named: tuple[str, ...] = ()
+    others: str | None = None
     benchmarks: str | None = None
     tasks: int | None = None
     test_tasks: int | None = None

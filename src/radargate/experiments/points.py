@@ -81,11 +81,14 @@ def load_material(data: str, design: Design) -> Material:
     train = _quick_first(
         {t: rows for source, tasks in sources.items() for t, rows in load_rows(source, "train", tasks).items()}
     )
+    needed = max(design.tasks or 1, *(n or 1 for n in design.experts))
+    if design.others is not None and len(train) < needed:
+        others = _quick_first(load_rows(_source(data, design.others, "train"), "train"))
+        train |= {task: rows for task, rows in others.items() if task not in train}
     test, left_out = _benchmark_rows(data, design) if design.benchmarks else ({}, [])
     tested = {name.split("/")[1] for name in test} & set(train)
     train = {task: rows for task, rows in train.items() if task not in tested}
     left_out += [f"{task} is tested on, so nothing learns from it" for task in sorted(tested)]
-    needed = max(design.tasks or 1, *(n or 1 for n in design.experts))
     if len(train) < needed:
         raise DataError(
             f"--data {data}: {'it' if data in sources else ' and '.join(Path(source).name for source in sources)} has {len(train)} tasks with training rows, expected at "
