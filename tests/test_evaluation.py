@@ -14,6 +14,7 @@ from radargate.data.rows import Row
 from radargate.evaluation.metrics import RowScore, paired_difference, summarise, summarise_tasks
 from radargate.evaluation.run import Scoring, evaluate
 from radargate.evaluation.scoring import Scorer, generate
+from radargate.training.texts import routers_of
 
 
 def rows(count: int = 14) -> list[Row]:
@@ -46,9 +47,13 @@ def direct(model, tokenizer, row, text, seq2seq) -> tuple[float, float]:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
 @pytest.mark.parametrize("template", [False, True])
+@pytest.mark.parametrize("options", [{}, {"router": "text"}], ids=["", "router"])
 @torch.no_grad()
-def test_shared_prefixes_and_padded_batches_give_the_loglikelihoods_of_single_rows(zoo, family, template):
-    model, tokenizer = composed(zoo, family), load_tokenizer(str(zoo[family]["base"]))
+def test_shared_prefixes_and_padded_batches_give_the_loglikelihoods_of_single_rows(zoo, family, template, options):
+    model, tokenizer = composed(zoo, family, **options), load_tokenizer(str(zoo[family]["base"]))
+    if options:
+        radargate.describe_texts(model, [[40, 41, 42], [50, 51, 52, 53], [60, 60]])
+        torch.nn.init.normal_(routers_of(model)[0].softmax_router, generator=torch.Generator().manual_seed(0))
     if template:
         tokenizer.chat_template = "{% for m in messages %}<{{ m.content }}>{% endfor %}{{ ':\n' }}"
     scores = Scorer(model, tokenizer, batch_size=5).score(rows())

@@ -232,10 +232,11 @@ def test_masked_experts_stay_masked(zoo):
 
 def test_what_it_cannot_do_is_said(zoo, load_tiny, tmp_path):
     ids = torch.tensor([TEXTS[1]])
-    t5 = load_tiny("t5")
-    with pytest.raises(OptionError, match="encoder–decoder"):
-        radargate.compose(t5, zoo["t5"]["adapters"], router="text")
-    assert not radar_layers(t5), "a refusal leaves the base as it was"
+    stateful = load_tiny("llama")
+    stateful._is_stateful = True
+    with pytest.raises(OptionError, match="is stateful"):
+        radargate.compose(stateful, zoo["llama"]["adapters"], router="text")
+    assert not radar_layers(stateful), "a refusal leaves the base as it was"
     head = make_adapter(zoo["llama"]["base"], tmp_path / "head", seed=1, r=4, target_modules=["q_proj", "lm_head"])
     tensors = load_file(head / "adapter_model.safetensors")
     save_file({k: v for k, v in tensors.items() if "base_layer" not in k}, head / "adapter_model.safetensors")
@@ -298,7 +299,8 @@ def test_training_learns_where_texts_differ_and_experts_help(zoo, tmp_path):
     assert share["one"][0] > 0.6 and share["two"][1] > 0.6, share
 
 
-def test_options_come_through_the_command_line(zoo, tmp_path, capsys):
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_options_come_through_the_command_line(zoo, tmp_path, family):
     from radargate.cli import main
 
     rows = [{"prompt": f"{a} plus {b}", "target": str(a + b)} for a in range(4) for b in range(3)]
@@ -306,10 +308,11 @@ def test_options_come_through_the_command_line(zoo, tmp_path, capsys):
     data.mkdir()
     for split in ("train", "test"):
         (data / f"sums.{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    given = [f"{name}={path}" for name, path in zoo["llama"]["adapters"].items()]
-    base = str(zoo["llama"]["base"])
+    given = [f"{name}={path}" for name, path in zoo[family]["adapters"].items()]
+    base = str(zoo[family]["base"])
     assert main(["train", base, *given, "--data", str(data), "--steps", "2", "--batch-size", "2", "--option", "router=text",
                  "--out", str(tmp_path / "bundle")]) == 0  # fmt: skip
+    assert main(["eval", str(tmp_path / "bundle"), "--data", str(data), "--out", str(tmp_path / "scores.jsonl")]) == 0
     assert main(["generate", str(tmp_path / "bundle"), "--prompt", "1 plus 1", "--max-new-tokens", "3"]) == 0
     loaded = radargate.load(base, tmp_path / "bundle")
     assert routers_of(loaded)[0].text_spread > 0
@@ -414,3 +417,82 @@ def test_one_expert_alone_needs_no_router(zoo):
     model = radargate.compose(str(zoo["llama"]["base"]), only, gate="radar", top_k=1, router="text")
     assert not routers_of(model) and not [p for p in model.parameters() if p.requires_grad]
     model(input_ids=torch.tensor([TEXTS[0]]))
+
+
+def encoded(model, ids, mask=None):
+    return model.get_base_model().get_encoder()(input_ids=ids, attention_mask=mask)
+
+
+@pytest.mark.parametrize("gate", ["stretch", "radar"])
+def test_an_encoder_decoder_goes_by_all_that_its_encoder_reads(zoo, gate):
+    model = routed(zoo, "t5", gate)
+    ids, labels = torch.tensor([TEXTS[1]]), torch.tensor([[60, 61, 62]])
+    seen = []
+    (router,) = routers_of(model)
+    router.register_forward_hook(lambda _, args, output: seen.append((args[0], output)))
+    with torch.no_grad():
+        whole = model(input_ids=ids, labels=labels).logits
+        wanted = summed(model.get_input_embeddings()(ids))[:, -1:]
+        assert seen and all(torch.equal(sums, wanted) and said.shape == (1, 1, 3) for sums, said in seen)
+        # padded, from outputs of the encoder, and token by token
+        padded, mask = (
+            torch.tensor([[*TEXTS[1], 0, 0], [*TEXTS[0], *[0] * 5]]),
+            torch.tensor([[1] * 7 + [0] * 2, [1] * 4 + [0] * 5]),
+        )
+        both = model(input_ids=padded, attention_mask=mask, labels=labels.repeat(2, 1)).logits
+        torch.testing.assert_close(both[:1], whole, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            both[1:], model(input_ids=torch.tensor([TEXTS[0]]), labels=labels).logits, atol=1e-5, rtol=1e-5
+        )
+        outputs = encoded(model, padded, mask)
+        later = model(encoder_outputs=outputs, attention_mask=mask, labels=labels.repeat(2, 1)).logits
+        torch.testing.assert_close(later, both)
+        cache = None
+        for place, token in enumerate((0, 60, 61)):
+            step = model(encoder_outputs=outputs, attention_mask=mask, decoder_input_ids=torch.tensor([[token]] * 2),
+                         past_key_values=cache, use_cache=True)  # fmt: skip
+            cache = step.past_key_values
+            torch.testing.assert_close(step.logits[:, 0], both[:, place], atol=1e-5, rtol=1e-5)
+        direct = model.get_base_model()(input_ids=padded, attention_mask=mask, labels=labels.repeat(2, 1)).logits
+        torch.testing.assert_close(direct, both)
+        other = model(input_ids=torch.tensor([[90, 91, *TEXTS[1][2:]]]), labels=labels).logits
+        assert not torch.allclose(other, whole, atol=1e-3)
+    assert text_so_far.get() is None
+
+
+@pytest.mark.parametrize("how", [{"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}, {"do_sample": False}])
+def test_an_encoder_decoder_generates_as_without_a_cache(zoo, how):
+    model = routed(zoo, "t5")
+    ids, mask = (
+        torch.tensor([[*TEXTS[1], 0, 0], [*TEXTS[0], *[0] * 5]]),
+        torch.tensor([[1] * 7 + [0] * 2, [1] * 4 + [0] * 5]),
+    )
+    options = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 5, "min_new_tokens": 5, **how}
+    assert torch.equal(model.generate(**options, use_cache=True), model.generate(**options, use_cache=False))
+    alone = model.generate(**{**options, "input_ids": ids[1:, :4], "attention_mask": mask[1:, :4]})
+    assert torch.equal(model.generate(**options)[-len(alone) :], alone)
+    assert text_so_far.get() is None
+
+
+def test_an_encoder_decoder_learns_to_route_and_refuses_what_it_cannot_know(zoo):
+    model = routed(zoo, "t5").train()
+    ids, labels = torch.tensor([TEXTS[1], [*TEXTS[0], 60, 61, 62]]), torch.tensor([[60, 61, 62]] * 2)
+    found = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.zero_grad()
+        model(input_ids=ids, labels=labels).loss.backward()
+        (router,) = routers_of(model)
+        found.append(router.softmax_router.grad.clone())
+    assert found[0].abs().sum() > 0
+    torch.testing.assert_close(found[1], found[0])
+    model.gradient_checkpointing_disable()
+    outputs = encoded(model.eval(), ids)
+    strange = {"last_hidden_state": outputs.last_hidden_state}
+    for given in (type(outputs)(**strange), (outputs.last_hidden_state,)):
+        with pytest.raises(RadarGateError, match="does not know what these encoder_outputs were made from"):
+            model(encoder_outputs=given, labels=labels)
+    assert text_so_far.get() is None
+    with model.disable_adapter():
+        model(encoder_outputs=type(outputs)(**strange), labels=labels)

@@ -17,7 +17,7 @@ from radargate.gates.base import Gate, auxiliary_terms, make_options
 from radargate.gates.text_router import TextRouter
 from radargate.layer import RadarLayer, active_multipliers, banks_come_later, check_multipliers, token_masks
 from radargate.registration import PREFIX
-from radargate.text_so_far import unwatch, watch
+from radargate.text_hooks import embeddings, reading, unwatch, watch
 
 
 def auxiliary_loss(terms: list[tuple[Gate, torch.Tensor]]) -> torch.Tensor:
@@ -117,7 +117,7 @@ class RadarModel(BaseTuner):
             )
         watch(base)
         if adapter_name not in self._routers:
-            self._routers[adapter_name] = TextRouter(len(config.experts), base.get_input_embeddings().embedding_dim)
+            self._routers[adapter_name] = TextRouter(len(config.experts), cast(Any, embeddings(base)).embedding_dim)
         return self._routers[adapter_name]
 
     def unload(self) -> nn.Module:
@@ -186,7 +186,7 @@ class RadarModel(BaseTuner):
         gradients divides by that and not by the number of accumulation steps), the auxiliary loss is added in the share of
         the labels that this call holds, so that one optimizer step sees its mean once.
         """
-        with _padding_known(kwargs):
+        with _padding_known(kwargs), reading(self.model, kwargs):
             if not self.training:
                 return self.model.forward(*args, **kwargs)
             terms: list[tuple[Gate, torch.Tensor]] = []

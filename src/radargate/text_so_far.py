@@ -25,6 +25,8 @@ class TextSoFar:
         fault: why this text cannot be summed up, which only matters to who asks for it.
         sums: [batch, length, width + 1] for each token of this call, summed over all real tokens up to it: its embedding
             scaled to unit RMS, and a 1; None until the base has embedded them.
+        whole: an encoder reads this text: every token of both stacks sees all of it, and ``sums`` are [batch, 1, width + 1].
+        alone: the encoder was called without its model.
     """
 
     mask: Tensor | None
@@ -32,6 +34,8 @@ class TextSoFar:
     cache: Any = field(default=None, repr=False)
     fault: str | None = None
     sums: Tensor | None = None
+    whole: bool = False
+    alone: bool = field(default=False, repr=False)
     token: Token[TextSoFar | None] | None = field(default=None, repr=False)
     _said: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
@@ -50,12 +54,13 @@ class TextSoFar:
         if self.fault:
             return
         sums = summed(embedded, None if self.mask is None else self.mask[:, -embedded.shape[1] :])
+        if self.whole:
+            sums = sums[:, -1:]
         self.sums = sums if self.past is None else sums + self.past[:, None]
 
 
 # of the call in progress; None outside of one, and where no composition has a router
 text_so_far: PerCall[TextSoFar] = PerCall("radargate_text")
-_HANDLES = "_radargate_text_hooks"
 
 
 def summed(embedded: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -64,73 +69,6 @@ def summed(embedded: Tensor, mask: Tensor | None = None) -> Tensor:
     states = states * (states.square().mean(-1, keepdim=True) + 1e-12).rsqrt()
     states = torch.cat([states, torch.ones_like(states[..., :1])], -1)
     return (states if mask is None else states * mask[..., None]).cumsum(1)
-
-
-def watch(base: Any) -> None:
-    """Let a causal base model sum up what it reads, until `unwatch`.
-
-    Raises:
-        OptionError: the model keeps more than a cache of keys and values, or has an encoder.
-    """
-    if _HANDLES in base.__dict__:
-        return
-    if base.config.is_encoder_decoder or getattr(base, "_is_stateful", False):
-        raise OptionError(
-            f"router='text' needs a causal model with a key–value cache, and {type(base).__name__} is "
-            f"{'an encoder–decoder' if base.config.is_encoder_decoder else 'stateful'}. Leave the router out."
-        )
-    stack = base.get_decoder()
-    base.__dict__[_HANDLES] = [
-        stack.register_forward_pre_hook(_begin, with_kwargs=True),
-        base.get_input_embeddings().register_forward_hook(_embedded),
-        stack.register_forward_hook(_end, always_call=True),
-    ]
-
-
-def unwatch(base: Any) -> None:
-    """Take the hooks off."""
-    for handle in base.__dict__.pop(_HANDLES, ()):
-        handle.remove()
-
-
-def _begin(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    mask, cache, places = (kwargs.get(key) for key in ("attention_mask", "past_key_values", "position_ids"))
-    past, fault = getattr(cache, "radargate_text", None), None
-    if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
-        fault = (
-            "needs an attention mask of [batch, length], which says what the tokens are; found another one. Generate with a "
-            "dynamic cache (the default), and give the model its mask as the tokenizer made it."
-        )
-    elif past is None and cache is not None and cache.get_seq_length():
-        fault = "does not know what this key–value cache holds: it was filled without it. Begin with an empty cache."
-    elif kwargs.get("cu_seq_lens_q") is not None or (
-        mask is None and places is not None and bool((places[..., 1:] < places[..., :-1]).any())
-    ):
-        fault = "would mix texts that are packed into one row. Give each a row of its own, with padding."
-    text = TextSoFar(mask, past, cache, fault)
-    text.token = text_so_far.set(text)
-    if kwargs.get("inputs_embeds") is not None:
-        text.read(kwargs["inputs_embeds"])
-
-
-def _embedded(embedding: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-    text = text_so_far.get()
-    if text is not None and text.sums is None:
-        text.read(output)
-
-
-def _end(stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    text = text_so_far.get()
-    if text is None or text.token is None:
-        return
-    text_so_far.reset(text.token)
-    # some models fill the cache that they are given, and return none
-    cache: Any = text.cache if text.cache is not None else getattr(output, "past_key_values", None)
-    if cache is not None and text.sums is not None:
-        kind: Any = type(cache)
-        cache.__class__ = _carrying(kind)
-        cache.radargate_text = text.sums[:, -1].clone()
-    text.token = text.cache = None  # layers remember the text while they train, and are copied
 
 
 class _Carries:
@@ -176,6 +114,13 @@ def _carrying(kind: type) -> type:
 def _bare(kind: Any) -> Any:
     made: Any = _carrying(kind)
     return made.__new__(made)
+
+
+def carry(cache: Any, sums: Tensor) -> None:
+    """Give a cache the sums [batch, width + 1] of the tokens whose keys and values it holds."""
+    kind: Any = type(cache)
+    cache.__class__ = _carrying(kind)
+    cache.radargate_text = sums
 
 
 def keep_rows(cache: Any, rows: Tensor) -> None:

@@ -26,12 +26,11 @@ class EncodedRow:
         """Tokens read by the model."""
         return len(self.input_ids)
 
-    @property
-    def prompt_length(self) -> int:
+    def prompt(self, encoder_decoder: bool) -> list[int]:
         """Tokens before the first label: all of an encoder–decoder's input, which has its labels apart."""
-        if len(self.labels) != len(self.input_ids):
-            return len(self.input_ids)
-        return next((i for i, label in enumerate(self.labels) if label != -100), len(self.labels))
+        if encoder_decoder:
+            return self.input_ids
+        return self.input_ids[: next((i for i, label in enumerate(self.labels) if label != -100), len(self.labels))]
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,8 @@ class Scorer:
     def _fill_seq2seq(self, candidates: list[_Candidate], ids: Tensor, mask: Tensor, owner: Tensor) -> None:
         inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         encoded = inner.get_encoder()(input_ids=ids, attention_mask=mask)
-        encoded.last_hidden_state = encoded.last_hidden_state[owner]
+        for key, value in encoded.items():
+            encoded[key] = value[owner] if isinstance(value, Tensor) else value
         labels, _ = self._pad([c.pair.continuation for c in candidates], left=False)
         out = self.model(encoder_outputs=encoded, attention_mask=mask[owner], labels=labels)
         logs = out.logits.float().log_softmax(-1)

@@ -32,7 +32,7 @@ class StretchOptions:
         length: ``"one"``: kept weights are those of the softmax; ``"expert"``: times a learned factor for each expert, e^{ℓ_i},
             which starts at 1 (not in the paper).
         router: ``"text"``: weights are also times those of one decision for the whole model, made from the text so far (see
-            `TextRouter`; not in the paper); causal models only.
+            `TextRouter`; not in the paper).
     """
 
     temperature: float = 1.0

@@ -207,7 +207,7 @@ def fit_gates(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator
     """
     if any(p.requires_grad for p in model.parameters()):
         if routers_of(model):
-            describe_texts(model, [row.input_ids[: row.prompt_length] for row in rows])
+            describe_texts(model, [row.prompt(collator.encoder_decoder) for row in rows])
         return _train(model, rows, collator, out, options, resume, device, tensorboard, say)
     nothing: dict[str, Any] = {"trained_parameters": 0, "seconds": 0.0, "final_loss": None, "curve": []}
     if _searched(options):

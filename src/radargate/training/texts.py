@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from radargate.composition import radar_layers
 from radargate.errors import OptionError
 from radargate.gates.text_router import TextRouter
+from radargate.text_hooks import embeddings
 from radargate.text_so_far import summed
 
 MOST_TEXTS = 2000  # evenly chosen; a mean needs no more
@@ -48,7 +49,7 @@ def describe_texts(model: PeftModel, texts: Sequence[Sequence[int]]) -> None:
             "describe_texts needs a model composed with router='text', and at least one text; found "
             f"{len(routers)} routers and {len(texts)} texts."
         )
-    weight: Any = model.get_input_embeddings().weight
+    weight: Any = embeddings(model.get_base_model()).weight
     weight = weight.full_tensor() if isinstance(weight, DTensor) else weight
     chosen = texts[:: -(-len(texts) // MOST_TEXTS)]
     sums = torch.stack([_last(F.embedding(torch.tensor([list(ids)], device=weight.device), weight)) for ids in chosen])

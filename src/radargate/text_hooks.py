@@ -1,0 +1,153 @@
+"""Hooks by which a base model sums up what it reads, for a router of the whole model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from radargate.errors import OptionError
+from radargate.text_so_far import TextSoFar, carry, text_so_far
+
+_HANDLES = "_radargate_text_hooks"
+_KEY = "radargate_text"  # of an encoder's outputs, whose rows generation repeats for beams
+
+
+def embeddings(base: Any) -> nn.Module:
+    """The token embeddings of the stack whose text counts: an encoder's, where there is one."""
+    return (base.get_encoder() if base.config.is_encoder_decoder else base).get_input_embeddings()
+
+
+def watch(base: Any) -> None:
+    """Let a base model sum up what it reads, until `unwatch`.
+
+    Raises:
+        OptionError: the model keeps more than a cache of keys and values.
+    """
+    if _HANDLES in base.__dict__:
+        return
+    if getattr(base, "_is_stateful", False):
+        raise OptionError(
+            f"router='text' needs a model with a key–value cache, and {type(base).__name__} is stateful. Leave the router out."
+        )
+    if base.config.is_encoder_decoder:
+        stack, begin, end = base.get_encoder(), _encoder_begins, _encoder_ends
+        whole = [
+            base.register_forward_pre_hook(_model_begins, with_kwargs=True),
+            base.register_forward_hook(_model_ends, always_call=True),
+        ]
+    else:
+        stack, begin, end, whole = base.get_decoder(), _begin, _end, []
+    base.__dict__[_HANDLES] = [
+        *whole,
+        stack.register_forward_pre_hook(begin, with_kwargs=True),
+        embeddings(base).register_forward_hook(_embedded),
+        stack.register_forward_hook(end, always_call=True),
+    ]
+
+
+def unwatch(base: Any) -> None:
+    """Take the hooks off."""
+    for handle in base.__dict__.pop(_HANDLES, ()):
+        handle.remove()
+
+
+def _begin(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    mask, cache, places = (kwargs.get(key) for key in ("attention_mask", "past_key_values", "position_ids"))
+    past, fault = getattr(cache, "radargate_text", None), None
+    if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
+        fault = (
+            "needs an attention mask of [batch, length], which says what the tokens are; found another one. Generate with a "
+            "dynamic cache (the default), and give the model its mask as the tokenizer made it."
+        )
+    elif past is None and cache is not None and cache.get_seq_length():
+        fault = "does not know what this key–value cache holds: it was filled without it. Begin with an empty cache."
+    elif kwargs.get("cu_seq_lens_q") is not None or (
+        mask is None and places is not None and bool((places[..., 1:] < places[..., :-1]).any())
+    ):
+        fault = "would mix texts that are packed into one row. Give each a row of its own, with padding."
+    text = TextSoFar(mask, past, cache, fault)
+    text.token = text_so_far.set(text)
+    if kwargs.get("inputs_embeds") is not None:
+        text.read(kwargs["inputs_embeds"])
+
+
+def _embedded(embedding: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    text = text_so_far.get()
+    if text is not None and text.sums is None:
+        text.read(output)
+
+
+def _end(stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    text = text_so_far.get()
+    if text is None or text.token is None:
+        return
+    text_so_far.reset(text.token)
+    # some models fill the cache that they are given, and return none
+    cache: Any = text.cache if text.cache is not None else getattr(output, "past_key_values", None)
+    if cache is not None and text.sums is not None:
+        carry(cache, text.sums[:, -1].clone())
+    text.token = text.cache = None  # layers remember the text while they train, and are copied
+
+
+@contextlib.contextmanager
+def reading(base: Any, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """One call of an encoder–decoder's ``forward``, which hooks on the model do not see."""
+    if _HANDLES not in base.__dict__ or not base.config.is_encoder_decoder:
+        yield
+        return
+    token = text_so_far.set(_text_of(kwargs.get("encoder_outputs")))
+    try:
+        yield
+    finally:
+        text_so_far.reset(token)
+
+
+def _text_of(encoded: Any) -> TextSoFar:
+    """What an encoder's outputs were made from, or an empty text where the encoder is still to read it."""
+    text = TextSoFar(None, None, whole=True)
+    if encoded is not None:
+        sums = encoded.get(_KEY) if isinstance(encoded, Mapping) else None
+        if sums is None:
+            text.fault = (
+                "does not know what these encoder_outputs were made from. Give the model input_ids, or outputs of its own "
+                "encoder as they are."
+            )
+        else:
+            text.sums = sums[:, None]
+    return text
+
+
+def _model_begins(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    text = _text_of(kwargs.get("encoder_outputs"))
+    text.token = text_so_far.set(text)
+
+
+def _model_ends(base: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    text = text_so_far.get()
+    if text is not None and text.token is not None:
+        text_so_far.reset(text.token)
+        text.token = None
+
+
+def _encoder_begins(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    text = text_so_far.get()
+    if text is None or not text.whole:  # generation calls the encoder on its own
+        text = TextSoFar(None, None, whole=True, alone=True)
+        text.token = text_so_far.set(text)
+    mask = kwargs.get("attention_mask")
+    if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
+        text.fault = "needs an attention mask of [batch, length], which says what the tokens are; found another one."
+    text.mask = mask
+    if kwargs.get("inputs_embeds") is not None:
+        text.read(kwargs["inputs_embeds"])
+
+
+def _encoder_ends(stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    text = text_so_far.get()
+    if text is not None and text.sums is not None and isinstance(output, Mapping):
+        output[_KEY] = text.sums[:, 0]  # type: ignore[index]
+    if text is not None and text.alone:
+        _model_ends(stack, args, output)
