@@ -32,6 +32,7 @@ def section(results: Path) -> list[str]:
             "forms",
             "samples",
             "modules",
+            "crowded",
             "model-size",
             "generalization",
         )
@@ -59,7 +60,7 @@ def section(results: Path) -> list[str]:
                 f"- **Which form of rotation** (on validation rows). {_forms(found['forms'])}",
                 f"- **How to train it** (on validation rows, one seed). {_recipes(found['recipes'])}",
                 f"- **Against each task's own expert** (asked: {ASKED:.0%} of their mean). {_router_verdict(found['routed'])} Without: {_experts(results / 'three_seeds')} {_shares(found)}",
-                f"- **More experts** (asked: radar loses less than a point from few to many where the others lose more, or none loses). {_more(found['modules'])}",
+                f"- **More experts** (asked: radar loses less than a point from few to many where the others lose more, or none loses). {_more_where_it_counts(found['crowded'])} With weak experts, in `modules`: {_more(found['modules'])}",
                 f"- **Beyond the tasks learned**, on the paper's benchmarks. {_beyond(found['generalization'])}",
                 f"- **Another base**. {_bases(found['model-size'])}",
                 f"- **Few training rows** (asked: with 50 rows a task, radar at least level with the other gates). {_few(found['samples'])}",
@@ -353,9 +354,7 @@ def _more(found: Findings | None) -> str:
     changes = {name: change for name, change in changes.items() if name in ("radar", *PAPER_GATES)}
     others = [change for name, change in changes.items() if name != "radar"]
     met = (changes["radar"] > -POINT and max(others) < -POINT) or min(changes.values()) >= 0
-    verdict = f"**{'Met' if met else 'Not met'} by the means**, which change by " + ", ".join(
-        f"{n} {c:+.3f}" for n, c in changes.items()
-    )
+    verdict = f"**{'Met' if met else 'Not met'} by the means**, which change by {_each(changes)}"
     told = any(t.result.better for t in found.change["acc"])
     verdict += "." if told else "; none of these changes is significant."
     if found.counting(last, "acc") == []:
@@ -364,6 +363,36 @@ def _more(found: Findings | None) -> str:
     less = f"Radar's rise of NLL, less the other's, is {_verdicts(resisting, 'nll')}." if resisting else ""
     nll = [line for line in experiment_words.change(found) if "NLL changes" in line]
     return _sentences([verdict, *lines, *nll, less])
+
+
+def _each(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:+.3f}" for name, value in values.items())
+
+
+def _more_where_it_counts(found: Findings | None) -> str:
+    """The same on tasks that count; and the gates with a router of the whole model, whose means are said."""
+    if found is None:
+        return ""
+    first, last = list(found.grids)[0], list(found.grids)[-1]
+    counting = len(found.counting(last, "acc") or ())
+    lines = [f"On {counting} tasks that count, of {len(found.grids[last].tasks)} (`crowded`): {_more(found)}"]
+    for metric, words in METRICS.items():
+        before, after = ({s.label: s.value for s in standings(found.grids[value], metric)} for value in (first, last))
+        told = {t.result.first.partition(", ")[0]: t.result for t in found.change[metric]}
+        for label in (label for label in after if "router=text" in label):
+            change = told[label]
+            seen = "no significant change" if change.better is None else f"Holm p {change.holm:.3f}"
+            name = label.removesuffix(" (mole)")
+            lines.append(
+                f"{name} goes from {before[label]:.3f} to {after[label]:.3f} by {words} ({seen}; own expert {after[OWN_EXPERT]:.3f})."
+            )
+        with_router = [(a, b) for a in after if "router=text" in a for b in after if b == a.replace(" router=text", "")]
+        tests = compare_pairs(found.grids[last], metric, with_router)
+        lines += [
+            f"With {found.short(last)} experts, by {words} {r.first.partition(' ')[0]} with it is {_verdicts({'without': Test(last, r)}, metric)} it."
+            for r in tests
+        ]
+    return _sentences(lines)
 
 
 def _few(found: Findings | None) -> str:

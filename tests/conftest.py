@@ -77,7 +77,8 @@ def build(family: str) -> torch.nn.Module:
 
 def make_adapter(model_path: Path, folder: Path, seed: int, **config) -> Path:
     """Save a LoRA adapter with random B through PEFT."""
-    auto = AutoModelForSeq2SeqLM if "t5" in str(model_path) else AutoModelForCausalLM
+    seq2seq = any(kind in str(model_path) for kind in ("t5", "bart"))
+    auto = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
     torch.manual_seed(seed)
     model = get_peft_model(auto.from_pretrained(model_path), LoraConfig(**config))
     with torch.no_grad():

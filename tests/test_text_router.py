@@ -11,7 +11,8 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import DynamicCache
+from torch.utils._pytree import tree_map
+from transformers import BartConfig, BartForConditionalGeneration, DynamicCache
 
 import radargate
 from conftest import make_adapter
@@ -22,6 +23,7 @@ from radargate.gates.text_router import PRIOR_TOKENS, TextRouter
 from radargate.ops import select
 from radargate.ops.fused import build
 from radargate.serve.batch import Batch
+from radargate.text_hooks import embeddings
 from radargate.text_so_far import summed, text_so_far
 from radargate.training.texts import routers_of
 
@@ -423,16 +425,33 @@ def encoded(model, ids, mask=None):
     return model.get_base_model().get_encoder()(input_ids=ids, attention_mask=mask)
 
 
+@pytest.fixture(scope="module")
+def seq2seq(zoo, tmp_path_factory):
+    """The zoo with a BART, whose stacks look tokens up in modules of their own."""
+    root = tmp_path_factory.mktemp("bart")
+    torch.manual_seed(0)
+    sizes = {f"{stack}_{name}": size for stack in ("encoder", "decoder")
+             for name, size in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 40))}  # fmt: skip
+    BartForConditionalGeneration(
+        BartConfig(d_model=24, vocab_size=258, max_position_embeddings=64, dropout=0.0, pad_token_id=0, bos_token_id=None,
+                   eos_token_id=1, decoder_start_token_id=0, forced_eos_token_id=None, **sizes)
+    ).save_pretrained(root / "tiny-bart")  # fmt: skip
+    adapters = {name: make_adapter(root / "tiny-bart", root / name, seed=i, r=4, target_modules=["q_proj", "k_proj", "fc1"])
+                for i, name in enumerate(("math", "law", "code"))}  # fmt: skip
+    return {**zoo, "bart": {"base": root / "tiny-bart", "adapters": adapters}}
+
+
 @pytest.mark.parametrize("gate", ["stretch", "radar"])
-def test_an_encoder_decoder_goes_by_all_that_its_encoder_reads(zoo, gate):
-    model = routed(zoo, "t5", gate)
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_an_encoder_decoder_goes_by_all_that_its_encoder_reads(seq2seq, family, gate):
+    model = routed(seq2seq, family, gate)
     ids, labels = torch.tensor([TEXTS[1]]), torch.tensor([[60, 61, 62]])
     seen = []
     (router,) = routers_of(model)
     router.register_forward_hook(lambda _, args, output: seen.append((args[0], output)))
     with torch.no_grad():
         whole = model(input_ids=ids, labels=labels).logits
-        wanted = summed(model.get_input_embeddings()(ids))[:, -1:]
+        wanted = summed(embeddings(model.get_base_model())(ids))[:, -1:]
         assert seen and all(torch.equal(sums, wanted) and said.shape == (1, 1, 3) for sums, said in seen)
         # padded, from outputs of the encoder, and token by token
         padded, mask = (
@@ -440,9 +459,9 @@ def test_an_encoder_decoder_goes_by_all_that_its_encoder_reads(zoo, gate):
             torch.tensor([[1] * 7 + [0] * 2, [1] * 4 + [0] * 5]),
         )
         both = model(input_ids=padded, attention_mask=mask, labels=labels.repeat(2, 1)).logits
-        torch.testing.assert_close(both[:1], whole, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(both[:1], whole, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(
-            both[1:], model(input_ids=torch.tensor([TEXTS[0]]), labels=labels).logits, atol=1e-5, rtol=1e-5
+            both[1:], model(input_ids=torch.tensor([TEXTS[0]]), labels=labels).logits, atol=1e-4, rtol=1e-4
         )
         outputs = encoded(model, padded, mask)
         later = model(encoder_outputs=outputs, attention_mask=mask, labels=labels.repeat(2, 1)).logits
@@ -452,7 +471,7 @@ def test_an_encoder_decoder_goes_by_all_that_its_encoder_reads(zoo, gate):
             step = model(encoder_outputs=outputs, attention_mask=mask, decoder_input_ids=torch.tensor([[token]] * 2),
                          past_key_values=cache, use_cache=True)  # fmt: skip
             cache = step.past_key_values
-            torch.testing.assert_close(step.logits[:, 0], both[:, place], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(step.logits[:, 0], both[:, place], atol=1e-4, rtol=1e-4)
         direct = model.get_base_model()(input_ids=padded, attention_mask=mask, labels=labels.repeat(2, 1)).logits
         torch.testing.assert_close(direct, both)
         other = model(input_ids=torch.tensor([[90, 91, *TEXTS[1][2:]]]), labels=labels).logits
@@ -461,8 +480,9 @@ def test_an_encoder_decoder_goes_by_all_that_its_encoder_reads(zoo, gate):
 
 
 @pytest.mark.parametrize("how", [{"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}, {"do_sample": False}])
-def test_an_encoder_decoder_generates_as_without_a_cache(zoo, how):
-    model = routed(zoo, "t5")
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_an_encoder_decoder_generates_as_without_a_cache(seq2seq, family, how):
+    model = routed(seq2seq, family)
     ids, mask = (
         torch.tensor([[*TEXTS[1], 0, 0], [*TEXTS[0], *[0] * 5]]),
         torch.tensor([[1] * 7 + [0] * 2, [1] * 4 + [0] * 5]),
@@ -496,3 +516,50 @@ def test_an_encoder_decoder_learns_to_route_and_refuses_what_it_cannot_know(zoo)
     assert text_so_far.get() is None
     with model.disable_adapter():
         model(encoder_outputs=type(outputs)(**strange), labels=labels)
+
+
+@torch.no_grad()
+def test_however_an_encoder_is_given_its_text(seq2seq):
+    model = routed(seq2seq, "bart")
+    base, ids, mask = model.get_base_model(), torch.tensor([[*TEXTS[0], 0, 0]]), torch.tensor([[1] * 4 + [0] * 2])
+    wanted = summed(embeddings(base)(ids), mask)[:, -1]
+    by_name, by_place = base.get_encoder()(input_ids=ids, attention_mask=mask), base.get_encoder()(ids, mask)
+    for outputs in (by_name, by_place, pickle.loads(pickle.dumps(by_name)), tree_map(torch.clone, by_name)):
+        torch.testing.assert_close(outputs["radargate_text"], wanted)
+    answer = torch.tensor([[60, 61]])
+    logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=answer).logits
+    torch.testing.assert_close(base(None, mask, answer, None, by_name).logits, logits)
+    # one embedding in the place of two, whose tokens are the decoder's where the encoder is not called
+    base.resize_token_embeddings(260)
+    assert base.get_encoder().embed_tokens is base.get_decoder().embed_tokens
+    torch.testing.assert_close(
+        model(input_ids=ids, attention_mask=mask, decoder_input_ids=answer).logits[..., :258], logits
+    )
+    with pytest.raises(RadarGateError, match="does not know what these encoder_outputs"):
+        base(None, mask, answer, None, (by_name.last_hidden_state,))
+
+
+@pytest.mark.parametrize("where", ["encoder", "decoder"])
+def test_an_interrupted_answer_leaves_no_text_behind(seq2seq, where):
+    model = routed(seq2seq, "bart")
+    base, first, second = model.get_base_model(), *(torch.tensor([ids]) for ids in TEXTS[:2])
+    wanted = encoded(model, second)["radargate_text"]
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    handle = getattr(base.model, where).layers[1].register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        model.generate(input_ids=first, max_new_tokens=2)
+    with pytest.raises(KeyboardInterrupt):
+        base.generate(input_ids=first, max_new_tokens=2)
+    handle.remove()
+    torch.testing.assert_close(encoded(model, second)["radargate_text"], wanted)
+
+
+def test_a_base_without_token_embeddings_is_left_as_it_was(load_tiny, zoo):
+    base = load_tiny("t5")
+    base.encoder.get_input_embeddings = lambda: torch.nn.Conv1d(3, 24, 3)
+    with pytest.raises(OptionError, match="has Conv1d there"):
+        radargate.compose(base, zoo["t5"]["adapters"], router="text")
+    assert not radar_layers(base) and not any(module._forward_hooks for module in base.modules())

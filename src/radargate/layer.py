@@ -200,8 +200,8 @@ class RadarLayer(nn.Module, BaseTunerLayer):
             )
         weights, here = text.log_weights(self.routers[name]), self.entries[name][1]["experts"]
         if text.whole and x.dim() == 3 and x.shape[0] == weights.shape[0]:
-            weights = weights.expand(-1, x.shape[1], -1)
-        if weights[..., 0].numel() != x[..., 0].numel():
+            weights = weights.expand(-1, x.shape[1], -1).contiguous()
+        if weights[..., 0].numel() != x[..., 0].numel() or (text.whole and x.dim() != 3):
             raise RadarGateError(
                 f"{self.site} got an input of shape {tuple(x.shape)} where the text has {tuple(weights.shape[:-1])} tokens: the router "
                 "of this composition cannot tell which are which. Leave router='text' out."

@@ -117,7 +117,7 @@ class RadarModel(BaseTuner):
             )
         watch(base)
         if adapter_name not in self._routers:
-            self._routers[adapter_name] = TextRouter(len(config.experts), cast(Any, embeddings(base)).embedding_dim)
+            self._routers[adapter_name] = TextRouter(len(config.experts), embeddings(base).embedding_dim)
         return self._routers[adapter_name]
 
     def unload(self) -> nn.Module:
@@ -186,7 +186,7 @@ class RadarModel(BaseTuner):
         gradients divides by that and not by the number of accumulation steps), the auxiliary loss is added in the share of
         the labels that this call holds, so that one optimizer step sees its mean once.
         """
-        with _padding_known(kwargs), reading(self.model, kwargs):
+        with _padding_known(kwargs), reading(self.model, args, kwargs):
             if not self.training:
                 return self.model.forward(*args, **kwargs)
             terms: list[tuple[Gate, torch.Tensor]] = []
@@ -207,7 +207,7 @@ class RadarModel(BaseTuner):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own generation, refused where a gate needs other tokens than those before."""
         self.check_decodes()
-        with _padding_known(kwargs):
+        with _padding_known(kwargs), reading(self.model):
             return self.model.generate(*args, **kwargs)
 
     def check_decodes(self) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,16 +18,28 @@ _HANDLES = "_radargate_text_hooks"
 _KEY = "radargate_text"  # of an encoder's outputs, whose rows generation repeats for beams
 
 
-def embeddings(base: Any) -> nn.Module:
-    """The token embeddings of the stack whose text counts: an encoder's, where there is one."""
-    return (base.get_encoder() if base.config.is_encoder_decoder else base).get_input_embeddings()
+def embeddings(base: Any) -> Any:
+    """The token embeddings of the stack whose text counts: an encoder's, where there is one.
+
+    Raises:
+        OptionError: that stack does not read tokens, or does not say by what.
+    """
+    found = None
+    with contextlib.suppress(AttributeError, NotImplementedError):
+        found = (base.get_encoder() if base.config.is_encoder_decoder else base).get_input_embeddings()
+    if not hasattr(found, "embedding_dim"):
+        raise OptionError(
+            f"router='text' needs a model that looks its tokens up in an embedding, and {type(base).__name__} has "
+            f"{'none that it names' if found is None else type(found).__name__} there. Leave the router out."
+        )
+    return found
 
 
 def watch(base: Any) -> None:
     """Let a base model sum up what it reads, until `unwatch`.
 
     Raises:
-        OptionError: the model keeps more than a cache of keys and values.
+        OptionError: the model keeps more than a cache of keys and values, or has no embeddings.
     """
     if _HANDLES in base.__dict__:
         return
@@ -32,6 +47,8 @@ def watch(base: Any) -> None:
         raise OptionError(
             f"router='text' needs a model with a key–value cache, and {type(base).__name__} is stateful. Leave the router out."
         )
+    # a vocabulary that is resized later may put one embedding in the place of two
+    looked_up = {id(module): module for module in (embeddings(base), base.get_input_embeddings())}
     if base.config.is_encoder_decoder:
         stack, begin, end = base.get_encoder(), _encoder_begins, _encoder_ends
         whole = [
@@ -43,7 +60,7 @@ def watch(base: Any) -> None:
     base.__dict__[_HANDLES] = [
         *whole,
         stack.register_forward_pre_hook(begin, with_kwargs=True),
-        embeddings(base).register_forward_hook(_embedded),
+        *(module.register_forward_hook(_embedded) for module in looked_up.values()),
         stack.register_forward_hook(end, always_call=True),
     ]
 
@@ -54,7 +71,13 @@ def unwatch(base: Any) -> None:
         handle.remove()
 
 
+def _named(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a module was given, by name."""
+    return {**inspect.signature(module.forward).bind_partial(*args).arguments, **kwargs} if args else kwargs
+
+
 def _begin(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    kwargs = dict(_named(stack, args, kwargs))
     mask, cache, places = (kwargs.get(key) for key in ("attention_mask", "past_key_values", "position_ids"))
     past, fault = getattr(cache, "radargate_text", None), None
     if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
@@ -76,7 +99,7 @@ def _begin(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
 
 def _embedded(embedding: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
     text = text_so_far.get()
-    if text is not None and text.sums is None:
+    if text is not None and text.sums is None and text.listens:
         text.read(output)
 
 
@@ -93,21 +116,25 @@ def _end(stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
 
 
 @contextlib.contextmanager
-def reading(base: Any, kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """One call of an encoder–decoder's ``forward``, which hooks on the model do not see."""
-    if _HANDLES not in base.__dict__ or not base.config.is_encoder_decoder:
+def reading(base: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """One call of a model, after which nothing that an interrupted one left open is open.
+
+    With ``kwargs`` it is one of ``forward`` itself, which hooks on an encoder–decoder do not see.
+    """
+    if _HANDLES not in base.__dict__:
         yield
         return
-    token = text_so_far.set(_text_of(kwargs.get("encoder_outputs")))
+    begins = kwargs is not None and base.config.is_encoder_decoder
+    token = text_so_far.set(_text_of(_named(base, args, kwargs or {})) if begins else None)
     try:
         yield
     finally:
         text_so_far.reset(token)
 
 
-def _text_of(encoded: Any) -> TextSoFar:
-    """What an encoder's outputs were made from, or an empty text where the encoder is still to read it."""
-    text = TextSoFar(None, None, whole=True)
+def _text_of(given: Mapping[str, Any]) -> TextSoFar:
+    """What the encoder's outputs in a call were made from, or an empty text where the encoder is still to read it."""
+    encoded, text = given.get("encoder_outputs"), TextSoFar(None, None, whole=True, listens=False)
     if encoded is not None:
         sums = encoded.get(_KEY) if isinstance(encoded, Mapping) else None
         if sums is None:
@@ -121,7 +148,7 @@ def _text_of(encoded: Any) -> TextSoFar:
 
 
 def _model_begins(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    text = _text_of(kwargs.get("encoder_outputs"))
+    text = _text_of(_named(base, args, kwargs))
     text.token = text_so_far.set(text)
 
 
@@ -133,21 +160,37 @@ def _model_ends(base: nn.Module, args: tuple[Any, ...], output: Any) -> None:
 
 
 def _encoder_begins(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    text = text_so_far.get()
-    if text is None or not text.whole:  # generation calls the encoder on its own
+    text, given = text_so_far.get(), _named(stack, args, kwargs)
+    if text is None or not text.whole or text.sums is not None or text.fault:  # generation calls the encoder on its own
         text = TextSoFar(None, None, whole=True, alone=True)
         text.token = text_so_far.set(text)
-    mask = kwargs.get("attention_mask")
+    text.listens = True
+    mask = given.get("attention_mask")
     if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
         text.fault = "needs an attention mask of [batch, length], which says what the tokens are; found another one."
     text.mask = mask
-    if kwargs.get("inputs_embeds") is not None:
-        text.read(kwargs["inputs_embeds"])
+    if given.get("inputs_embeds") is not None:
+        text.read(given["inputs_embeds"])
 
 
-def _encoder_ends(stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+def _encoder_ends(stack: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     text = text_so_far.get()
-    if text is not None and text.sums is not None and isinstance(output, Mapping):
-        output[_KEY] = text.sums[:, 0]  # type: ignore[index]
-    if text is not None and text.alone:
+    if text is None:
+        return output
+    text.listens = False
+    if text.sums is not None and isinstance(output, Mapping):
+        output = _knowing(type(output))(**output, radargate_text=text.sums[:, 0])
+    if text.alone:
         _model_ends(stack, args, output)
+    return output
+
+
+@functools.cache
+def _knowing(kind: Any) -> Any:
+    """Outputs of one kind with one field more, of which trees of tensors, beams and pickle know."""
+    fields = {"__annotations__": {_KEY: "Tensor | None"}, _KEY: None, "__module__": __name__}
+    return dataclass(type(kind.__name__, (kind,), {**fields, "__reduce__": lambda self: (_made, (kind, dict(self)))}))
+
+
+def _made(kind: Any, values: dict[str, Any]) -> Any:
+    return _knowing(kind)(**values)

@@ -27,6 +27,7 @@ class TextSoFar:
             scaled to unit RMS, and a 1; None until the base has embedded them.
         whole: an encoder reads this text: every token of both stacks sees all of it, and ``sums`` are [batch, 1, width + 1].
         alone: the encoder was called without its model.
+        listens: whether embeddings that are looked up now are this text's: not while only the decoder is at work.
     """
 
     mask: Tensor | None
@@ -36,6 +37,7 @@ class TextSoFar:
     sums: Tensor | None = None
     whole: bool = False
     alone: bool = field(default=False, repr=False)
+    listens: bool = field(default=True, repr=False)
     token: Token[TextSoFar | None] | None = field(default=None, repr=False)
     _said: dict[int, Tensor] = field(default_factory=dict, repr=False)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +48,7 @@ def describe_texts(model: PeftModel, texts: Sequence[Sequence[int]]) -> None:
             "describe_texts needs a model composed with router='text', and at least one text; found "
             f"{len(routers)} routers and {len(texts)} texts."
         )
-    weight: Any = embeddings(model.get_base_model()).weight
+    weight = embeddings(model.get_base_model()).weight
     weight = weight.full_tensor() if isinstance(weight, DTensor) else weight
     chosen = texts[:: -(-len(texts) // MOST_TEXTS)]
     sums = torch.stack([_last(F.embedding(torch.tensor([list(ids)], device=weight.device), weight)) for ids in chosen])
