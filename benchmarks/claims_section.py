@@ -10,7 +10,7 @@ from three_seeds import BETTER, METRICS, Scores
 
 from radargate.evaluation.analysis import CONTROLS, PAPER_GATES, rotation_pairs
 from radargate.evaluation.grid import OWN_EXPERT, read_grid
-from radargate.evaluation.ranking import SIGNIFICANT, compare_pairs, standings
+from radargate.evaluation.ranking import SIGNIFICANT, Comparison, compare_pairs, standings
 from radargate.records import read_records
 from radargate.report import experiment_words
 from radargate.report.experiment_findings import Findings, Test
@@ -59,7 +59,7 @@ def section(results: Path) -> list[str]:
                 f"- **Against the controls**. {_tuned(found['learnable'], CONTROLS[1:])} On the nine tasks: {_against(gates, CONTROLS[1:])} {_controls(found['modules'])}",
                 f"- **Which form of rotation** (on validation rows). {_forms(found['forms'])}",
                 f"- **How to train it** (on validation rows, one seed). {_recipes(found['recipes'])}",
-                f"- **Against each task's own expert** (asked: {ASKED:.0%} of their mean). {_router_verdict(found['routed'])} Without: {_experts(results / 'three_seeds')} {_shares(found)}",
+                f"- **Against each task's own expert** (asked: {ASKED:.0%} of their mean). {_router_verdict(found['routed'], found['crowded'])} Without: {_experts(results / 'three_seeds')} {_shares(found)}",
                 f"- **More experts** (asked: radar loses less than a point from few to many where the others lose more, or none loses). {_more_where_it_counts(found['crowded'])} With weak experts, in `modules`: {_more(found['modules'])}",
                 f"- **Beyond the tasks learned**, on the paper's benchmarks. {_beyond(found['generalization'])}",
                 f"- **Another base**. {_bases(found['model-size'])}",
@@ -118,25 +118,30 @@ def _routed(found: Findings | None) -> str:
             )
     return _sentences(
         [
-            f"{_router_verdict(found)} In `routed` ({_tasks(found)}; Holm-corrected among these):",
+            f"{_router_verdict(found, None)} In `routed` ({_tasks(found)}; Holm-corrected among these):",
             *lines,
         ]
     )
 
 
 def _router_shares(found: Findings) -> dict[str, float]:
-    """Label of each gate with a router → its accuracy as a share of the own experts'."""
-    (grid,) = found.grids.values()
+    """Label of each gate with a router → its accuracy as a share of the own experts', at the last value of the axis."""
+    grid = list(found.grids.values())[-1]
     means = {s.label: s.value for s in standings(grid, "acc")}
     return {label: means[label] / means[OWN_EXPERT] for label in grid.systems if "router=text" in label}
 
 
-def _router_verdict(found: Findings | None) -> str:
+def _router_verdict(found: Findings | None, crowded: Findings | None) -> str:
     if found is None:
         return ""
-    shares = _router_shares(found)
-    said = " and ".join(f"{label.partition(' ')[0]} {share:.1%}" for label, share in shares.items())
-    return f"**{'Met' if min(shares.values()) >= ASKED else 'Not met by all'} with `router=text`**: {said} of the own experts' accuracy."
+    parts, least = [], []
+    for findings in (found, crowded):
+        if findings is not None:
+            shares, last = _router_shares(findings), list(findings.grids)[-1]
+            said = " and ".join(f"{label.partition(' ')[0]} {share:.1%}" for label, share in shares.items())
+            parts.append(f"{f'with {findings.short(last)} experts ' if findings.axis else ''}{said}")
+            least += shares.values()
+    return f"**{'Met' if min(least) >= ASKED else 'Not met by all'} with `router=text`**: {'; '.join(parts)} of the own experts' accuracy."
 
 
 def _against(found: Sequence[Findings], names: Sequence[str]) -> str:
@@ -370,29 +375,28 @@ def _each(values: Mapping[str, float]) -> str:
 
 
 def _more_where_it_counts(found: Findings | None) -> str:
-    """The same on tasks that count; and the gates with a router of the whole model, whose means are said."""
+    """The same on tasks that count; and what the way there does to gates with a router of the whole model."""
     if found is None:
         return ""
-    first, last = list(found.grids)[0], list(found.grids)[-1]
+    first, last = next(iter(found.grids)), list(found.grids)[-1]
     counting = len(found.counting(last, "acc") or ())
     lines = [f"On {counting} tasks that count, of {len(found.grids[last].tasks)} (`crowded`): {_more(found)}"]
     for metric, words in METRICS.items():
         before, after = ({s.label: s.value for s in standings(found.grids[value], metric)} for value in (first, last))
+        labels = [label for label in after if "router=text" in label]
+        tests = compare_pairs(found.grids[last], metric, [(a, a.replace(" router=text", "")) for a in labels])
         told = {t.result.first.partition(", ")[0]: t.result for t in found.change[metric]}
-        for label in (label for label in after if "router=text" in label):
-            change = told[label]
-            seen = "no significant change" if change.better is None else f"Holm p {change.holm:.3f}"
-            name = label.removesuffix(" (mole)")
+        for label, test in zip(labels, tests, strict=True):
+            name, plain = label.partition(" ")[0], test.second.removesuffix(" (mole)")
             lines.append(
-                f"{name} goes from {before[label]:.3f} to {after[label]:.3f} by {words} ({seen}; own expert {after[OWN_EXPERT]:.3f})."
+                f"By {words} {name} with `router=text` goes from {before[label]:.3f} to {after[label]:.3f} ({_significance(told[label])}; own expert "
+                f"{after[OWN_EXPERT]:.3f}) and with {found.short(last)} experts is {_verdicts({plain: Test(last, test)}, metric)}."
             )
-        with_router = [(a, b) for a in after if "router=text" in a for b in after if b == a.replace(" router=text", "")]
-        tests = compare_pairs(found.grids[last], metric, with_router)
-        lines += [
-            f"With {found.short(last)} experts, by {words} {r.first.partition(' ')[0]} with it is {_verdicts({'without': Test(last, r)}, metric)} it."
-            for r in tests
-        ]
     return _sentences(lines)
+
+
+def _significance(test: Comparison) -> str:
+    return "no significant change" if test.better is None else f"Holm p {test.holm:.3f}"
 
 
 def _few(found: Findings | None) -> str:

@@ -16,6 +16,14 @@ radargate experts smollm2-135m --data learnable/ --steps 120 --batch-size 4 --dt
 radargate experiment recipes   --preset cpu --data sources/ --dtype float32 --experts runs/learned --out runs/exp/recipes   --slots 2 --resume
 radargate experiment learnable --preset cpu --data sources/ --dtype float32 --experts runs/learned --out runs/exp/learnable --slots 2
 radargate experiment routed    --preset cpu --data sources/ --dtype float32 --experts runs/learned --out runs/exp/routed    --slots 2 --reuse runs/exp/learnable
+# forty experts: those five, and one of 40 steps for each of the 35 other tasks that are quickest to read (the records name them)
+others=$(python -c "import json, pathlib
+cells = [json.loads(line) for line in open('benchmarks/results/experiments/crowded/records.jsonl')]
+bank = max((cell['conditions']['experts']['mole'] for cell in cells if cell['suite'] == 'cell'), key=len)
+print(*(f'--task {name}' for name in bank if not pathlib.Path('runs/learned', name).exists()))")
+radargate experts smollm2-135m --data sources/natural_instructions $others --steps 40 --batch-size 4 --dtype float32 --out runs/forty
+cp -r runs/learned/* runs/forty/
+radargate experiment crowded --preset cpu --data sources/ --dtype float32 --experts runs/forty --out runs/exp/crowded --slots 2 --reuse runs/exp/learnable --reuse runs/exp/routed
 # experts of their own, 60 steps each
 radargate experiment model-size     --preset cpu --data sources/ --dtype float32 --out runs/exp/model-size     --slots 2
 radargate experiment generalization --preset cpu --data sources/ --dtype float32 --out runs/exp/generalization --slots 2
