@@ -31,7 +31,7 @@ LEVELS = (
     ),
     ("ops",),
     ("base_models", "model_cache", "experts", "architectures", "gates", "rules"),
-    ("bundle", "config", "layer", "model", "composition", "extension", "export", "verify"),
+    ("bundle", "config", "layer", "model", "text_hooks", "composition", "extension", "export", "verify"),
     ("training", "data", "evaluation", "experiments", "bench", "tracing", "fitted"),
     ("report", "serve", "shipped"),
     ("quickstart",),
@@ -112,7 +112,7 @@ def test_every_command_and_public_name_can_be_the_first_that_is_imported():
     ]
     assert any("radargate.experts.doctor" in lines for lines in wanted)
     code = (
-        "import os, sys, traceback, accelerate, torch, transformers\n"
+        "import os, sys, traceback, accelerate, datasets, torch, transformers.modeling_utils\n"
         "for lines in sys.argv[1:]:\n"
         "    if not os.fork():\n"
         "        try: exec(lines)\n"

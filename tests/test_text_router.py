@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import copy
 import json
 import math
@@ -551,10 +552,17 @@ def test_an_interrupted_answer_leaves_no_text_behind(seq2seq, where):
     handle = getattr(base.model, where).layers[1].register_forward_pre_hook(stop)
     with pytest.raises(KeyboardInterrupt):
         model.generate(input_ids=first, max_new_tokens=2)
-    with pytest.raises(KeyboardInterrupt):
-        base.generate(input_ids=first, max_new_tokens=2)
-    handle.remove()
-    torch.testing.assert_close(encoded(model, second)["radargate_text"], wanted)
+    assert text_so_far.get() is None
+
+    def without_peft():
+        with pytest.raises(KeyboardInterrupt):
+            base.generate(input_ids=first, max_new_tokens=2)
+        handle.remove()
+        torch.testing.assert_close(encoded(model, second)["radargate_text"], wanted)
+        model.train()(input_ids=first, labels=second)
+        copy.deepcopy(model)
+
+    contextvars.copy_context().run(without_peft)
 
 
 def test_a_base_without_token_embeddings_is_left_as_it_was(load_tiny, zoo):

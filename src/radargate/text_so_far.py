@@ -41,6 +41,10 @@ class TextSoFar:
     token: Token[TextSoFar | None] | None = field(default=None, repr=False)
     _said: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies take along, also of a call that was interrupted: a token belongs to its own context."""
+        return {**self.__dict__, "token": None, "cache": None}
+
     def log_weights(self, router: nn.Module) -> Tensor:
         """What a router says after each token, [batch, length, experts]; worked out once a call where nothing asks for gradients."""
         if self.sums is None:
