@@ -359,7 +359,9 @@ def _more(found: Findings | None) -> str:
     changes = {name: change for name, change in changes.items() if name in ("radar", *PAPER_GATES)}
     others = [change for name, change in changes.items() if name != "radar"]
     met = (changes["radar"] > -POINT and max(others) < -POINT) or min(changes.values()) >= 0
-    verdict = f"**{'Met' if met else 'Not met'} by the means**, which change by {_each(changes)}"
+    verdict = f"**{'Met' if met else 'Not met'} by the means**, which change by " + ", ".join(
+        f"{n} {c:+.3f}" for n, c in changes.items()
+    )
     told = any(t.result.better for t in found.change["acc"])
     verdict += "." if told else "; none of these changes is significant."
     if found.counting(last, "acc") == []:
@@ -368,10 +370,6 @@ def _more(found: Findings | None) -> str:
     less = f"Radar's rise of NLL, less the other's, is {_verdicts(resisting, 'nll')}." if resisting else ""
     nll = [line for line in experiment_words.change(found) if "NLL changes" in line]
     return _sentences([verdict, *lines, *nll, less])
-
-
-def _each(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:+.3f}" for name, value in values.items())
 
 
 def _more_where_it_counts(found: Findings | None) -> str:

@@ -200,14 +200,14 @@ class RadarLayer(nn.Module, BaseTunerLayer):
             )
         weights, here = text.log_weights(self.routers[name]), self.entries[name][1]["experts"]
         if text.whole and x.dim() == 3 and x.shape[0] == weights.shape[0]:
-            weights = weights.expand(-1, x.shape[1], -1).contiguous()
+            weights = weights.expand(-1, x.shape[1], -1)
         if weights[..., 0].numel() != x[..., 0].numel() or (text.whole and x.dim() != 3):
             raise RadarGateError(
                 f"{self.site} got an input of shape {tuple(x.shape)} where the text has {tuple(weights.shape[:-1])} tokens: the router "
                 "of this composition cannot tell which are which. Leave router='text' out."
             )
         chosen = weights if len(here) == weights.shape[-1] else weights[..., list(here)]
-        return chosen.reshape(*x.shape[:-1], len(here)).to(x)
+        return chosen.reshape(*x.shape[:-1], len(here)).to(x).contiguous()
 
     def decodes(self) -> bool:
         """Whether answers can be generated token by token: each gate is token-local, or sees whole inputs anyway."""

@@ -77,8 +77,8 @@ def _named(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 
 
 def _begin(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    kwargs = dict(_named(stack, args, kwargs))
-    mask, cache, places = (kwargs.get(key) for key in ("attention_mask", "past_key_values", "position_ids"))
+    given = _named(stack, args, kwargs)
+    mask, cache, places = (given.get(key) for key in ("attention_mask", "past_key_values", "position_ids"))
     past, fault = getattr(cache, "radargate_text", None), None
     if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
         fault = (
@@ -87,14 +87,14 @@ def _begin(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
         )
     elif past is None and cache is not None and cache.get_seq_length():
         fault = "does not know what this key–value cache holds: it was filled without it. Begin with an empty cache."
-    elif kwargs.get("cu_seq_lens_q") is not None or (
+    elif given.get("cu_seq_lens_q") is not None or (
         mask is None and places is not None and bool((places[..., 1:] < places[..., :-1]).any())
     ):
         fault = "would mix texts that are packed into one row. Give each a row of its own, with padding."
     text = TextSoFar(mask, past, cache, fault)
     text.token = text_so_far.set(text)
-    if kwargs.get("inputs_embeds") is not None:
-        text.read(kwargs["inputs_embeds"])
+    if given.get("inputs_embeds") is not None:
+        text.read(given["inputs_embeds"])
 
 
 def _embedded(embedding: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -107,12 +107,18 @@ def _end(stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     text = text_so_far.get()
     if text is None or text.token is None:
         return
-    text_so_far.reset(text.token)
     # some models fill the cache that they are given, and return none
     cache: Any = text.cache if text.cache is not None else getattr(output, "past_key_values", None)
     if cache is not None and text.sums is not None:
         carry(cache, text.sums[:, -1].clone())
-    text.token = text.cache = None  # layers remember the text while they train, and are copied
+    _close(text)
+
+
+def _close(text: TextSoFar) -> None:
+    """End a text's call; without token and cache, as layers remember the text while they train, and are copied."""
+    if text.token is not None:
+        text_so_far.reset(text.token)
+    text.token = text.cache = None
 
 
 @contextlib.contextmanager
@@ -154,9 +160,8 @@ def _model_begins(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 def _model_ends(base: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     text = text_so_far.get()
-    if text is not None and text.token is not None:
-        text_so_far.reset(text.token)
-        text.token = None
+    if text is not None:
+        _close(text)
 
 
 def _encoder_begins(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -181,7 +186,7 @@ def _encoder_ends(stack: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     if text.sums is not None and isinstance(output, Mapping):
         output = _knowing(type(output))(**output, radargate_text=text.sums[:, 0])
     if text.alone:
-        _model_ends(stack, args, output)
+        _close(text)
     return output
 
 

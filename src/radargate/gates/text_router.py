@@ -16,9 +16,9 @@ PRIOR_TOKENS = 16  # as many tokens of an average text go before each one: a few
 class TextRouter(nn.Module):
     """Log-weights of all experts: log softmax(10 c φ / √d), c what the text so far has that texts on average have not.
 
-    c = Σ_s (e_s − μ) / ((t + 16) σ) over the real tokens s ≤ t (in an
-    encoder–decoder over all that the encoder reads), e_s their embeddings in the base at unit RMS, μ and σ the
-    mean over the texts that gates learn from and the spread around it. φ starts at 0: every expert weighs the same.
+    c = Σ_s (e_s − μ) / ((t + 16) σ) over the real tokens s ≤ t, in an encoder–decoder over all t that the encoder reads; e_s
+    their embeddings in the base at unit RMS, μ and σ the mean over the texts that gates learn from and the spread around
+    it. φ starts at 0: every expert weighs the same.
 
     Args:
         experts: N of the composition.
