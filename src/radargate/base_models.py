@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
-import importlib.util
+import logging
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -21,13 +23,15 @@ from transformers import (
     PreTrainedModel,
 )
 
+from radargate.base_dtype import QUANTISED, DtypeChoice, check_name, choose_dtype, warn_if_slow
 from radargate.cache import cache_folder
 from radargate.errors import BaseModelError, OptionError, StorageError, first_line
 from radargate.model_cache import PACKAGED_MODELS, convert_gguf, packaged_folder
 from radargate.records import file_hash
 from radargate.storage import message, write_fault
 
-QUANTISED = ("8bit", "4bit")
+logger = logging.getLogger(__name__)
+_loaded: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # by `load_base`, which has said what their dtype costs
 
 
 def resolve_base(name: str) -> str:
@@ -63,34 +67,56 @@ def load_base(
 
     Args:
         base: a model, or a name as `resolve_base` takes it.
-        dtype: parameter dtype, or ``"8bit"`` or ``"4bit"`` (NF4) through bitsandbytes; None keeps what the checkpoint says.
+        dtype: parameter dtype, ``"auto"`` for the checkpoint's own, or ``"8bit"`` or ``"4bit"`` (NF4) through bitsandbytes;
+            None takes the checkpoint's own on a GPU, and on a CPU where that is no slower than float32.
         device: where to put it; None means CPU or the current default.
 
     Raises:
         BaseModelError: it cannot be found or loaded; the message names what to do.
-        OptionError: it is to be quantised and bitsandbytes is missing.
+        OptionError: the dtype or device cannot be used here.
+        OutOfMemoryError: it does not fit into memory.
     """
     if isinstance(base, PreTrainedModel):
+        if base not in _loaded:
+            warn_if_slow(base)
         return base
+    name = base_dtype(base, dtype, device).name
     folder = resolve_base(base)
     config = load_config(folder)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    quantised = _quantisation(dtype)
     with _reading(folder, f"Base model {base!r} could not be loaded"):
-        if quantised is not None:
-            model = auto.from_pretrained(folder, quantization_config=quantised, device_map={"": device or "cpu"})
+        if name in QUANTISED:
+            model = auto.from_pretrained(
+                folder, quantization_config=_quantisation(name), device_map={"": device or "cpu"}
+            )
         else:
-            model = auto.from_pretrained(folder, dtype=dtype or "auto")
+            model = auto.from_pretrained(folder, dtype=name)
     if base in PACKAGED_MODELS:
         model.config.radargate_name = base  # a bundle then records the name, not this machine's cache path
-    return cast(Any, model).to(device).eval() if device and quantised is None else model.eval()
+    _loaded.add(model)
+    return cast(Any, model).to(device).eval() if device and name not in QUANTISED else model.eval()
 
 
-def _quantisation(dtype: torch.dtype | str | None) -> BitsAndBytesConfig | None:
-    if dtype not in QUANTISED:
-        return None
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise OptionError(f"dtype={dtype!r} needs bitsandbytes. Install it with: pip install 'radargate[quant]'.")
+def base_dtype(base: str, dtype: torch.dtype | str | None = None, device: str | None = None) -> DtypeChoice:
+    """The dtype that `load_base` takes, and why; where none is named, one line about it is logged.
+
+    Raises:
+        BaseModelError: there is no such base.
+        OptionError: the dtype or device cannot be used here.
+        OutOfMemoryError: it does not fit into memory.
+    """
+    config = load_config(resolve_base(base))
+    choice = choose_dtype(config, dtype, device, functools.partial(_parameters, base))
+    if dtype is None or choice.slowdown > 1:
+        logger.info("%s", choice)
+    return choice
+
+
+def _parameters(base: str) -> int:
+    return sum(p.numel() for p in meta_base(base).parameters())
+
+
+def _quantisation(dtype: str) -> BitsAndBytesConfig:
     if dtype == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
@@ -102,8 +128,9 @@ def plain_dtype(name: str, because: str) -> torch.dtype:
     Raises:
         OptionError: it is a quantised one.
     """
+    check_name(name)
     if name in QUANTISED:
-        raise OptionError(f"--dtype {name}: {because}. Use float32, bfloat16 or float16.")
+        raise OptionError(f"dtype {name}: {because}. Use float32, bfloat16 or float16.")
     return cast(torch.dtype, getattr(torch, name))
 
 

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 
 from radargate.errors import OptionError, RadarGateError, first_line, out_of_memory, printable
-from radargate.launcher import process_count
+from radargate.launcher import is_main_process, process_count
 from radargate.registry import unknown_name
 from radargate.storage import write_fault
 
@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code, 0 only on success."""
     argv = list(sys.argv[1:] if argv is None else argv)
     _quiet_libraries()
+    _show_log()
     parser = build_parser(argv)
     try:
         _check_command(argv)
@@ -129,6 +130,21 @@ def _drop_output() -> None:
     """Let what is left in the output's buffer go nowhere: flushing it at exit would fail a second time."""
     with contextlib.suppress(OSError, ValueError):  # ValueError: an output that is no file, as under a test
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Lines(logging.Handler):
+    """Prints the library's messages to standard error, a line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if is_main_process():
+            print(printable(record.getMessage()), file=sys.stderr, flush=True)
+
+
+def _show_log() -> None:
+    package = logging.getLogger("radargate")
+    if not any(isinstance(handler, _Lines) for handler in package.handlers):
+        package.addHandler(_Lines())
+        package.setLevel(logging.INFO)
 
 
 def _quiet_libraries() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from radargate.base_dtype import CHECKPOINT
 from radargate.base_models import load_tokenizer, resolve_base
 from radargate.cache import cache_folder
 from radargate.composition import load
@@ -17,7 +18,7 @@ from radargate.records import append_records, make_record, read_records, write_a
 from radargate.report.quickstart import quickstart_page, systems
 from radargate.shipped import BASE, shipped_experts
 from radargate.storage import check_writable, writing
-from radargate.training.gates import GateTraining, train_gates
+from radargate.training.gates import GateTraining, run_dtype, train_gates
 from radargate.training.loop import duration
 
 DATA = "builtin:all"
@@ -54,6 +55,7 @@ def quickstart(out: str | Path, options: Quickstart, *, device: str | None = Non
     check_writable(out / "records.jsonl", "the results")
     say(f"1/4  The base model: {BASE}, a small instruction model (fetched once, then kept in {cache_folder()}).")
     resolve_base(BASE)
+    dtype = run_dtype(out / "stretch", BASE, None, device) or CHECKPOINT
     experts = {name: str(path) for name, path in shipped_experts().items()}
     say(f"     The experts: {len(experts)} LoRA adapters that come with RadarGate: {', '.join(experts)}.")
     for number, (gate, words) in enumerate(
@@ -63,7 +65,7 @@ def quickstart(out: str | Path, options: Quickstart, *, device: str | None = Non
             f"{number}/4  Training the {gate} gate ({words}) on a mixture of all tasks; base and experts stay as they are."
         )
         training = GateTraining(gate=gate, steps=options.steps, batch_size=options.batch_size, seed=options.seed)
-        train_gates(BASE, experts, DATA, out / gate, training, resume=True, device=device, say=_indented(say))
+        train_gates(BASE, experts, DATA, out / gate, training, resume=True, dtype=dtype, device=device, say=_indented(say))
     # a rule has nothing to train: this saves the uniform mixture as a bundle
     train_gates(
         BASE,
@@ -72,11 +74,12 @@ def quickstart(out: str | Path, options: Quickstart, *, device: str | None = Non
         out / "uniform",
         GateTraining(gate="uniform", seed=options.seed),
         resume=True,
+        dtype=dtype,
         device=device,
     )
     say(f"4/4  Scoring on rows nothing was trained on: {options.limit} of each of the ten tasks, for nine systems.")
     say("     accuracy: share of right answers; NLL: surprise at the right answer, lower is better.")
-    _score(out, experts, options, device, say)
+    _score(out, experts, options, dtype, device, say)
     report = out / "report.html"
     page = quickstart_page(out)
     with writing("the report", report):
@@ -85,9 +88,8 @@ def quickstart(out: str | Path, options: Quickstart, *, device: str | None = Non
     return report
 
 
-def _score(
-    out: Path, experts: dict[str, str], options: Quickstart, device: str | None, say: Callable[[str], None]
-) -> None:
+def _score(out: Path, experts: dict[str, str], options: Quickstart, dtype: str, device: str | None,
+           say: Callable[[str], None]) -> None:  # fmt: skip
     file = out / "records.jsonl"
     scoring = Scoring(limit=options.limit, max_new_tokens=options.max_new_tokens, seed=options.seed)
     done = (
@@ -108,7 +110,7 @@ def _score(
         part = out / f".{system}.jsonl"
         part.unlink(missing_ok=True)
         records = evaluate(
-            target, adapters, part, data=DATA, tasks=None, lm_eval_tasks=None, scoring=scoring, device=device
+            target, adapters, part, data=DATA, tasks=None, lm_eval_tasks=None, scoring=scoring, dtype=dtype, device=device
         )
         for record in records:
             record["system"] = system
@@ -118,7 +120,7 @@ def _score(
         say(f"     {system:<12} accuracy {mean['acc']['value']:.2f}  NLL {mean['nll']['value']:.2f}")
     if "usage" not in {r["suite"] for r in read_records(file)}:
         rows = load_rows(DATA, "test", limit=5)
-        model = load(None, out / "radar", device=device)
+        model = load(None, out / "radar", dtype=dtype, device=device)
         usage = expert_usage(model, load_tokenizer(BASE), rows)
         append_records(file, [make_record("usage", "radar", usage.by_task, rows_per_task=5, seed=options.seed)])
 

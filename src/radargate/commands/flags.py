@@ -46,8 +46,9 @@ def gate_flags(parser: argparse.ArgumentParser) -> None:
 def machine_flags(parser: argparse.ArgumentParser) -> None:
     """``--device --dtype``."""
     parser.add_argument("--device", help="where to run, such as cpu or cuda (default: what there is)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16", "8bit", "4bit"],
-                        help="dtype of the base model, 8bit and 4bit through bitsandbytes (default: the checkpoint's own)")  # fmt: skip
+    parser.add_argument("--dtype", metavar="NAME",
+                        help="dtype of the base model: float32, bfloat16 or float16, or 8bit or 4bit through bitsandbytes (default: "
+                             "the checkpoint's own, on a CPU only where it is no slower than float32)")  # fmt: skip
 
 
 def pick_device(asked: str | None) -> str:

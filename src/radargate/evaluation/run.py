@@ -11,6 +11,7 @@ from typing import Any, cast
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from radargate.base_dtype import QUANTISED
 from radargate.base_models import base_name, load_base, load_tokenizer
 from radargate.composition import compose, load, radar_config
 from radargate.data.rows import Row, rows_hash
@@ -138,7 +139,7 @@ def evaluate(target: str, adapters: Mapping[str, str], out: str | Path, *, data:
     check_writable(out, "the records")
     records: list[dict[str, Any]] = []
     for name, model, tokenizer in _systems(target, adapters, dtype, device, base):
-        facts = {"target": Path(target).name, "adapter": name if adapters else None, "dtype": dtype,
+        facts = {"target": Path(target).name, "adapter": name if adapters else None, "dtype": _dtype(model, dtype),
                  "experts": _expert_hashes(model)}  # fmt: skip
         for part in _parts(name, model, tokenizer, work, scoring, facts, data, say):
             append_records(out, part)  # at once: a later benchmark that fails loses nothing
@@ -237,6 +238,11 @@ def _examples(rows: list[Row], scores: list[RowScore], count: int = 3) -> list[d
         answer = row.candidates[score.prediction] if isinstance(score.prediction, int) else score.prediction
         shown.append({"prompt": row.prompt, "target": row.target, "answer": answer, "correct": score.correct})
     return shown
+
+
+def _dtype(model: Any, asked: str | None) -> str:
+    """What the base was computed in."""
+    return asked if asked in QUANTISED else str(model.dtype).removeprefix("torch.")
 
 
 def _expert_hashes(model: Any) -> dict[str, str]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from radargate.architectures import ARCHITECTURES
-from radargate.base_models import fingerprint, load_base, load_tokenizer
+from radargate.base_dtype import CHECKPOINT
+from radargate.base_models import base_dtype, fingerprint, load_base, load_tokenizer
 from radargate.config import check_top_k
 from radargate.data.batches import AnswerCollator, encode_rows
 from radargate.data.rows import Row, rows_hash
@@ -49,7 +50,7 @@ def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, 
         tasks: only these.
         resume: go on with what is there.
         dry_run: print the cells and predicted hours, and stop.
-        dtype: of the base.
+        dtype: of the base; None goes on with what the folder's run began with, or follows the rule of `load_base`.
         device: where to run.
         say: called with each line of progress.
 
@@ -79,6 +80,7 @@ def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, 
     train, test = load_rows(data, "train", tasks), load_rows(data, "test", tasks, options.scoring.limit)
     check_metrics(row for rows in test.values() for row in rows)
     own = {architecture: own[architecture] for architecture in sorted(used)}
+    dtype = dtype or _dtype(base, device, file)
     grid = _open(base, own, train, test, options, training, out, dtype, device)
     finished, ids = finished_cells(file, mend=not dry_run), [cell.id(grid.conditions) for cell in cells]
     todo = [cell for cell, cell_id in zip(cells, ids, strict=True) if cell_id not in finished]
@@ -98,7 +100,7 @@ def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, 
     request = {"base": base, "experts": list(adapters), "tasks": list(test), "gates": list(options.gates),
                "rules": list(options.rules), "architectures": list(options.architectures), "seeds": options.seeds,
                "steps": training.steps, "batch_size": training.batch_size, "limit": options.scoring.limit,
-               "left_out": list(dict.fromkeys(left_out)),
+               "left_out": list(dict.fromkeys(left_out)), "dtype": dtype,
                "plan": ids}  # fmt: skip
     whole = sum(forecast.seconds(cell, training, test) for cell in cells)
     append_records(file, [_grid_record("start", cells, whole, file, request)])
@@ -118,6 +120,17 @@ def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, 
     return file
 
 
+def _dtype(base: str, device: str | None, file: Path) -> str | None:
+    """The base's dtype, None for the checkpoint's own: a run that goes on keeps what it began with, on any machine."""
+    for record in read_records(file) if file.exists() else ():
+        if record["suite"] == "compare":
+            return record["request"].get("dtype")
+        if record["suite"] == "cell":
+            return record["conditions"].get("dtype")
+    choice = base_dtype(base, None, device)
+    return None if choice.own else choice.name
+
+
 def _grid_record(
     case: str, cells: Sequence[Cell], predicted: float, file: Path, request: dict[str, Any]
 ) -> dict[str, Any]:
@@ -132,7 +145,7 @@ def _grid_record(
 def _open(base: str, own: dict[str, dict[str, str]], train: dict[str, list[Row]],
           test: dict[str, list[Row]], options: Comparison, training: GateTraining, out: Path, dtype: str | None,
           device: str | None) -> Grid:  # fmt: skip
-    model, tokenizer = load_base(base, dtype=dtype, device=device), load_tokenizer(base)
+    model, tokenizer = load_base(base, dtype=dtype or CHECKPOINT, device=device), load_tokenizer(base)
     for architecture, folders in own.items():  # before an hour's work, not after it
         kind = ARCHITECTURES.get(architecture)
         wanted = training.architecture_options if architecture == "hydra" else {}

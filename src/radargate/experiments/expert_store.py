@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class ExpertStore:
         recipe: how experts are trained.
         material: the rows they are trained on.
         device: where to train.
-        dtype: of the base they are trained on; None for the checkpoint's own.
+        dtypes: base → its dtype; None, or a base that is not in it, for the checkpoint's own.
     """
 
     folder: Path
@@ -35,7 +35,7 @@ class ExpertStore:
     recipe: ExpertOptions
     material: Material
     device: str | None = None
-    dtype: str | None = None
+    dtypes: Mapping[str, str | None] = field(default_factory=dict)
 
     def check(self, tasks: Sequence[str]) -> None:
         """Read the headers of given adapters, before any model is loaded.
@@ -55,12 +55,12 @@ class ExpertStore:
         for task in tasks:
             read_adapter(task, self.given / task)
 
-    def hashes(self, tasks: Sequence[str], architecture: str) -> dict[str, str]:
+    def hashes(self, base: str, tasks: Sequence[str], architecture: str) -> dict[str, str]:
         """Task → hash of its given adapter, or of all that determines the one that will be trained."""
         if self.given is not None:
             return {task: read_adapter(task, self.given / task).sha256() for task in tasks}
         made = content_hash(
-            [asdict(self.recipe), self.material.source_hash, self.dtype, self._shared(tasks, architecture)]
+            [asdict(self.recipe), self.material.source_hash, self.dtypes.get(base), self._shared(tasks, architecture)]
         )
         return dict.fromkeys(tasks, made)
 
@@ -85,7 +85,7 @@ class ExpertStore:
 
     def _folder(self, base: str, identity: str, tasks: Sequence[str], architecture: str) -> Path:
         shared = self._shared(tasks, architecture)
-        key = content_hash([identity, asdict(self.recipe), self.material.source_hash, self.dtype, shared])
+        key = content_hash([identity, asdict(self.recipe), self.material.source_hash, self.dtypes.get(base), shared])
         return self.folder / f"{slug(base)}{'-shared-A' if shared else ''}-{key[:12]}"
 
     @staticmethod

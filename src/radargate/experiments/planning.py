@@ -50,7 +50,7 @@ def plan_places(experiment: Experiment, design: Design, material: Material, stor
         cells, reasons = cells_of(point, design)
         left_out += reasons
         used = {cell.architecture or "mole" for cell in cells} | {"mole"}
-        hashes = {architecture: store.hashes(point.experts, architecture) for architecture in sorted(used)}
+        hashes = {architecture: store.hashes(point.base, point.experts, architecture) for architecture in sorted(used)}
         rates = Rates(point.base, device)
         train, test = train_rows(point, material), test_rows(point, material)
         found = row_hashes(point, material)
@@ -62,11 +62,11 @@ def plan_places(experiment: Experiment, design: Design, material: Material, stor
                     "Leave the router out."
                 )
             known = cell_conditions(
-                cell, point, design, found, identities[point.base], hashes, experiment.probe, store.dtype
+                cell, point, design, found, identities[point.base], hashes, experiment.probe, store.dtypes.get(point.base)
             )
             seconds = rates.cell(cell, len(point.experts), point.top_k, train, test, design)
             if point.left_out is not None:
-                known["left_out"] = store.hashes([point.left_out], "mole")
+                known["left_out"] = store.hashes(point.base, [point.left_out], "mole")
             places.append(Place(cell.id(known), cell, point, known, seconds))
     return places, list(dict.fromkeys(left_out))
 
@@ -115,7 +115,7 @@ def where(experiment: Experiment, point: Point) -> str:
 
 
 def plan_record(experiment: Experiment, preset: str, smoke: bool, design: Design, places: Sequence[Place], material: Material,
-                left_out: Sequence[str], for_experts: float, experts_given: bool) -> dict[str, Any]:  # fmt: skip
+                left_out: Sequence[str], for_experts: float, experts_given: bool, dtypes: Mapping[str, str | None]) -> dict[str, Any]:  # fmt: skip
     """What was asked for, and where every cell stands: all that a report needs beside the cells' own records."""
     plan = [
         {"id": p.id, "label": p.cell.label, "system": p.cell.system, "kind": p.cell.kind, "seed": p.cell.seed,
@@ -127,5 +127,5 @@ def plan_record(experiment: Experiment, preset: str, smoke: bool, design: Design
     return make_record(
         SUITE, experiment.name, metrics, preset=preset, smoke=smoke, design=asdict(design), question=experiment.question,
         paper=experiment.paper, axis=experiment.axis, layout=experiment.layout, tasks=list(material.test),
-        left_out=list(left_out), experts_given=experts_given, plan=plan,
+        left_out=list(left_out), experts_given=experts_given, dtypes=dict(dtypes), plan=plan,
     )  # fmt: skip

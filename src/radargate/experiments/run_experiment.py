@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from radargate.base_models import load_config, resolve_base
-from radargate.errors import OptionError, RadarGateError
+from radargate.base_models import base_dtype, load_config, resolve_base
+from radargate.errors import BaseModelError, OptionError, RadarGateError
 from radargate.evaluation.run import line
 from radargate.experiments import executors
 from radargate.experiments.catalog import EXPERIMENTS
@@ -47,7 +48,7 @@ def run_experiment(name: str, preset: str, data: str, out: str | Path, *, smoke:
         changes: fields of `radargate.experiments.design.Design` that the user set.
         slots: processes of this machine that run cells side by side; with ``ray``, workers (default: one a core or GPU).
         ray: address of a Ray cluster to run cells on, or ``"local"``.
-        dtype: of the bases.
+        dtype: of the bases; None goes on with what the folder's run began with, or follows the rule of `load_base`.
         device: where to run.
         say: called with each line of progress.
 
@@ -69,7 +70,8 @@ def run_experiment(name: str, preset: str, data: str, out: str | Path, *, smoke:
     if not dry_run:
         _check_out(file, name, resume)
     material = load_material(data, design)
-    store = ExpertStore(out / "experts", Path(experts) if experts else None, recipe(design), material, device, dtype)
+    dtypes = _dtypes(design.bases, dtype, device, file)
+    store = ExpertStore(out / "experts", Path(experts) if experts else None, recipe(design), material, device, dtypes)
     store.check(list(dict.fromkeys(task for point in points(design, material) for task in point.experts)))
     places, left_out = plan_places(experiment, design, material, store, device or "cpu")
     done = finished_cells(file, mend=not dry_run)  # a dry run may look at what another run writes just now
@@ -86,11 +88,11 @@ def run_experiment(name: str, preset: str, data: str, out: str | Path, *, smoke:
     for stale in out.glob(".work-*"):  # of runs that were killed: only one runs in a folder
         shutil.rmtree(stale, ignore_errors=True)
     plan = plan_record(experiment, preset, smoke, design, places, material, left_out, sum(training.values()),
-                       experts is not None)  # fmt: skip
+                       experts is not None, dtypes)  # fmt: skip
     append_records(file, [plan, *(record for records in others.values() for record in records)])
     clock = _Clock(sum(place.seconds for place in todo), sum(training.values()))
     before = len({place.id for place in places}) - len(todo)
-    shop = Workshop(experiment, design, material, store, out, dtype, device)
+    shop = Workshop(experiment, design, material, store, out, device)
     for base in dict.fromkeys(place.point.base for place in todo):
         mine = [place for place in todo if place.point.base == base]
         shop.prepare(mine, say)
@@ -103,6 +105,22 @@ def run_experiment(name: str, preset: str, data: str, out: str | Path, *, smoke:
             say(f"[{before + clock.cells}] {where(experiment, place.point)}{place.cell.label}{seed}: {line(mean['metrics'])}  "
                 f"({duration(clock.left())} left)")  # fmt: skip
     return file
+
+
+def _dtypes(bases: Sequence[str], asked: str | None, device: str | None, file: Path) -> dict[str, str | None]:
+    """Base → dtype, None for the checkpoint's own: a run that goes on keeps what it began with, on any machine."""
+    if asked is not None:
+        return dict.fromkeys(bases, asked)
+    plans = [r for r in read_records(file) if r["suite"] == SUITE] if file.exists() else []
+    begun = plans[-1].get("dtypes", dict.fromkeys(bases)) if plans else {}
+    found: dict[str, str | None] = {}
+    for base in bases:
+        found[base] = begun.get(base)
+        if base not in begun:
+            with contextlib.suppress(BaseModelError):  # a dry run may plan for a base that cannot be reached from here
+                choice = base_dtype(base, None, device)
+                found[base] = None if choice.own else choice.name
+    return found
 
 
 def _results(shop: Workshop, places: Sequence[Place], slots: int | None, ray: str | None, say: Say) -> Results:

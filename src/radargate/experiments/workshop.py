@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from radargate.base_dtype import CHECKPOINT
 from radargate.base_models import fingerprint, load_base, load_tokenizer
 from radargate.data.batches import AnswerCollator, encode_rows
 from radargate.experiments.design import Design, Experiment
@@ -41,7 +42,6 @@ class Workshop:
         material: the rows.
         store: the experts; their folder must be the same everywhere.
         out: where passing files may lie.
-        dtype: of the bases.
         device: where to run.
     """
 
@@ -50,7 +50,6 @@ class Workshop:
     material: Material
     store: ExpertStore
     out: Path
-    dtype: str | None = None
     device: str | None = None
     _base: tuple[str, Any, Any, str] | None = field(default=None, repr=False)
     _grid: tuple[Point, frozenset[str], Grid] | None = field(default=None, repr=False)
@@ -81,7 +80,7 @@ class Workshop:
         if self._base is None or self._base[0] != base:
             self.close()
             say(f"loading {base}")
-            model = load_base(base, dtype=self.dtype, device=self.device)
+            model = load_base(base, dtype=self.store.dtypes.get(base) or CHECKPOINT, device=self.device)
             self._base = (base, model, load_tokenizer(base), fingerprint(model))
         return self._base
 

@@ -21,7 +21,7 @@ from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import load_rows
 from radargate.errors import DataError, RadarGateError, shown
 from radargate.experts.files import read_json
-from radargate.records import append_records, make_record
+from radargate.records import append_records, make_record, read_records
 from radargate.storage import AGAIN, check_writable, flush, writing
 from radargate.training.loop import AnswerTrainer, duration, training_arguments, training_run
 
@@ -59,7 +59,7 @@ def train_experts(base: str | PreTrainedModel, data: str | Mapping[str, list[Row
         union: train one adapter of this name on all tasks together, instead of one for each.
         frozen_A: an adapter folder whose A every expert takes over and keeps.
         resume: skip tasks whose adapter is already there, instead of refusing.
-        dtype: dtype of the base model.
+        dtype: of the base model; None goes on with what the folder's run began with, or follows the rule of `load_base`.
         device: where to train.
         say: called with each line of progress.
 
@@ -88,7 +88,7 @@ def train_experts(base: str | PreTrainedModel, data: str | Mapping[str, list[Row
         for task in existing:
             check_options(out / task, options)
         check_writable(out / "records.jsonl", "the adapters")
-        model = load_base(base, dtype=dtype, device=device)
+        model = load_base(base, dtype=dtype or begun_dtype(out), device=device)
         tokenizer = load_tokenizer(base)
         seq2seq = bool(model.config.is_encoder_decoder)
         ready = {  # all of them first: a task that cannot be trained is said before hours went into others
@@ -109,7 +109,7 @@ def train_experts(base: str | PreTrainedModel, data: str | Mapping[str, list[Row
             if frozen_A is not None:
                 share_A(peft_model, frozen_A)
             facts = {"base": base_name(model), "data": None if isinstance(data, Mapping) else Path(data).name, "data_hash": rows_hash(rows), "rows": len(encoded.rows),
-                     "dropped": encoded.dropped, "options": asdict(options)}  # fmt: skip
+                     "dropped": encoded.dropped, "options": asdict(options), "dtype": str(model.dtype).removeprefix("torch.")}  # fmt: skip
             peft_model.peft_config["default"].base_model_name_or_path = base_name(model)
             with writing(f"the adapter {task}", out, again=AGAIN if resume else f"{AGAIN} with --resume"):
                 seconds = _train_one(peft_model, encoded.rows, AnswerCollator(tokenizer.pad_token_id, seq2seq),
@@ -117,6 +117,13 @@ def train_experts(base: str | PreTrainedModel, data: str | Mapping[str, list[Row
             model = cast(PreTrainedModel, peft_model.unload())
             say(f"[{number}/{len(by_task)}] {task}: saved to {folders[task]} after {duration(seconds)}.")
         return folders
+
+
+def begun_dtype(out: Path) -> str | None:
+    """The base's dtype in which the adapters in a folder were trained, where its records say it: the rest are trained alike."""
+    file = out / "records.jsonl"
+    found = [r["dtype"] for r in (read_records(file) if file.exists() else ()) if r["suite"] == "experts" and "dtype" in r]
+    return found[-1] if found else None
 
 
 def check_options(folder: Path, options: ExpertOptions) -> None:

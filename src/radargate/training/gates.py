@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,8 @@ from accelerate import PartialState
 from peft import PeftModel
 
 from radargate import ops
-from radargate.base_models import load_base, load_tokenizer
+from radargate.base_dtype import CHECKPOINT
+from radargate.base_models import base_dtype, load_base, load_tokenizer
 from radargate.composition import compose, radar_config, radar_layers
 from radargate.config import gate_class
 from radargate.data.batches import AnswerCollator, EncodedRow, encode_rows
@@ -44,6 +46,8 @@ DEFAULTS: dict[str | None, dict[str, float]] = {
     "paper": {"lr": 1e-4, "rotation_lr": 1e-4, "dense_start": 0.0},
 }
 WORK = ".bundle.tmp"  # where a bundle is put together, in its own folder
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
         resume: go on from the newest complete checkpoint; the result is bit-equal to an undisturbed run.
         allow_inactive: accept an expert that changes nothing.
         gate_only: save the gates without the experts, which stay where they are.
-        dtype: of the base model.
+        dtype: of the base model; None goes on with what a resumed run began with, or follows the rule of `load_base`.
         device: where to train.
         tensorboard: also log to TensorBoard.
         shard: under a launcher of several processes, share base and experts out among them.
@@ -113,14 +117,15 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
     with training_run(out, options):
         by_task = load_rows(data, "train", tasks)
         rows = [row for task_rows in by_task.values() for row in task_rows]
+        known = run_dtype(out, base, dtype, device)
         run = {"base": base, "adapters": {k: str(v) for k, v in adapters.items()}, "data": str(data), "tasks": tasks,
-               "options": asdict(options), "dtype": dtype, "gate_only": gate_only, "data_hash": rows_hash(rows),
+               "options": asdict(options), "dtype": known, "gate_only": gate_only, "data_hash": rows_hash(rows),
                "experts": {name: read_adapter(name, source).sha256() for name, source in adapters.items()}}  # fmt: skip
         if _claim(out, run, resume, say):
             return _read_own(out / "record.json")
         _searched(options)  # a missing package is said before the model is loaded
         again = AGAIN if resume else f"{AGAIN} with --resume"
-        tokenizer, loaded = load_tokenizer(base), load_base(base, dtype=dtype, device=device)
+        tokenizer, loaded = load_tokenizer(base), load_base(base, dtype=known or CHECKPOINT, device=device)
         gate_options = resolve_gate_options(options, loaded, tokenizer, by_task, list(adapters))
         model = compose(loaded, adapters, architecture=options.architecture,
                         architecture_options=options.architecture_options, gate=options.gate, top_k=options.top_k,
@@ -157,7 +162,7 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
         processes.gather_experts(model)
         facts = {
             "base": base, "data": Path(data).name, "data_hash": rows_hash(rows), "rows": len(encoded.rows),
-            "dropped": encoded.dropped, "options": asdict(options), "dtype": dtype,
+            "dropped": encoded.dropped, "options": asdict(options), "dtype": known or str(loaded.dtype).removeprefix("torch."),
             "experts": {name: known["sha256"] for name, known in radar_config(model).expert_facts.items()},
         }  # fmt: skip
         if is_main_process():
@@ -170,6 +175,19 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
         _tidy(out)
         say(f"saved to {out} after {duration(metrics['seconds'])}.")
         return record
+
+
+def run_dtype(out: Path, base: str, asked: str | None, device: str | None) -> str | None:
+    """The base's dtype for a run in ``out``: one that goes on keeps what it began with, on any machine.
+
+    Returns:
+        None where the run was begun by a version that kept the checkpoint's own and wrote nothing down.
+    """
+    if asked in (None, CHECKPOINT) and (out / "run.json").exists():
+        begun = _read_own(out / "run.json").get("dtype")
+        logger.info("dtype: %s, as this run began.", begun or "the checkpoint's own")
+        return begun
+    return processes.agreed(base_dtype(base, asked, device).name, device)
 
 
 def _tidy(out: Path) -> None:

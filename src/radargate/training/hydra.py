@@ -20,7 +20,7 @@ from radargate.data.sources import load_rows
 from radargate.errors import RadarGateError
 from radargate.experts.bank import write_expert
 from radargate.records import append_records, make_record
-from radargate.training.experts import ExpertOptions, check_options, lora_config, train_experts
+from radargate.training.experts import ExpertOptions, begun_dtype, check_options, lora_config, train_experts
 from radargate.training.loop import AnswerTrainer, duration, training_arguments, training_run
 
 JOINT_BUNDLE = "joint"
@@ -36,7 +36,7 @@ def train_hydra_experts(base: str | PreTrainedModel, data: str | Mapping[str, li
     Source: HydraLoRA (NeurIPS 2024), in the recipe of docs/method.md for experts that are trained one by one.
     """
     out = Path(out)
-    model = load_base(base, dtype=dtype, device=device)
+    model = load_base(base, dtype=dtype or begun_dtype(out / ".shared"), device=device)
     shared = out / ".shared" / "union"
     say("First one LoRA on all tasks together: its A will be shared, and frozen.")
     if (shared / "adapter_config.json").exists():
@@ -104,7 +104,7 @@ def train_hydra_jointly(base: str | PreTrainedModel, data: str, out: str | Path,
         append_records(out / "records.jsonl", [make_record(
             "experts", JOINT_BUNDLE, {"final_loss": [line["loss"] for line in trainer.state.log_history if "loss" in line][-1], "seconds": seconds}, base=base_name(model),
             data=Path(data).name, data_hash=rows_hash(rows), rows=len(encoded.rows), dropped=encoded.dropped,
-            options=asdict(options), heads=heads, architecture="hydra",
+            options=asdict(options), heads=heads, dtype=str(model.dtype).removeprefix("torch."), architecture="hydra",
         )])  # fmt: skip
         say(f"A, {heads} heads and router: saved to {out} after {duration(seconds)}.")
         return folders

@@ -19,7 +19,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 
 from radargate.architectures import ARCHITECTURES
-from radargate.base_models import load_config, meta_base, plain_dtype, resolve_base
+from radargate.base_models import base_dtype, load_config, meta_base, plain_dtype, resolve_base
 from radargate.composition import radar_layers
 from radargate.config import RadarConfig, check_top_k, gate_class, preset_options
 from radargate.experiments.predict import STEP
@@ -49,6 +49,8 @@ class Plan:
         kept_bytes: freed memory that the C library does not give back between steps, on a CPU.
         trained_parameters: numbers that are trained.
         seconds: of all steps, roughly.
+        dtype: of the base.
+        dtype_reason: why that one.
     """
 
     base_bytes: int
@@ -59,6 +61,8 @@ class Plan:
     kept_bytes: int
     trained_parameters: int
     seconds: float
+    dtype: str
+    dtype_reason: str
 
     @property
     def peak_bytes(self) -> int:
@@ -80,7 +84,7 @@ def plan_training(base: str, adapters: Mapping[str, str | Path], options: GateTr
         adapters: name → folder or Hub id; their headers are read.
         options: as for training; a step is planned with ``batch_size`` rows of ``max_length`` tokens, the worst there is.
         answer_tokens: tokens of the longest answer, which decide how many logits there are.
-        dtype: of the base; None takes the checkpoint's own.
+        dtype: of the base; None follows the rule of `load_base`.
         device: ``"cpu"`` or ``"cuda"``, for the seconds.
 
     Raises:
@@ -89,8 +93,8 @@ def plan_training(base: str, adapters: Mapping[str, str | Path], options: GateTr
     """
     options = options.resolved()
     config = load_config(resolve_base(base))
-    stored = str(dtype or getattr(config, "dtype", None) or torch.float32).removeprefix("torch.")
-    model = meta_base(base).to(plain_dtype(stored, "a plan knows the sizes of plain weights"))
+    choice = base_dtype(base, dtype, device)
+    model = meta_base(base).to(plain_dtype(choice.name, "a plan knows the sizes of plain weights"))
     base_bytes = sum(p.nbytes for p in model.parameters())
     composed = _compose_shapes(model, adapters, options)
     gates = [p for layer in radar_layers(composed) for p in layer.gate("default").parameters()]
@@ -109,7 +113,9 @@ def plan_training(base: str, adapters: Mapping[str, str | Path], options: GateTr
         step_bytes=counter.peak,
         kept_bytes=round(KEPT.get(torch.device(device).type, 0.0) * counter.peak),
         trained_parameters=sum(p.numel() for p in trained),
-        seconds=options.steps * flops * STEP["cpu" if device == "cpu" else "cuda"] / OPERATIONS if trained else 0.0,
+        seconds=options.steps * flops * STEP["cpu" if device == "cpu" else "cuda"] / OPERATIONS * max(choice.slowdown, 1.0) if trained else 0.0,
+        dtype=choice.name,
+        dtype_reason=choice.reason,
     )
 
 
@@ -123,6 +129,7 @@ def words(plan: Plan, options: GateTraining, runs: int = 1) -> str:
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value / 1e6:>10,.1f} MB" for name, value in rows]
     return "\n".join([
+        f"dtype: {plan.dtype} ({plan.dtype_reason}).",
         *lines,
         f"{plan.trained_parameters:,} numbers to train; roughly {plan.seconds / 60:,.1f} minutes for {f'{runs} × ' if runs > 1 else ''}{options.steps} steps.",
         "Python and torch take some 500 MB more. For less: a smaller --batch-size or --max-length, --dtype bfloat16.",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
@@ -26,6 +28,14 @@ def share_of(batch_size: int) -> int:
             f"batch_size is {batch_size} rows a step, which {process_count()} processes cannot share evenly. Use a multiple of {process_count()}."
         )
     return batch_size // process_count()
+
+
+def agreed(value: str, device: str | None) -> str:
+    """What the first process found, in all of them."""
+    if process_count() == 1:
+        return value
+    PartialState(cpu=device == "cpu")  # connects the processes
+    return broadcast_object_list([value])[0]
 
 
 def wait() -> None:
