@@ -118,15 +118,15 @@ def test_causal_batches_end_with_their_answers():
     seed=st.integers(0, 9),
 )
 def test_the_order_of_rows_is_fixed_by_the_seed_and_sees_every_row_before_any_twice(lengths, batch, steps, seed):
-    order = step_order(lengths, batch, steps, seed)
-    assert order == step_order(lengths, batch, steps, seed) and len(order) == steps
+    order = step_order(lengths.__getitem__, len(lengths), batch, steps, seed)
+    assert order == step_order(lengths.__getitem__, len(lengths), batch, steps, seed) and len(order) == steps
     per_pass = max(len(lengths) // batch, 1)
     first = [i for step in order[:per_pass] for i in step]
     assert len(first) == len(set(first))
 
 
 def test_no_row_is_left_out_of_every_pass_for_its_length():
-    order = step_order(list(range(1, 21)), 8, 60, 0)
+    order = step_order(lambda i: i + 1, 20, 8, 60, 0)
     assert {i for step in order for i in step} == set(range(20))
     assert all(len(set(step)) == 8 for step in order)
 

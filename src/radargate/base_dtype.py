@@ -96,10 +96,11 @@ def choose_dtype(config: Any, asked: torch.dtype | str | None, device: str | Non
         OptionError: no such dtype or device, or one that cannot be computed in here.
         OutOfMemoryError: the weights do not fit into the free memory of a CPU.
     """
-    where = torch.device(device or torch.get_default_device())
+    where = _device(device)
     own = _name(getattr(config, "dtype", None) or torch.float32)
     name = own if asked in (None, CHECKPOINT) else _name(asked)
-    _check(name, where)
+    check_name(name)
+    _check_computes(name, where)
     if name in QUANTISED:
         return DtypeChoice(name, "as asked", own=False)
     if where.type != "cpu":
@@ -114,7 +115,9 @@ def _on_cpu(name: str, own: str, asked: bool, speed: Speed | None, parameters: C
     if speed is None:
         return DtypeChoice(name, "as asked" if asked else "the checkpoint's own", own=name == own)
     if asked:
-        slow = "" if speed.native else f"; this processor trains {speed.slowdown:,.0f} times as long in it as in float32"
+        slow = (
+            "" if speed.native else f"; this processor trains {speed.slowdown:,.0f} times as long in it as in float32"
+        )
         return DtypeChoice(name, f"as asked{slow}", speed.slowdown, name == own)
     if speed.native:
         gain = f"this processor multiplies it {min(speed.forward, speed.backward):.1f} times as fast as float32"
@@ -176,7 +179,9 @@ def measure_half_speed(width: int, dtype: torch.dtype) -> Speed:
     return Speed(forward, backward)
 
 
-def _ratio(product: Callable[[Tensor, Tensor], Tensor], full: tuple[Tensor, Tensor], half: tuple[Tensor, Tensor]) -> float:
+def _ratio(
+    product: Callable[[Tensor, Tensor], Tensor], full: tuple[Tensor, Tensor], half: tuple[Tensor, Tensor]
+) -> float:
     """Best time in float32 over best time in half precision."""
     product(*full)
     best_full, best_half = math.inf, math.inf
@@ -219,18 +224,31 @@ def check_name(name: str) -> None:
         raise OptionError(unknown_name("dtype", name, [*PLAIN, *QUANTISED]))
 
 
-def _check(name: str, device: torch.device) -> None:
-    """Raise `OptionError` unless the device is there and computes in that dtype."""
-    check_name(name)
+def _device(name: str | None) -> torch.device:
+    """The device of that name, PyTorch's default without one.
+
+    Raises:
+        OptionError: it is not there.
+    """
+    try:
+        device = torch.device(name or torch.get_default_device())
+        torch.empty(1, device=device)
+    except (AssertionError, RuntimeError, NotImplementedError) as error:
+        raise OptionError(
+            f"device {name!r} cannot be used here ({first_line(error)[:120]}). Use cpu"
+            f"{', or cuda' if torch.cuda.is_available() else ''}."
+        ) from error
+    return device
+
+
+def _check_computes(name: str, device: torch.device) -> None:
+    """Raise `OptionError` unless a device computes in that dtype."""
     if name in QUANTISED and importlib.util.find_spec("bitsandbytes") is None:
         raise OptionError(f"dtype={name!r} needs bitsandbytes. Install it with: pip install 'radargate[quant]'.")
-    try:
-        one = torch.ones(1, 1, device=device)
-    except (AssertionError, RuntimeError, NotImplementedError) as error:
-        raise OptionError(f"device {str(device)!r} cannot be used here ({first_line(error)[:120]}). Use cpu.") from error
     if name in PLAIN and name != "float32":
         try:
-            (one.to(getattr(torch, name)) @ one.to(getattr(torch, name))).item()
+            one = torch.ones(1, 1, device=device, dtype=getattr(torch, name))
+            (one @ one).item()
         except (TypeError, RuntimeError) as error:
             raise OptionError(
                 f"{device.type} cannot compute in {name} here ({first_line(error)[:120]}). Use float32."

@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from radargate import progress
 from radargate.errors import OptionError, RadarGateError, first_line, out_of_memory, printable
 from radargate.launcher import is_main_process, process_count
 from radargate.registry import unknown_name
@@ -137,7 +138,7 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if is_main_process():
-            print(printable(record.getMessage()), file=sys.stderr, flush=True)
+            progress.print_line(printable(record.getMessage()), sys.stderr)
 
 
 def _show_log() -> None:
@@ -145,12 +146,14 @@ def _show_log() -> None:
     if not any(isinstance(handler, _Lines) for handler in package.handlers):
         package.addHandler(_Lines())
         package.setLevel(logging.INFO)
+    progress.draw_bars()
 
 
 def _quiet_libraries() -> None:
     """Leave the screen to our own lines: other libraries' progress bars and notices go."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_TQDM", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says on import which kernels it lacks

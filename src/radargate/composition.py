@@ -19,7 +19,7 @@ from radargate.base_models import base_name, fingerprint, load_base
 from radargate.bundle import bundle_folder, check_files, check_fingerprint, read_lock
 from radargate.config import RadarConfig, check_top_k, check_works_under, gate_class, preset_options
 from radargate.errors import AdapterError, BundleError, RadarGateError, shown
-from radargate.experts.adapters import base_sites
+from radargate.experts.adapters import Adapter, base_sites
 from radargate.experts.bank import ExpertBank, SiteBank, check_equal_ranks, header_ranks, load_bank
 from radargate.gates.base import make_options
 from radargate.layer import RadarLayer, banks_come_later
@@ -27,7 +27,7 @@ from radargate.layer import RadarLayer, banks_come_later
 
 def compose(
     base: str | PreTrainedModel | PeftModel,
-    adapters: Mapping[str, str | Path] | Sequence[str | Path] | None = None,
+    adapters: Mapping[str, str | Path | Adapter] | Sequence[str | Path] | None = None,
     *,
     architecture: str = "mole",
     architecture_options: Mapping[str, Any] | None = None,
@@ -249,12 +249,14 @@ def _entry(site: SiteBank, shape: Any) -> dict[str, Any]:
     }
 
 
-def _named(adapters: Mapping[str, str | Path] | Sequence[str | Path] | None) -> dict[str, str | Path]:
+def _named(
+    adapters: Mapping[str, str | Path | Adapter] | Sequence[str | Path] | None,
+) -> dict[str, str | Path | Adapter]:
     if adapters is None:
         return {}
     if isinstance(adapters, Mapping):
         return dict(adapters)
-    named: dict[str, str | Path] = {}
+    named: dict[str, str | Path | Adapter] = {}
     for source in adapters:
         name = Path(source).name
         if name in named:

@@ -14,14 +14,16 @@ from radargate.composition import load
 from radargate.data.sources import load_rows
 from radargate.evaluation.run import Scoring, evaluate
 from radargate.evaluation.usage import expert_usage
+from radargate.progress import Progress, duration
 from radargate.records import append_records, make_record, read_records, write_atomic
 from radargate.report.quickstart import quickstart_page, systems
 from radargate.shipped import BASE, shipped_experts
 from radargate.storage import check_writable, writing
 from radargate.training.gates import GateTraining, run_dtype, train_gates
-from radargate.training.loop import duration
 
 DATA = "builtin:all"
+GATES = {"stretch": "how much of each expert", "radar": "stretch and rotation"}
+TRAINING = 2.0  # time of a training step, over that of scoring one row of each task with one system
 
 
 @dataclass(frozen=True)
@@ -58,28 +60,28 @@ def quickstart(out: str | Path, options: Quickstart, *, device: str | None = Non
     dtype = run_dtype(out / "stretch", BASE, None, device) or CHECKPOINT
     experts = {name: str(path) for name, path in shipped_experts().items()}
     say(f"     The experts: {len(experts)} LoRA adapters that come with RadarGate: {', '.join(experts)}.")
-    for number, (gate, words) in enumerate(
-        (("stretch", "how much of each expert"), ("radar", "stretch and rotation")), 2
-    ):
-        say(
-            f"{number}/4  Training the {gate} gate ({words}) on a mixture of all tasks; base and experts stay as they are."
-        )
-        training = GateTraining(gate=gate, steps=options.steps, batch_size=options.batch_size, seed=options.seed)
-        train_gates(BASE, experts, DATA, out / gate, training, resume=True, dtype=dtype, device=device, say=_indented(say))
-    # a rule has nothing to train: this saves the uniform mixture as a bundle
-    train_gates(
-        BASE,
-        experts,
-        DATA,
-        out / "uniform",
-        GateTraining(gate="uniform", seed=options.seed),
-        resume=True,
-        dtype=dtype,
-        device=device,
-    )
-    say(f"4/4  Scoring on rows nothing was trained on: {options.limit} of each of the ten tasks, for nine systems.")
-    say("     accuracy: share of right answers; NLL: surprise at the right answer, lower is better.")
-    _score(out, experts, options, dtype, device, say)
+    to_train = [gate for gate in GATES if not (out / gate / "record.json").exists()]
+    to_score = _unscored(out, experts, options)
+    with Progress(
+        "quickstart", len(to_train) * TRAINING * options.steps + len(to_score) * options.limit, forecast=True
+    ) as work:
+        for number, (gate, words) in enumerate(GATES.items(), 2):
+            say(
+                f"{number}/4  Training the {gate} gate ({words}) on a mixture of all tasks; base and experts stay as they are."
+            )
+            training = GateTraining(gate=gate, steps=options.steps, batch_size=options.batch_size, seed=options.seed)
+            with work.part(TRAINING * options.steps if gate in to_train else 0):
+                train_gates(BASE, experts, DATA, out / gate, training, resume=True, dtype=dtype, device=device,
+                            say=_indented(say))  # fmt: skip
+        # a rule has nothing to train: this saves the uniform mixture as a bundle
+        uniform = GateTraining(gate="uniform", seed=options.seed)
+        train_gates(BASE, experts, DATA, out / "uniform", uniform, resume=True, dtype=dtype, device=device)
+        say(f"4/4  Scoring on rows nothing was trained on: {options.limit} of each of the ten tasks, for nine systems.")
+        say("     accuracy: share of right answers; NLL: surprise at the right answer, lower is better.")
+        for system in to_score:
+            with work.part(options.limit):
+                _score(system, out, experts, options, dtype, device, say)
+    _look_at_usage(out, options, dtype, device)
     report = out / "report.html"
     page = quickstart_page(out)
     with writing("the report", report):
@@ -88,40 +90,38 @@ def quickstart(out: str | Path, options: Quickstart, *, device: str | None = Non
     return report
 
 
-def _score(out: Path, experts: dict[str, str], options: Quickstart, dtype: str, device: str | None,
-           say: Callable[[str], None]) -> None:  # fmt: skip
+def _unscored(out: Path, experts: dict[str, str], options: Quickstart) -> list[str]:
+    """The systems that an earlier run has not scored on as many rows."""
     file = out / "records.jsonl"
+    records = read_records(file) if file.exists() else []
+    done = {r["system"] for r in records if r.get("task") == "mean" and r["limit"] == options.limit}
+    return [system for system in systems(list(experts)) if system not in done]
+
+
+def _score(system: str, out: Path, experts: dict[str, str], options: Quickstart, dtype: str, device: str | None,
+           say: Callable[[str], None]) -> None:  # fmt: skip
     scoring = Scoring(limit=options.limit, max_new_tokens=options.max_new_tokens, seed=options.seed)
-    done = (
-        {r["system"] for r in read_records(file) if r.get("task") == "mean" and r["limit"] == options.limit}
-        if file.exists()
-        else set()
+    adapters = {system: experts[system]} if system in experts else {}
+    target = BASE if adapters or system == "base" else str(out / system)
+    part = out / f".{system}.jsonl"
+    part.unlink(missing_ok=True)
+    records = evaluate(
+        target, adapters, part, data=DATA, tasks=None, lm_eval_tasks=None, scoring=scoring, dtype=dtype, device=device
     )
-    for system in systems(list(experts)):
-        if system in done:
-            continue
-        target, adapters = (
-            (BASE, {})
-            if system == "base"
-            else (BASE, {system: experts[system]})
-            if system in experts
-            else (str(out / system), {})
-        )
-        part = out / f".{system}.jsonl"
-        part.unlink(missing_ok=True)
-        records = evaluate(
-            target, adapters, part, data=DATA, tasks=None, lm_eval_tasks=None, scoring=scoring, dtype=dtype, device=device
-        )
-        for record in records:
-            record["system"] = system
-        append_records(file, records)  # all of a system at once: a crash leaves none of it
-        part.unlink()
-        mean = records[-1]["metrics"]
-        say(f"     {system:<12} accuracy {mean['acc']['value']:.2f}  NLL {mean['nll']['value']:.2f}")
+    for record in records:
+        record["system"] = system
+    append_records(out / "records.jsonl", records)  # all of a system at once: a crash leaves none of it
+    part.unlink()
+    mean = records[-1]["metrics"]
+    say(f"     {system:<12} accuracy {mean['acc']['value']:.2f}  NLL {mean['nll']['value']:.2f}")
+
+
+def _look_at_usage(out: Path, options: Quickstart, dtype: str, device: str | None) -> None:
+    """Which experts the radar gate uses for which task, as a record."""
+    file = out / "records.jsonl"
     if "usage" not in {r["suite"] for r in read_records(file)}:
-        rows = load_rows(DATA, "test", limit=5)
         model = load(None, out / "radar", dtype=dtype, device=device)
-        usage = expert_usage(model, load_tokenizer(BASE), rows)
+        usage = expert_usage(model, load_tokenizer(BASE), load_rows(DATA, "test", limit=5))
         append_records(file, [make_record("usage", "radar", usage.by_task, rows_per_task=5, seed=options.seed)])
 
 

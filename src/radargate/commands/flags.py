@@ -11,6 +11,7 @@ from typing import TextIO
 
 from radargate.errors import OptionError, printable
 from radargate.launcher import is_main_process
+from radargate.progress import print_line
 
 
 def data_flag(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -79,7 +80,7 @@ def say_to(stream: TextIO | None = None) -> Callable[[str], None]:
 
     def say(line: str) -> None:
         if is_main_process():
-            print(printable(line), file=stream or sys.stderr, flush=True)
+            print_line(printable(line), stream or sys.stderr)
 
     return say
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 
-from radargate.data.prompts import encode_row
+from radargate.data.prompts import encode_row, render_context
 from radargate.data.rows import Row
 from radargate.errors import DataError
+
+SPECIAL = 16  # tokens that a tokenizer may add around a text, at most
+CHUNK = 16  # batches that are sorted by length together
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,34 @@ class EncodedRow:
         return self.input_ids[: next((i for i, label in enumerate(self.labels) if label != -100), len(self.labels))]
 
 
+class Examples(Sequence[EncodedRow]):
+    """Rows as training examples, each encoded when it is first asked for: a short training uses few of many rows."""
+
+    def __init__(self, rows: Sequence[Row], encode: Callable[[Row], EncodedRow]) -> None:
+        self.source, self._encode = rows, encode
+        self._done: dict[int, EncodedRow] = {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @overload
+    def __getitem__(self, index: int) -> EncodedRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[EncodedRow]: ...
+    def __getitem__(self, index: int | slice) -> EncodedRow | list[EncodedRow]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        if index not in self._done:
+            self._done[index] = self._encode(self.source[index])
+        return self._done[index]
+
+
 @dataclass(frozen=True)
 class EncodedRows:
-    """Training examples, the rows they come from, and how many were left out, being longer than ``max_length``."""
+    """Training examples, and how many rows were left out, being longer than ``max_length``."""
 
-    rows: list[EncodedRow]
-    kept: list[Row]
+    rows: Examples
     dropped: dict[str, int]
 
     def report(self, max_length: int) -> str:
@@ -59,29 +85,33 @@ def encode_rows(rows: Iterable[Row], tokenizer: Any, *, max_length: int, encoder
     Raises:
         DataError: nothing is left.
     """
-    encoded: list[EncodedRow] = []
-    kept: list[Row] = []
-    dropped: dict[str, int] = {}
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    for row in rows:
+
+    def encode(row: Row) -> EncodedRow:
         pair = encode_row(row.prompt, row.target, tokenizer, encoder_decoder)
         answer = pair.continuation + end
         if encoder_decoder:
-            example = EncodedRow(pair.context, answer, row.task)
-        else:
-            ignored = [-100] * (len(pair.context) + pair.lead)
-            example = EncodedRow(pair.context + answer, ignored + answer[pair.lead :], row.task)
-        if max(len(example.input_ids), len(example.labels)) > max_length:
+            return EncodedRow(pair.context, answer, row.task)
+        ignored = [-100] * (len(pair.context) + pair.lead)
+        return EncodedRow(pair.context + answer, ignored + answer[pair.lead :], row.task)
+
+    around = len(render_context("", tokenizer)) + SPECIAL
+    kept: list[Row] = []
+    dropped: dict[str, int] = {}
+    for row in rows:
+        # a token holds at least one character of plain text, so most rows need no tokenizer to be known as short
+        short = (row.prompt + row.target).isascii() and len(row.prompt) + len(row.target) + around <= max_length
+        example = None if short else encode(row)
+        if example is not None and max(len(example.input_ids), len(example.labels)) > max_length:
             dropped[row.task] = dropped.get(row.task, 0) + 1
         else:
-            encoded.append(example)
             kept.append(row)
-    if not encoded:
+    if not kept:
         raise DataError(
             f"No row is left: all {sum(dropped.values())} of {', '.join(dropped)} are longer than --max-length {max_length} tokens. "
             "Raise it, or leave them out."
         )
-    return EncodedRows(encoded, kept, dropped)
+    return EncodedRows(Examples(kept, encode), dropped)
 
 
 @dataclass(frozen=True)
@@ -113,12 +143,19 @@ def positions(attention_mask: torch.Tensor) -> torch.Tensor:
     return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def step_order(lengths: list[int], batch_size: int, steps: int, seed: int) -> list[list[int]]:
+def step_order(length: Callable[[int], int], count: int, batch_size: int, steps: int, seed: int) -> list[list[int]]:
     """Choose the rows of every training step beforehand, so that a resumed run sees the same ones.
 
     Each pass over the data is shuffled, sorted by length within chunks of 16 batches, and its batches
     are shuffled again: similar lengths share a batch. Rows that fill no batch are left out of a pass, others in
     each, whatever their length.
+
+    Args:
+        length: of a row; asked for the chunks that a step comes from only.
+        count: of rows.
+        batch_size: rows a step.
+        steps: how many.
+        seed: of the shuffles.
 
     Returns:
         ``steps`` lists of ``batch_size`` row indices (fewer only where there are fewer rows).
@@ -126,15 +163,16 @@ def step_order(lengths: list[int], batch_size: int, steps: int, seed: int) -> li
     generator = torch.Generator().manual_seed(seed)
     order: list[list[int]] = []
     while len(order) < steps:
-        shuffled = torch.randperm(len(lengths), generator=generator).tolist()
-        shuffled = shuffled[: len(shuffled) // batch_size * batch_size] or shuffled
-        batches: list[list[int]] = []
-        chunk = 16 * batch_size
-        for start in range(0, len(shuffled), chunk):
-            block = sorted(shuffled[start : start + chunk], key=lambda i: -lengths[i])
-            batches += [block[i : i + batch_size] for i in range(0, len(block), batch_size)]
-        order += [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
-    return order[:steps]
+        shuffled = torch.randperm(count, generator=generator).tolist()
+        shuffled = shuffled[: count // batch_size * batch_size] or shuffled
+        batches, sorted_chunks = math.ceil(len(shuffled) / batch_size), dict[int, list[int]]()
+        for batch in torch.randperm(batches, generator=generator).tolist()[: steps - len(order)]:
+            chunk, place = divmod(batch, CHUNK)
+            if chunk not in sorted_chunks:
+                block = shuffled[chunk * CHUNK * batch_size : (chunk + 1) * CHUNK * batch_size]
+                sorted_chunks[chunk] = sorted(block, key=lambda i: -length(i))
+            order.append(sorted_chunks[chunk][place * batch_size : (place + 1) * batch_size])
+    return order
 
 
 def _pad(rows: list[list[int]], width: int, value: int, left: bool) -> torch.Tensor:

@@ -21,9 +21,9 @@ from radargate.evaluation.harness import check_hub, evaluate_tasks, load_tasks, 
 from radargate.evaluation.metrics import RowScore, metric_counts, summarise, summarise_tasks
 from radargate.evaluation.presets import find_preset, local_rows
 from radargate.evaluation.scoring import Scorer
+from radargate.progress import Progress, share
 from radargate.records import append_records, make_record
 from radargate.storage import check_writable
-from radargate.training.loop import duration
 
 
 @dataclass(frozen=True)
@@ -138,12 +138,14 @@ def evaluate(target: str, adapters: Mapping[str, str], out: str | Path, *, data:
     work = plan_work(scoring, data=data, tasks=tasks, lm_eval_tasks=lm_eval_tasks, **more)
     check_writable(out, "the records")
     records: list[dict[str, Any]] = []
-    for name, model, tokenizer in _systems(target, adapters, dtype, device, base):
-        facts = {"target": Path(target).name, "adapter": name if adapters else None, "dtype": _dtype(model, dtype),
-                 "experts": _expert_hashes(model)}  # fmt: skip
-        for part in _parts(name, model, tokenizer, work, scoring, facts, data, say):
-            append_records(out, part)  # at once: a later benchmark that fails loses nothing
-            records += part
+    with Progress("scoring", max(len(adapters), 1)) as progress:
+        for name, model, tokenizer in _systems(target, adapters, dtype, device, base):
+            facts = {"target": Path(target).name, "adapter": name if adapters else None, "dtype": _dtype(model, dtype),
+                     "experts": _expert_hashes(model)}  # fmt: skip
+            with progress.part(1):
+                for part in _parts(name, model, tokenizer, work, scoring, facts, data, say):
+                    append_records(out, part)  # at once: a later benchmark that fails loses nothing
+                    records += part
     return records
 
 
@@ -174,7 +176,9 @@ def _parts(name: str, model: Any, tokenizer: Any, work: Work, scoring: Scoring, 
         ]  # fmt: skip
     for suite, by_task in work.rows.items():
         known = {**facts, **_benchmark(suite), "data": Path(str(data)).name}
-        yield score_system(name, model, tokenizer, by_task, scoring, known, say)
+        with share(1 / (len(work.rows) + len(work.lm_eval))):
+            found = score_system(name, model, tokenizer, by_task, scoring, known, say)
+        yield found
 
 
 def _benchmark(suite: str) -> dict[str, str]:
@@ -186,23 +190,22 @@ def score_system(name: str, model: Any, tokenizer: Any, by_task: dict[str, list[
     """Score one loaded model on every task; one record a task, and one for their mean, ``facts`` in each."""
     scorer = Scorer(model, tokenizer, batch_size=scoring.batch_size, max_new_tokens=scoring.max_new_tokens)
     scores: dict[str, list[RowScore]] = {}
-    records, started, total = [], time.monotonic(), sum(len(rows) for rows in by_task.values())
-    done = 0
-    for task, rows in by_task.items():
-        begun = time.monotonic()
-        scores[task] = scorer.score(rows)
-        done += len(rows)
-        metrics = summarise(scores[task], scoring.seed)
-        left = (time.monotonic() - started) / done * (total - done)
-        say(f"{name}  {task}: {line(metrics)}  ({done}/{total} rows, {duration(left)} left)")
-        records.append(
-            make_record(
-                "eval", f"{name}/{task}", {**metrics, "seconds": round(time.monotonic() - begun, 2)}, **facts,
-                system=name, task=task, split=scoring.split, limit=scoring.limit, data_hash=rows_hash(rows),
-                max_new_tokens=scoring.max_new_tokens, metric=metric_counts(scores[task]), rows=_columns(scores[task]),
-                examples=_examples(rows, scores[task]),
-            )
-        )  # fmt: skip
+    records = []
+    costs = {task: sum(map(scorer.cost, rows)) for task, rows in by_task.items()}
+    with Progress(f"scoring {name}", sum(costs.values())) as work:
+        for task, rows in by_task.items():
+            begun = time.monotonic()
+            scores[task] = scorer.score(rows, work)
+            metrics = summarise(scores[task], scoring.seed)
+            say(f"{name}  {task}: {line(metrics)}")
+            records.append(
+                make_record(
+                    "eval", f"{name}/{task}", {**metrics, "seconds": round(time.monotonic() - begun, 2)}, **facts,
+                    system=name, task=task, split=scoring.split, limit=scoring.limit, data_hash=rows_hash(rows),
+                    max_new_tokens=scoring.max_new_tokens, metric=metric_counts(scores[task]), rows=_columns(scores[task]),
+                    examples=_examples(rows, scores[task]),
+                )
+            )  # fmt: skip
     metrics = summarise_tasks(scores, scoring.seed)
     suite = f"{facts['benchmark']}/" if "benchmark" in facts else ""
     say(f"{name}  {suite}mean of {len(scores)} tasks: {line(metrics)}")

@@ -27,9 +27,9 @@ from radargate.experiments.run_cell import RECORDS, Comparison, Grid, run_cell
 from radargate.experts.adapters import read_adapter
 from radargate.experts.bank import load_bank
 from radargate.gates.base import make_options
+from radargate.progress import Progress, duration
 from radargate.records import append_records, make_record, read_records
 from radargate.training.gates import GateTraining
-from radargate.training.loop import duration
 
 Say = Callable[[str], None]
 
@@ -96,7 +96,6 @@ def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, 
         say(f"  {label}{f' × {count} seeds' if count > 1 else ''}")
     if dry_run:
         return file
-    started = time.monotonic()
     request = {"base": base, "experts": list(adapters), "tasks": list(test), "gates": list(options.gates),
                "rules": list(options.rules), "architectures": list(options.architectures), "seeds": options.seeds,
                "steps": training.steps, "batch_size": training.batch_size, "limit": options.scoring.limit,
@@ -104,17 +103,17 @@ def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, 
                "plan": ids}  # fmt: skip
     whole = sum(forecast.seconds(cell, training, test) for cell in cells)
     append_records(file, [_grid_record("start", cells, whole, file, request)])
-    for number, cell in enumerate(todo, 1):
-        begun = time.monotonic()
-        records = run_cell(cell, grid)
-        append_records(file, records)
-        mean = next(r for r in records if r.get("task") == "mean")
-        done = sum(forecast.seconds(c, training, test) for c in todo[:number])
-        pace = (time.monotonic() - started) / max(done, 1e-9)
-        left = pace * (expected - done)
-        seed = f" seed {cell.seed}" if cell.seed is not None else ""
-        say(f"[{len(cells) - len(todo) + number}/{len(cells)}] {cell.label}{seed}: {line(mean['metrics'])}  "
-            f"({duration(time.monotonic() - begun)}, {duration(left)} left)")  # fmt: skip
+    with Progress("comparing", expected) as work:
+        for number, cell in enumerate(todo, 1):
+            begun = time.monotonic()
+            with work.part(forecast.seconds(cell, training, test)):
+                records = run_cell(cell, grid)
+            append_records(file, records)
+            mean = next(r for r in records if r.get("task") == "mean")
+            seed = f" seed {cell.seed}" if cell.seed is not None else ""
+            left = work.left()
+            say(f"[{len(cells) - len(todo) + number}/{len(cells)}] {cell.label}{seed}: {line(mean['metrics'])}  "
+                f"({duration(time.monotonic() - begun)}{'' if left is None else f', {duration(left)} left'})")  # fmt: skip
     shutil.rmtree(grid.work, ignore_errors=True)
     append_records(file, [_grid_record("end", cells, whole, file, request)])
     return file

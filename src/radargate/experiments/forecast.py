@@ -49,7 +49,7 @@ class Forecast:
     def measure(cls, model: Any, adapters: Mapping[str, str], encoded: Sequence[EncodedRow], collator: AnswerCollator,
                 test: Mapping[str, Sequence[Row]], tokenizer: Any, training: GateTraining, device: str | None) -> Forecast:  # fmt: skip
         """Time a step of ordinary length with stretch and with radar, dense and top-k, and a few rows of scoring."""
-        order = step_order([row.length for row in encoded], training.batch_size, 9, training.seed)
+        order = step_order(lambda i: encoded[i].length, len(encoded), training.batch_size, 9, training.seed)
         step = sorted(order, key=lambda rows: sum(encoded[i].length for i in rows))[len(order) // 2]
         batch = {k: v.to(device) if device else v for k, v in collator([encoded[i] for i in step]).items()}
         batch.pop("position_ids", None)

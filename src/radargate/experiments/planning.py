@@ -24,8 +24,8 @@ from radargate.experiments.points import (
 )
 from radargate.experiments.predict import Rates
 from radargate.gates.base import make_options
+from radargate.progress import duration
 from radargate.records import make_record
-from radargate.training.loop import duration
 
 Say = Callable[[str], None]
 
@@ -62,7 +62,14 @@ def plan_places(experiment: Experiment, design: Design, material: Material, stor
                     "Leave the router out."
                 )
             known = cell_conditions(
-                cell, point, design, found, identities[point.base], hashes, experiment.probe, store.dtypes.get(point.base)
+                cell,
+                point,
+                design,
+                found,
+                identities[point.base],
+                hashes,
+                experiment.probe,
+                store.dtypes.get(point.base),
             )
             seconds = rates.cell(cell, len(point.experts), point.top_k, train, test, design)
             if point.left_out is not None:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ from radargate.evaluation.usage import Usage, expert_usage
 from radargate.experiments.cells import UNION, Cell
 from radargate.experiments.memory import peak_mb, reset_peak
 from radargate.experts.adapters import read_adapter
+from radargate.progress import share
 from radargate.records import make_record, read_records
 from radargate.training.experts import ExpertOptions, train_experts
 from radargate.training.gates import GateTraining, fit_gates, mean_angle, resolve_gate_options
 
 RECORDS = "records.jsonl"
+TRAINED = 0.7  # share of a trained cell's time that training takes, for the time left inside the cell
 USAGE_ROWS = 2  # rows of each task that a gate's use of experts is looked at on
 
 
@@ -61,7 +63,7 @@ class Grid:
     adapters: dict[str, dict[str, str]]
     train: dict[str, list[Row]]
     test: dict[str, list[Row]]
-    encoded: list[EncodedRow]
+    encoded: Sequence[EncodedRow]
     collator: AnswerCollator
     options: Comparison
     conditions: dict[str, Any]
@@ -83,11 +85,13 @@ def run_cell(cell: Cell, grid: Grid, cell_id: str | None = None) -> list[dict[st
     facts: dict[str, Any] = {"trained_parameters": 0, "seconds": 0.0, "final_loss": None, "curve": []}
     usage, angle, note, model = Usage({}, None, None), None, None, grid.model
     if cell.system == UNION:
-        model, facts = _union(cell, grid)
+        with share(TRAINED):
+            model, facts = _union(cell, grid)
     elif cell.kind == "expert":
         model = compose(grid.model, {cell.system: grid.adapters["mole"][cell.system]}, gate="uniform", top_k=1)
     elif cell.kind != "base":
-        model, facts, note = _composed(cell, grid)
+        with share(TRAINED if cell.trained else 0):
+            model, facts, note = _composed(cell, grid)
     if isinstance(model, PeftModel) and cell.kind in ("rule", "gate") and cell.system != UNION:
         model.eval()
         usage = expert_usage(model, grid.tokenizer, {task: rows[:USAGE_ROWS] for task, rows in grid.test.items()})
@@ -96,9 +100,10 @@ def run_cell(cell: Cell, grid: Grid, cell_id: str | None = None) -> list[dict[st
     shown = {"id": cell_id, "system": cell.system, "kind": cell.kind, "architecture": cell.architecture,
              "seed": cell.seed, "label": cell.label}  # fmt: skip
     begun = time.monotonic()
-    records = score_system(
-        cell.label, model, grid.tokenizer, grid.test, grid.options.scoring, {"cell": shown}, lambda _: None
-    )
+    with share(1 - TRAINED if cell.trained else 1):
+        records = score_system(
+            cell.label, model, grid.tokenizer, grid.test, grid.options.scoring, {"cell": shown}, lambda _: None
+        )
     metrics = {
         "trained_parameters": facts["trained_parameters"], "train_seconds": round(facts["seconds"], 2),
         "score_seconds": round(time.monotonic() - begun, 2), "peak_memory_mb": peak_mb(grid.model.device), "final_loss": facts["final_loss"],

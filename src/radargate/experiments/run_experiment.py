@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,9 @@ from radargate.experiments.planning import Place, announce, expert_seconds, plan
 from radargate.experiments.points import load_material, points, recipe
 from radargate.experiments.run_cell import RECORDS
 from radargate.experiments.workshop import Workshop
+from radargate.progress import Progress, duration
 from radargate.records import append_records, read_records
 from radargate.storage import check_writable
-from radargate.training.loop import duration
 
 Say = Callable[[str], None]
 
@@ -90,20 +89,22 @@ def run_experiment(name: str, preset: str, data: str, out: str | Path, *, smoke:
     plan = plan_record(experiment, preset, smoke, design, places, material, left_out, sum(training.values()),
                        experts is not None, dtypes)  # fmt: skip
     append_records(file, [plan, *(record for records in others.values() for record in records)])
-    clock = _Clock(sum(place.seconds for place in todo), sum(training.values()))
     before = len({place.id for place in places}) - len(todo)
     shop = Workshop(experiment, design, material, store, out, device)
-    for base in dict.fromkeys(place.point.base for place in todo):
-        mine = [place for place in todo if place.point.base == base]
-        shop.prepare(mine, say)
-        clock.experts_done()
-        for place, records in _results(shop, mine, slots, ray, say):
-            append_records(file, records)
-            mean = next(r for r in records if r.get("task") == "mean")
-            clock.cell_done(place.seconds)
-            seed = f" seed {place.cell.seed}" if place.cell.seed is not None else ""
-            say(f"[{before + clock.cells}] {where(experiment, place.point)}{place.cell.label}{seed}: {line(mean['metrics'])}  "
-                f"({duration(clock.left())} left)")  # fmt: skip
+    with Progress(experiment.name, sum(place.seconds for place in todo) + sum(training.values())) as work:
+        for base in dict.fromkeys(place.point.base for place in todo):
+            mine = [place for place in todo if place.point.base == base]
+            with work.part(sum(seconds for (of, _, _), seconds in training.items() if of == base)):
+                shop.prepare(mine, say)
+            for number, (place, records) in enumerate(_results(shop, mine, slots, ray, say), before + 1):
+                append_records(file, records)
+                mean = next(r for r in records if r.get("task") == "mean")
+                seed = f" seed {place.cell.seed}" if place.cell.seed is not None else ""
+                work.add(place.seconds)
+                left = work.left()
+                say(f"[{number}] {where(experiment, place.point)}{place.cell.label}{seed}: {line(mean['metrics'])}"
+                    f"{'' if left is None else f'  ({duration(left)} left)'}")  # fmt: skip
+            before += len(mine)
     return file
 
 
@@ -148,23 +149,3 @@ def _check_out(file: Path, name: str, resume: bool) -> None:
         raise RadarGateError(
             f"{file.parent} already holds this experiment. Use --resume to go on, or choose another --out."
         )
-
-
-class _Clock:
-    """Time left, from predicted seconds and the pace so far."""
-
-    def __init__(self, cells: float, experts: float) -> None:
-        self.total, self.done, self.cells = cells + experts, 0.0, 0
-        self.experts, self.started = experts, time.monotonic()
-
-    def experts_done(self) -> None:
-        """Experts were all trained with the first point, or will be soon."""
-        self.done, self.experts = self.done + self.experts, 0.0
-
-    def cell_done(self, seconds: float) -> None:
-        """One more cell."""
-        self.done, self.cells = self.done + seconds, self.cells + 1
-
-    def left(self) -> float:
-        """Seconds that are left."""
-        return (time.monotonic() - self.started) / max(self.done, 1e-9) * max(self.total - self.done, 0.0)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +55,14 @@ class Adapter:
 
     Attributes:
         name: what the user calls it.
+        source: folder or Hub id, as it was given.
         folder: where it is.
         config: its adapter_config.json.
         sites: site name → shapes, rank and scale.
     """
 
     name: str
+    source: str
     folder: Path
     config: dict[str, Any]
     sites: dict[str, SiteTensors]
@@ -69,14 +73,28 @@ class Adapter:
         Raises:
             AdapterError: a value is not finite or absurdly large, or the file cannot be read.
         """
+        with self.opened() as file:
+            return self.read(file, site)
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Any]:
+        """The weights file, for `read`.
+
+        Raises:
+            AdapterError: it cannot be read.
+        """
         try:
             with safe_open(self.folder / WEIGHTS_FILE, "pt") as file:
-                A, B = (file.get_tensor(f"{self.sites[site].prefix}{site}.lora_{side}.weight") for side in "AB")
+                yield file
         except (SafetensorError, OSError) as error:
             raise AdapterError(
                 f"adapter {self.name!r}: {self.folder / WEIGHTS_FILE} cannot be read ({shown(str(error))}). "
                 "Download it again, or save it again with PEFT."
             ) from error
+
+    def read(self, file: Any, site: str) -> tuple[Tensor, Tensor]:
+        """As `load`, from the `opened` file."""
+        A, B = (file.get_tensor(f"{self.sites[site].prefix}{site}.lora_{side}.weight") for side in "AB")
         for side, tensor in (("A", A), ("B", B)):
             if not bool(torch.isfinite(tensor).all()):
                 raise AdapterError(
@@ -92,7 +110,11 @@ class Adapter:
         return A, B
 
     def sha256(self) -> str:
-        """Hash of the weights file."""
+        """Hash of the weights file, taken once."""
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> str:
         return file_hash(self.folder / WEIGHTS_FILE)
 
 
@@ -125,12 +147,14 @@ def locate(source: str | Path, also: Sequence[str] = ()) -> Path:
         ) from error
 
 
-def read_adapter(name: str, source: str | Path) -> Adapter:
-    """Check an adapter's config and header; read no data.
+def read_adapter(name: str, source: str | Path | Adapter) -> Adapter:
+    """Check an adapter's config and header; read no data. One that was read before is taken as it is.
 
     Raises:
         AdapterError: it is damaged, unsafe, or more than a plain LoRA; the message says what to do.
     """
+    if isinstance(source, Adapter):
+        return source if source.name == name else replace(source, name=name)
     try:
         folder = locate(source)
         config = read_json(folder / CONFIG_FILE)
@@ -139,7 +163,7 @@ def read_adapter(name: str, source: str | Path) -> Adapter:
         sites = _sites(plain, header)
     except AdapterError as error:
         raise AdapterError(f"adapter {name!r}: {error}") from error
-    return Adapter(name, folder, config, sites)
+    return Adapter(name, str(source), folder, config, sites)
 
 
 def base_sites(model: nn.Module) -> dict[str, SiteShape]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -64,11 +65,13 @@ class ExpertBank:
     facts: dict[str, dict[str, Any]]
 
 
-def load_bank(adapters: Mapping[str, str | Path], base: nn.Module, *, allow_inactive: bool = False) -> ExpertBank:
+def load_bank(
+    adapters: Mapping[str, str | Path | Adapter], base: nn.Module, *, allow_inactive: bool = False
+) -> ExpertBank:
     """Read adapters into one bank for a base model.
 
     Args:
-        adapters: name → folder or Hub id.
+        adapters: name → folder or Hub id, or what `read_adapter` made of it.
         base: the base model (with or without weights).
         allow_inactive: keep an expert that leaves every site unchanged (all B zero) or matches none.
 
@@ -90,10 +93,12 @@ def load_bank(adapters: Mapping[str, str | Path], base: nn.Module, *, allow_inac
         read.append(adapter)
     sites: dict[str, SiteBank] = {}
     active: set[int] = set()
-    for site in shapes:
-        present = [(i, adapter) for i, adapter in enumerate(read) if site in adapter.sites]
-        if present:
-            sites[site] = _site_bank(site, present, active)
+    with contextlib.ExitStack() as opened:
+        files = [opened.enter_context(adapter.opened()) for adapter in read]
+        for site in shapes:
+            present = [(i, adapter) for i, adapter in enumerate(read) if site in adapter.sites]
+            if present:
+                sites[site] = _site_bank(site, present, files, active)
     for index, adapter in enumerate(read):
         if index not in active and not allow_inactive:
             raise InactiveExpertError(
@@ -106,7 +111,7 @@ def load_bank(adapters: Mapping[str, str | Path], base: nn.Module, *, allow_inac
         configs={adapter.name: adapter.config for adapter in read},
         facts={
             adapter.name: {
-                "source": str(adapters[adapter.name]),
+                "source": adapter.source,
                 "sha256": adapter.sha256(),
                 "prefix": next(iter(adapter.sites.values())).prefix,
             }
@@ -115,7 +120,7 @@ def load_bank(adapters: Mapping[str, str | Path], base: nn.Module, *, allow_inac
     )
 
 
-def header_ranks(adapters: Mapping[str, str | Path]) -> dict[str, dict[str, int]]:
+def header_ranks(adapters: Mapping[str, str | Path | Adapter]) -> dict[str, dict[str, int]]:
     """Site → expert → rank, from the adapters' headers alone.
 
     Raises:
@@ -139,12 +144,12 @@ def check_equal_ranks(gate: str, ranks: Mapping[str, Mapping[str, int]]) -> None
             )
 
 
-def _site_bank(site: str, present: Sequence[tuple[int, Adapter]], active: set[int]) -> SiteBank:
+def _site_bank(site: str, present: Sequence[tuple[int, Adapter]], files: Sequence[Any], active: set[int]) -> SiteBank:
     dtypes = [(adapter.sites[site].A.dtype, adapter.sites[site].B.dtype) for _, adapter in present]
     widest = widest_dtype(dtypes)
     A, B = [], []
     for index, adapter in present:
-        a, b = adapter.load(site)
+        a, b = adapter.read(files[index], site)
         if bool(b.any()) and bool(a.any()):
             active.add(index)
         A.append(a.to(widest))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from radargate.base_models import load_base, meta_base
+from radargate.base_models import base_dtype, load_base, meta_base
 from radargate.errors import RadarGateError
 from radargate.experts.adapters import Adapter, base_sites, check_fit, read_adapter
 
@@ -69,6 +69,7 @@ def examine(base: str, adapters: Mapping[str, str | Path], *, dtype: str | None 
     Raises:
         BaseModelError: the base cannot be found.
     """
+    choice = base_dtype(base, dtype, device)
     shapes = base_sites(meta_base(base))
     say(f"{base}: {len(shapes)} linear layers.")
     results, good = [], []
@@ -84,7 +85,7 @@ def examine(base: str, adapters: Mapping[str, str | Path], *, dtype: str | None 
             result.problem = _without_name(str(error), name)
     if good and probe:
         say(f"probing {len(good)} adapters on the base …")
-        model = load_base(base, dtype=dtype, device=device)
+        model = load_base(base, dtype=choice.name, device=device)
         for result, adapter in good:
             result.effect = effect(model, adapter)
             result.ok = 0 < result.effect < math.inf

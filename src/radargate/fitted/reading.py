@@ -75,7 +75,7 @@ def make_batches(model: Any, tokenizer: Any, rows: Sequence[Row], *, batch_size:
 
 def rows_that_fit(by_task: ByTask, encoded: EncodedRows) -> dict[str, list[Row]]:
     """Task → those of its rows that were kept; a task without any is left out."""
-    there = {id(row) for row in encoded.kept}
+    there = {id(row) for row in encoded.rows.source}
     kept = {task: [row for row in rows if id(row) in there] for task, rows in by_task.items()}
     return {task: rows for task, rows in kept.items() if rows}
 

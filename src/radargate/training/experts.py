@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,9 +22,10 @@ from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import load_rows
 from radargate.errors import DataError, RadarGateError, shown
 from radargate.experts.files import read_json
+from radargate.progress import Progress, duration
 from radargate.records import append_records, make_record, read_records
 from radargate.storage import AGAIN, check_writable, flush, writing
-from radargate.training.loop import AnswerTrainer, duration, training_arguments, training_run
+from radargate.training.loop import AnswerTrainer, training_arguments, training_run
 
 _FOLDER_NAME = re.compile(r"(?!\.)[\w .,+()&@=~-]{1,100}")
 
@@ -73,7 +75,8 @@ def train_experts(base: str | PreTrainedModel, data: str | Mapping[str, list[Row
         OutOfMemoryError: it needs more memory than there is.
     """
     out = Path(out)
-    with training_run(out, options):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(training_run(out, options))
         by_task = dict(data) if isinstance(data, Mapping) else load_rows(data, "train", tasks)
         if union:
             by_task = {union: [row for rows in by_task.values() for row in rows]}
@@ -97,6 +100,11 @@ def train_experts(base: str | PreTrainedModel, data: str | Mapping[str, list[Row
             if task not in existing
         }
         folders: dict[str, Path] = {}
+        sizes = {
+            task: sum(row.length for row in encoded.rows[:64]) / len(encoded.rows[:64])
+            for task, encoded in ready.items()
+        }
+        work = stack.enter_context(Progress("training experts", sum(sizes.values())))
         for number, (task, rows) in enumerate(by_task.items(), 1):
             folders[task] = out / task
             if task in existing:
@@ -111,9 +119,12 @@ def train_experts(base: str | PreTrainedModel, data: str | Mapping[str, list[Row
             facts = {"base": base_name(model), "data": None if isinstance(data, Mapping) else Path(data).name, "data_hash": rows_hash(rows), "rows": len(encoded.rows),
                      "dropped": encoded.dropped, "options": asdict(options), "dtype": str(model.dtype).removeprefix("torch.")}  # fmt: skip
             peft_model.peft_config["default"].base_model_name_or_path = base_name(model)
-            with writing(f"the adapter {task}", out, again=AGAIN if resume else f"{AGAIN} with --resume"):
+            with (
+                work.part(sizes[task]),
+                writing(f"the adapter {task}", out, again=AGAIN if resume else f"{AGAIN} with --resume"),
+            ):
                 seconds = _train_one(peft_model, encoded.rows, AnswerCollator(tokenizer.pad_token_id, seq2seq),
-                                     folders[task], options, facts, device, say)  # fmt: skip
+                                     folders[task], options, facts, device)  # fmt: skip
             model = cast(PreTrainedModel, peft_model.unload())
             say(f"[{number}/{len(by_task)}] {task}: saved to {folders[task]} after {duration(seconds)}.")
         return folders
@@ -122,7 +133,9 @@ def train_experts(base: str | PreTrainedModel, data: str | Mapping[str, list[Row
 def begun_dtype(out: Path) -> str | None:
     """The base's dtype in which the adapters in a folder were trained, where its records say it: the rest are trained alike."""
     file = out / "records.jsonl"
-    found = [r["dtype"] for r in (read_records(file) if file.exists() else ()) if r["suite"] == "experts" and "dtype" in r]
+    found = [
+        r["dtype"] for r in (read_records(file) if file.exists() else ()) if r["suite"] == "experts" and "dtype" in r
+    ]
     return found[-1] if found else None
 
 
@@ -144,16 +157,15 @@ def check_options(folder: Path, options: ExpertOptions) -> None:
         )
 
 
-def _train_one(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator, folder: Path,
-               options: ExpertOptions, facts: dict[str, Any], device: str | None, say: Callable[[str], None]
-               ) -> float:  # fmt: skip
+def _train_one(model: PeftModel, rows: Sequence[EncodedRow], collator: AnswerCollator, folder: Path,
+               options: ExpertOptions, facts: dict[str, Any], device: str | None) -> float:  # fmt: skip
     """Train one adapter, save it whole into ``folder``, and add its record; returns the seconds it took."""
     work = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(work, ignore_errors=True)
     try:
         arguments = training_arguments(work / "run", steps=options.steps, batch_size=options.batch_size,
                                        lr=options.lr, seed=options.seed, device=device)  # fmt: skip
-        trainer = AnswerTrainer(model, rows, arguments, collator, say=say)
+        trainer = AnswerTrainer(model, rows, arguments, collator)
         result = trainer.train()
         adapter = work / "adapter"
         model.save_pretrained(str(adapter), save_embedding_layers=False)

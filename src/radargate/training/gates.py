@@ -28,15 +28,16 @@ from radargate.experts.adapters import read_adapter
 from radargate.experts.domains import TEXTS, domain_vectors
 from radargate.gates.base import make_options
 from radargate.launcher import is_main_process
+from radargate.progress import duration
 from radargate.records import append_records, file_hash, make_record, read_records, write_atomic
 from radargate.rules.searched import SearchedRule
 from radargate.storage import AGAIN, flush, writing
 from radargate.training import checkpoints, processes
 from radargate.training.contract import TrainContract
-from radargate.training.loop import AnswerTrainer, duration, training_arguments, training_run
+from radargate.training.loop import AnswerTrainer, training_arguments, training_run
 from radargate.training.schedule import DenseStart, parameter_groups
 from radargate.training.search import search_weights
-from radargate.training.texts import describe_texts, routers_of
+from radargate.training.texts import MOST_TEXTS, describe_texts, routers_of
 from radargate.verify import lock_base
 
 # rates for the printed form are the paper's own (Sec. 5.2); the others come from validation rows of well-trained experts,
@@ -117,17 +118,18 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
     with training_run(out, options):
         by_task = load_rows(data, "train", tasks)
         rows = [row for task_rows in by_task.values() for row in task_rows]
+        read = {name: read_adapter(name, source) for name, source in adapters.items()}
         known = run_dtype(out, base, dtype, device)
         run = {"base": base, "adapters": {k: str(v) for k, v in adapters.items()}, "data": str(data), "tasks": tasks,
                "options": asdict(options), "dtype": known, "gate_only": gate_only, "data_hash": rows_hash(rows),
-               "experts": {name: read_adapter(name, source).sha256() for name, source in adapters.items()}}  # fmt: skip
+               "experts": {name: adapter.sha256() for name, adapter in read.items()}}  # fmt: skip
         if _claim(out, run, resume, say):
             return _read_own(out / "record.json")
         _searched(options)  # a missing package is said before the model is loaded
         again = AGAIN if resume else f"{AGAIN} with --resume"
         tokenizer, loaded = load_tokenizer(base), load_base(base, dtype=known or CHECKPOINT, device=device)
         gate_options = resolve_gate_options(options, loaded, tokenizer, by_task, list(adapters))
-        model = compose(loaded, adapters, architecture=options.architecture,
+        model = compose(loaded, read, architecture=options.architecture,
                         architecture_options=options.architecture_options, gate=options.gate, top_k=options.top_k,
                         preset=options.preset, seed=options.seed, allow_inactive=allow_inactive, **gate_options)  # fmt: skip
         seq2seq = bool(cast(Any, model.get_base_model()).config.is_encoder_decoder)
@@ -215,7 +217,7 @@ def resolve_gate_options(options: GateTraining, base: Any, tokenizer: Any, by_ta
     return {**options.gate_options, "domains": domain_vectors(base, tokenizer, texts)}
 
 
-def fit_gates(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator, out: Path, options: GateTraining, *,
+def fit_gates(model: PeftModel, rows: Sequence[EncodedRow], collator: AnswerCollator, out: Path, options: GateTraining, *,
               resume: bool = False, device: str | None = None, tensorboard: bool = False,
               say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:  # fmt: skip
     """Train the gates of a composed model, or search a rule's weights, or do nothing where nothing is to be found.
@@ -225,7 +227,8 @@ def fit_gates(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator
     """
     if any(p.requires_grad for p in model.parameters()):
         if routers_of(model):
-            describe_texts(model, [row.prompt(collator.encoder_decoder) for row in rows])
+            some = rows[:: -(-len(rows) // MOST_TEXTS)]
+            describe_texts(model, [row.prompt(collator.encoder_decoder) for row in some])
         return _train(model, rows, collator, out, options, resume, device, tensorboard, say)
     nothing: dict[str, Any] = {"trained_parameters": 0, "seconds": 0.0, "final_loss": None, "curve": []}
     if _searched(options):
@@ -264,7 +267,7 @@ def _save(model: PeftModel, out: Path, metrics: dict[str, Any], facts: dict[str,
     return record
 
 
-def _train(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator, out: Path, options: GateTraining,
+def _train(model: PeftModel, rows: Sequence[EncodedRow], collator: AnswerCollator, out: Path, options: GateTraining,
            resume: bool, device: str | None, tensorboard: bool, say: Callable[[str], None]) -> dict[str, Any]:  # fmt: skip
     """Train the gates of a composed model under the train contract; returns trained parameters, seconds, last loss, curve."""
     assert options.lr is not None and options.dense_start is not None
@@ -277,7 +280,7 @@ def _train(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator, o
         out / "checkpoints", steps=options.steps, batch_size=options.batch_size, lr=options.lr, seed=options.seed,
         save_every=options.save_every, tensorboard=tensorboard, device=device,
     )  # fmt: skip
-    trainer = AnswerTrainer(model, rows, arguments, collator, groups=groups, say=say,
+    trainer = AnswerTrainer(model, rows, arguments, collator, groups=groups,
                             callbacks=[contract, DenseStart(options.dense_start)])  # fmt: skip
     checkpoint = checkpoints.newest(out / "checkpoints", say) if resume else None
     if checkpoint is not None:
@@ -319,10 +322,10 @@ def _read_own(file: Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def mean_angle(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator) -> float | None:
+def mean_angle(model: PeftModel, rows: Sequence[EncodedRow], collator: AnswerCollator) -> float | None:
     """Mean absolute rotation angle over sites, chosen experts and real tokens, in radians; None without rotation."""
     sums: list[float] = []
-    batch = collator(rows)
+    batch = collator(list(rows))
     keep = batch["attention_mask"].bool()
 
     def look(layer: Any, args: tuple[Any, ...]) -> None:

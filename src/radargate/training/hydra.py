@@ -19,9 +19,10 @@ from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import load_rows
 from radargate.errors import RadarGateError
 from radargate.experts.bank import write_expert
+from radargate.progress import duration
 from radargate.records import append_records, make_record
 from radargate.training.experts import ExpertOptions, begun_dtype, check_options, lora_config, train_experts
-from radargate.training.loop import AnswerTrainer, duration, training_arguments, training_run
+from radargate.training.loop import AnswerTrainer, training_arguments, training_run
 
 JOINT_BUNDLE = "joint"
 
@@ -86,9 +87,7 @@ def train_hydra_jointly(base: str | PreTrainedModel, data: str, out: str | Path,
             parameter.requires_grad_(True)
         arguments = training_arguments(work / "run", steps=options.steps, batch_size=options.batch_size, lr=options.lr,
                                        seed=options.seed, device=device)  # fmt: skip
-        trainer = AnswerTrainer(
-            composed, encoded.rows, arguments, AnswerCollator(tokenizer.pad_token_id, seq2seq), say=say
-        )
+        trainer = AnswerTrainer(composed, encoded.rows, arguments, AnswerCollator(tokenizer.pad_token_id, seq2seq))
         result = trainer.train()
         for parameter in _banks(composed):
             parameter.requires_grad_(False)

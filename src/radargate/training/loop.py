@@ -9,7 +9,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -21,6 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from radargate.data.batches import AnswerCollator, EncodedRow, step_order
 from radargate.errors import OptionError
 from radargate.launcher import is_main_process
+from radargate.progress import Progress
 from radargate.records import write_atomic
 from radargate.storage import alone, enough_memory
 from radargate.training import checkpoints, processes
@@ -103,24 +104,23 @@ class AnswerTrainer(Trainer):
         args: see `training_arguments`.
         collator: pads examples into batches.
         groups: parameter groups, each with its own rate; None trains all trainable parameters at ``args``' rate.
-        say: called with each line of progress.
         callbacks: more callbacks.
     """
 
-    def __init__(self, model: nn.Module, rows: list[EncodedRow], args: TrainingArguments, collator: AnswerCollator,
-                 *, groups: list[dict[str, Any]] | None = None, say: Callable[[str], None] | None = None,
-                 callbacks: list[TrainerCallback] | None = None) -> None:  # fmt: skip
+    def __init__(self, model: nn.Module, rows: Sequence[EncodedRow], args: TrainingArguments, collator: AnswerCollator,
+                 *, groups: list[dict[str, Any]] | None = None, callbacks: list[TrainerCallback] | None = None) -> None:  # fmt: skip
         self.groups = groups
         # a step never holds a row twice: with fewer rows than a batch, a step takes all of them
         args.per_device_train_batch_size = max(1, min(args.per_device_train_batch_size, len(rows) // args.world_size))
         self.order = step_order(
-            [row.length for row in rows], args.per_device_train_batch_size * args.world_size, args.max_steps, args.seed
-        )
+            lambda index: rows[index].length, len(rows), args.per_device_train_batch_size * args.world_size, args.max_steps, args.seed,
+        )  # fmt: skip
         super().__init__(model=model, args=args, train_dataset=rows, data_collator=collator, callbacks=callbacks)
         for callback in list(self.callback_handler.callbacks):
             if type(callback).__name__ == "PrinterCallback":
                 self.remove_callback(callback)  # our own progress lines replace its dictionaries
-        self.add_callback(Progress(self.order, rows, Path(str(args.output_dir)), say))
+        self.progress = TrainingProgress(self.order, rows, Path(str(args.output_dir)))
+        self.add_callback(self.progress)
         forward = inspect.signature(model.get_base_model().forward).parameters  # type: ignore[operator]
         self.seq2seq = collator.encoder_decoder
         self.slices_logits = "logits_to_keep" in forward and not collator.encoder_decoder
@@ -133,10 +133,11 @@ class AnswerTrainer(Trainer):
             self.head_hook = head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, and leave the model without hooks."""
+        """Train, and leave the model without hooks and the screen without a bar."""
         try:
             return super().train(*args, **kwargs)
         finally:
+            self.progress.close()
             self.remove_hooks()
 
     def remove_hooks(self) -> None:
@@ -210,18 +211,21 @@ class AnswerTrainer(Trainer):
             checkpoints.load_random_state(Path(checkpoint))
 
 
-class Progress(TrainerCallback):
-    """Prints loss, tokens a second and time left, and writes ``metrics.jsonl``."""
+class TrainingProgress(TrainerCallback):
+    """Reports steps, loss, tokens a second and time left, and writes ``metrics.jsonl``."""
 
-    def __init__(self, order: list[list[int]], rows: list[EncodedRow], out: Path,
-                 say: Callable[[str], None] | None) -> None:  # fmt: skip
-        self.tokens = [sum(rows[index].length for index in step) for step in order]
+    def __init__(self, order: list[list[int]], rows: Sequence[EncodedRow], out: Path) -> None:
+        lengths = [[rows[index].length for index in step] for step in order]
+        self.tokens = [sum(each) for each in lengths]
+        self.padded = [len(each) * max(each) for each in lengths]  # which the time goes by
         self.file = out / "metrics.jsonl"
-        self.say = say or (lambda line: None)
+        self.work: Progress | None = None
+        self.loss = ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Drop metrics that a crash left beyond the step now resumed from."""
         self.started, self.first_step = time.monotonic(), state.global_step
+        self.work = Progress("training", sum(self.padded[state.global_step :])).__enter__()
         if not state.is_world_process_zero:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -240,22 +244,27 @@ class Progress(TrainerCallback):
         if not logs or "loss" not in logs or not state.is_world_process_zero:
             return
         step, seconds = state.global_step, time.monotonic() - self.started
-        done = max(1, step - self.first_step)
         speed = sum(self.tokens[self.first_step : step]) / max(seconds, 1e-9)
-        left = seconds / done * (state.max_steps - step)
         loss, norm = float(logs["loss"]), float(logs.get("grad_norm", 0.0))
         line = {"step": step, "loss": loss, "grad_norm": norm, "lr": logs.get("learning_rate"),
                 "tokens_per_second": round(speed, 1)}  # fmt: skip
         with open(self.file, "a") as file:
             file.write(json.dumps(line) + "\n")
-        self.say(f"step {step}/{state.max_steps}  loss {loss:.4f}  {speed:,.0f} tokens/s  {duration(left)} left")
+        self.loss = f"  loss {loss:.4f}  {speed:,.0f} tokens/s"
+        self._advance(state)
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Report one step, unless its loss follows at once."""
+        if not control.should_log:
+            self._advance(state)
 
-def duration(seconds: float) -> str:
-    """Seconds as people say them: ``45s``, ``3m10s``, ``2h05m``."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds}s"
-    if seconds < 3600:
-        return f"{seconds // 60}m{seconds % 60:02d}s"
-    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+    def _advance(self, state: Any) -> None:
+        if self.work is not None:
+            done = sum(self.padded[self.first_step : state.global_step])
+            self.work.reach(done, f"step {state.global_step}/{state.max_steps}{self.loss}")
+
+    def close(self) -> None:
+        """Take the bar off the screen."""
+        if self.work is not None:
+            self.work.__exit__()
+            self.work = None

@@ -113,7 +113,13 @@ def plan_training(base: str, adapters: Mapping[str, str | Path], options: GateTr
         step_bytes=counter.peak,
         kept_bytes=round(KEPT.get(torch.device(device).type, 0.0) * counter.peak),
         trained_parameters=sum(p.numel() for p in trained),
-        seconds=options.steps * flops * STEP["cpu" if device == "cpu" else "cuda"] / OPERATIONS * max(choice.slowdown, 1.0) if trained else 0.0,
+        seconds=options.steps
+        * flops
+        * STEP["cpu" if device == "cpu" else "cuda"]
+        / OPERATIONS
+        * max(choice.slowdown, 1.0)
+        if trained
+        else 0.0,
         dtype=choice.name,
         dtype_reason=choice.reason,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ BATCH = 5  # rows a batch, as LoraHub's own runs have it
 
 
 @torch.no_grad()
-def search_weights(model: PeftModel, rows: list[EncodedRow], collator: AnswerCollator, *, seed: int,
+def search_weights(model: PeftModel, rows: Sequence[EncodedRow], collator: AnswerCollator, *, seed: int,
                    device: str | None = None, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:  # fmt: skip
     """Search the weights of a composition's rule and put them in place; the same for the same seed.
 
