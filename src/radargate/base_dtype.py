@@ -35,6 +35,8 @@ CHECKPOINT = "auto"  # the checkpoint's own, whatever it costs
 HALF = (torch.bfloat16, torch.float16)
 WIDTH = 1024  # of a base whose config names none
 PRODUCT = 1.2e8  # multiply-adds of the measured product: a second at the slowest rate seen
+MOST_ROUNDS, ROUNDS_SECONDS = 60, 0.1  # of a measurement; the best round counts, as others may use the processor too
+CRAWLS = 0.2  # seconds of a product that float32 does in milliseconds
 ENOUGH = 0.9  # share of the free memory that weights may take
 logger = logging.getLogger(__name__)
 
@@ -183,13 +185,14 @@ def _ratio(
     product: Callable[[Tensor, Tensor], Tensor], full: tuple[Tensor, Tensor], half: tuple[Tensor, Tensor]
 ) -> float:
     """Best time in float32 over best time in half precision."""
-    product(*full)
-    best_full, best_half = math.inf, math.inf
-    for round_ in range(6):
+    _seconds(product, full)
+    first = _seconds(product, half)  # which also prepares kernels, so that it counts only where it is slow beyond doubt
+    best_full, best_half, begun = math.inf, first if first > CRAWLS else math.inf, time.perf_counter()
+    for number in range(MOST_ROUNDS):
         best_full = min(best_full, _seconds(product, full))
-        if round_ != 1:  # the first warms up, unless it was so slow that nothing more is to be learnt
+        if first <= CRAWLS:
             best_half = min(best_half, _seconds(product, half))
-        if best_half > 5 * best_full and best_half > 0.02:
+        if number >= 2 and time.perf_counter() - begun > ROUNDS_SECONDS:
             break
     return best_full / best_half
 

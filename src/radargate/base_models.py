@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.utils import enable_progress_bars
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -22,11 +23,13 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedModel,
 )
+from transformers.utils import logging as transformers_logging
 
 from radargate.base_dtype import QUANTISED, DtypeChoice, check_name, choose_dtype, warn_if_slow
 from radargate.cache import cache_folder
 from radargate.errors import BaseModelError, OptionError, StorageError, first_line
 from radargate.model_cache import PACKAGED_MODELS, convert_gguf, packaged_folder
+from radargate.progress import drawing_bars
 from radargate.records import file_hash
 from radargate.storage import message, write_fault
 
@@ -84,6 +87,9 @@ def load_base(
     folder = resolve_base(base)
     config = load_config(folder)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    if drawing_bars():  # on a terminal the Hub shows a download; a bar for reading each file would only flicker
+        transformers_logging.disable_progress_bar()
+        enable_progress_bars()
     with _reading(folder, f"Base model {base!r} could not be loaded"):
         if name in QUANTISED:
             model = auto.from_pretrained(

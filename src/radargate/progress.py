@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -18,16 +19,23 @@ from typing import Any
 from radargate.launcher import is_main_process
 
 LINES = 10  # about as many lines where there is no terminal
-PAUSE = 60.0  # seconds after which a line comes in any case
+SHORTEST, PAUSE = 1.0, 60.0  # seconds between lines at least; after which one comes in any case
 logger = logging.getLogger(__name__)
 _bars = False  # whether to draw bars; the command line says so
 _bar: Any = None  # the one on the screen
 
 
 def draw_bars() -> None:
-    """Draw bars from now on, where standard error is a terminal."""
+    """Draw bars from now on, where standard error is a terminal that knows its width."""
     global _bars
-    _bars = sys.stderr.isatty() and is_main_process()
+    _bars = False
+    with contextlib.suppress(OSError, ValueError):  # ValueError: a stream that is no file
+        _bars = sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0 and is_main_process()
+
+
+def drawing_bars() -> bool:
+    """Whether a command draws bars."""
+    return _bars
 
 
 def print_line(line: str, stream: Any) -> None:
@@ -138,10 +146,10 @@ class Progress:
             logger.info("%s", words)
 
     def _due(self, done: float) -> bool:
-        tenths, now = int(done / self.total * LINES + 1e-9), time.monotonic()
-        if tenths <= self._lines and self._lines and now - self._said < PAUSE:
+        tenths, since = int(done / self.total * LINES + 1e-9), time.monotonic() - self._said
+        if since < SHORTEST or (tenths <= self._lines and self._lines and since < PAUSE):
             return False
-        self._lines, self._said = max(tenths, 1), now
+        self._lines, self._said = max(tenths, 1), time.monotonic()
         return True
 
 
