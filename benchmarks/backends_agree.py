@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from radargate.base_models import load_tokenizer
+from radargate.base_models.loading import load_tokenizer
 from radargate.bench import peers
-from radargate.composition import load, radar_config, radar_layers
+from radargate.composition.composing import load, radar_config, radar_layers
 from radargate.data.sources import load_rows
 from radargate.evaluation.scoring import Scorer
-from radargate.records import append_records, make_record
+from radargate.io.records import append_records, make_record
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 from experiments_section import findings_of
 from three_seeds import BETTER, METRICS, Scores
 
-from radargate.evaluation.analysis import CONTROLS, PAPER_GATES, rotation_pairs
-from radargate.evaluation.grid import OWN_EXPERT, read_grid
-from radargate.evaluation.ranking import SIGNIFICANT, Comparison, compare_pairs, standings
-from radargate.records import read_records
-from radargate.report import experiment_words
-from radargate.report.experiment_findings import Findings, Test
+from radargate.comparison.analysis import CONTROLS, PAPER_GATES, rotation_pairs
+from radargate.comparison.grid import OWN_EXPERT, read_grid
+from radargate.comparison.ranking import SIGNIFICANT, Comparison, compare_pairs, standings
+from radargate.io.records import read_records
+from radargate.paper import words as experiment_words
+from radargate.paper.findings import Findings, Test
 
 ASKED = 0.95  # of the mean of single experts
 POINT = 0.01  # of accuracy

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from radargate.records import read_records
-from radargate.report.compare import compare_table
+from radargate.comparison.page import compare_table
+from radargate.io.records import read_records
 
 
 def section(folder: Path) -> list[str]:

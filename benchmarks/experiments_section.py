@@ -6,10 +6,10 @@ import functools
 from collections.abc import Iterator
 from pathlib import Path
 
-from radargate.experiments.catalog import EXPERIMENTS
-from radargate.records import read_records
-from radargate.report.experiment import Parts, basis, make_parts
-from radargate.report.experiment_findings import Findings, read_findings
+from radargate.io.records import read_records
+from radargate.paper.catalog import EXPERIMENTS
+from radargate.paper.findings import Findings, read_findings
+from radargate.paper.page import Parts, basis, make_parts
 
 
 def section(folder: Path) -> list[str]:

@@ -114,7 +114,7 @@ def _escaped(result: Result, error: BaseException, value: Any) -> None:
 
 def main() -> int:
     """Fuzz every target, print and record the counts, exit 1 where anything escaped."""
-    from radargate.records import append_records, make_record
+    from radargate.io.records import append_records, make_record
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--inputs", type=int, default=10_000, help="of all targets together (default %(default)s)")

@@ -22,7 +22,7 @@ with atheris.instrument_imports(include=["radargate"]):
     from fuzz import Result, attempt
     from fuzz_targets import TARGETS
 
-    from radargate.records import append_records, make_record
+    from radargate.io.records import append_records, make_record
 
 from hypothesis import HealthCheck, given, settings
 

@@ -196,7 +196,7 @@ _LOCK = {"lock": 1, "base": {"name": "tiny", "fingerprint": "2" * 64}, "experts"
 
 
 def _bundle(folder: Path) -> Callable[[Any], None]:
-    from radargate.composition import read_config
+    from radargate.composition.composing import read_config
 
     place = write_good(folder / "bundle")
 
@@ -208,7 +208,7 @@ def _bundle(folder: Path) -> Callable[[Any], None]:
 
 
 def _lock(folder: Path) -> Callable[[Any], None]:
-    from radargate.bundle import LOCK_FILE, read_lock
+    from radargate.composition.bundle import LOCK_FILE, read_lock
 
     place = write_good(folder / "bundle")
     sound = json.dumps(_LOCK).encode()
@@ -231,8 +231,8 @@ def _body(folder: Path) -> Callable[[Any], None]:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from radargate.serve.requests import read_request
-    from radargate.serve.residents import Residents
+    from radargate.server.requests import read_request
+    from radargate.server.residents import Residents
 
     alphabet = {c: i + 2 for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab={"<pad>": 0, "</s>": 1, **alphabet}, merges=[]))

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from radargate import ops
-from radargate.ops import gpu, literal
-from radargate.records import append_records, make_record
+from radargate.io.records import append_records, make_record
+from radargate.ops import reference as literal
+from radargate.ops import triton as gpu
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from tolerance import assert_close
@@ -164,7 +165,7 @@ def memory(run: Callable[[], Any]) -> int | None:
 
 def set_blocks(settings: Sequence[str]) -> dict[str, Any]:
     """Change block sizes from ``name=value``; returns all of them."""
-    from radargate.ops.gpu import launch
+    from radargate.ops.triton import launch
 
     known = {field.name: field.type for field in dataclasses.fields(launch.Blocks)}
     for setting in settings:

@@ -168,7 +168,7 @@ def main() -> int:
     """Write the corpus, print the table, exit 1 where a verdict is not the expected one."""
     from hostile_cases import CASES
 
-    from radargate.records import append_records, make_record
+    from radargate.io.records import append_records, make_record
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, type=Path, help="folder for the corpus")

@@ -38,15 +38,15 @@ class World:
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers
         from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-        import radargate.commands.compare
-        import radargate.commands.experiment
-        import radargate.experiments.compare
-        import radargate.experiments.run_experiment
-        import radargate.report.compare
-        import radargate.report.experiment
+        import radargate.cli.compare
+        import radargate.cli.experiment
+        import radargate.comparison.page
+        import radargate.comparison.run
+        import radargate.paper.page
+        import radargate.paper.run_experiment
         import radargate.training.experts
         import radargate.training.gates  # noqa: F401
-        from radargate.records import provenance
+        from radargate.io.records import provenance
 
         torch.set_num_threads(1)  # a process with threads of its own cannot be forked safely
         provenance()
@@ -141,8 +141,8 @@ def scenarios(world: World) -> list[Scenario]:
 
 
 def _trained(out: Path) -> dict[str, Any]:
-    from radargate.bundle import check_files, read_lock
-    from radargate.records import read_records
+    from radargate.composition.bundle import check_files, read_lock
+    from radargate.io.records import read_records
     from radargate.training import checkpoints
 
     newest = checkpoints.newest(out / "checkpoints")
@@ -157,7 +157,7 @@ def _trained(out: Path) -> dict[str, Any]:
 
 
 def _bundle(out: Path) -> dict[str, Any]:
-    from radargate.records import read_records
+    from radargate.io.records import read_records
 
     assert _trained(out).get("bundle"), "no bundle"
     curve = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -183,7 +183,7 @@ def _experts(out: Path) -> dict[str, Any]:
 
 def _cells(out: Path) -> dict[str, Any]:
     from radargate.experts.adapters import read_adapter
-    from radargate.records import read_records
+    from radargate.io.records import read_records
 
     found: dict[str, Any] = {}
     if (out / "records.jsonl").exists():
@@ -198,7 +198,7 @@ def _cells(out: Path) -> dict[str, Any]:
 
 
 def _scores(out: Path) -> dict[str, Any]:
-    from radargate.records import read_records
+    from radargate.io.records import read_records
 
     cells = set(_cells(out))
     scores = {}
@@ -212,6 +212,6 @@ def _scores(out: Path) -> dict[str, Any]:
 
 
 def _hash(file: Path) -> str:
-    from radargate.records import file_hash
+    from radargate.io.records import file_hash
 
     return file_hash(file)

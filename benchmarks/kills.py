@@ -178,7 +178,7 @@ def main() -> int:
     print(f"{kills} kills ({', '.join(f'{n} {how}' for how, n in tally.how.items())}), {len(tally.problems)} problems, "
           f"{time.monotonic() - begun:.0f} s.")  # fmt: skip
     if args.record:
-        from radargate.records import append_records, make_record
+        from radargate.io.records import append_records, make_record
 
         metrics = {"kills": kills, "problems": len(tally.problems), "runs": sum(tally.finished.values())}
         append_records(args.record, [make_record("trust", "kills", metrics, seed=args.seed, kills=tally.kills, how=tally.how,

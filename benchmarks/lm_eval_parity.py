@@ -11,11 +11,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 
 import radargate
-from radargate.base_models import load_tokenizer
+from radargate.base_models.loading import load_tokenizer
 from radargate.data.sources import load_rows
 from radargate.evaluation.lm_eval import decisions
 from radargate.evaluation.scoring import Scorer
-from radargate.records import append_records, make_record
+from radargate.io.records import append_records, make_record
 
 
 def main(bundle: str, data: str, out: str, limit: int = 6) -> None:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from radargate import ops
-from radargate.ops import fused
-from radargate.records import append_records, make_record
+from radargate.io.records import append_records, make_record
+from radargate.ops import cpp as fused
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from tolerance import assert_close

@@ -22,8 +22,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaConfig, Qwen2Config, T5Config
 
-from radargate.base_models import load_tokenizer
-from radargate.records import append_records, make_record
+from radargate.base_models.loading import load_tokenizer
+from radargate.io.records import append_records, make_record
 from radargate.training.gates import GateTraining
 from radargate.training.plan import plan_training
 

@@ -11,17 +11,17 @@ from tables import table
 
 from radargate.architectures import ARCHITECTURES
 from radargate.cli import COMMANDS
-from radargate.composition import compose
+from radargate.composition.composing import compose
 from radargate.gates import GATES
+from radargate.gates.rules import RULES
 from radargate.registry import Registry
-from radargate.rules import RULES
 
 
 def commands() -> str:
     """Every command with what it must be given, and its help."""
     rows = []
     for name in COMMANDS:
-        module = importlib.import_module(f"radargate.commands.{name}")
+        module = importlib.import_module(f"radargate.cli.{name}")
         rows.append([f"`radargate {name}{_arguments(module)}`", _escaped(module.HELP)])
     return table(["command", "does"], rows)
 

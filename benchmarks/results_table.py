@@ -16,7 +16,7 @@ from tables import cell, delta, table
 from three_seeds import section as three_seeds
 
 from radargate.evaluation.metrics import paired_difference, row_values
-from radargate.records import read_records
+from radargate.io.records import read_records
 from radargate.report import charts
 
 ROOT = Path(__file__).parents[1]

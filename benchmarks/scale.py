@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from radargate.bench import ops
-from radargate.records import append_records, make_record
+from radargate.io.records import append_records, make_record
 
 RECORDS = Path(__file__).parent / "results" / "scale" / "records.jsonl"
 EXPERTS, WIDTH, TOKENS = (8, 100, 1000), 2048, 512

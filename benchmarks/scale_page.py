@@ -9,7 +9,7 @@ from typing import Any
 
 from tables import table
 
-from radargate.records import read_records
+from radargate.io.records import read_records
 
 RESULTS = Path(__file__).parent / "results"
 # layers, width, width of keys and values, width of the feed-forward part, vocabulary

@@ -27,7 +27,7 @@ from statistics import quantiles
 import httpx
 import psutil
 
-from radargate.records import append_records, make_record
+from radargate.io.records import append_records, make_record
 
 # taken as they are, not as questions: trained experts would answer those in a word, and the load be reading alone
 PROMPTS = (

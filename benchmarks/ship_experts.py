@@ -9,8 +9,8 @@ from pathlib import Path
 
 from radargate.data.builtin import CATEGORIES
 from radargate.evaluation.metrics import paired_difference, row_values
-from radargate.records import file_hash, read_records
-from radargate.shipped import BASE, FOLDER
+from radargate.experts.shipped import BASE, FOLDER
+from radargate.io.records import file_hash, read_records
 
 
 def main(trained: str, scores: str) -> None:

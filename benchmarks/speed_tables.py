@@ -8,7 +8,7 @@ from typing import Any
 from tables import table
 
 from radargate.bench.targets import Figure, figures
-from radargate.records import read_records
+from radargate.io.records import read_records
 from radargate.report import charts
 
 SPEED = Path(__file__).parent / "results" / "speed"

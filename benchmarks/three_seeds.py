@@ -11,7 +11,7 @@ import numpy as np
 from tables import cell, delta, table
 
 from radargate.evaluation.metrics import paired_difference, row_values
-from radargate.records import read_records
+from radargate.io.records import read_records
 
 BASE, EXPERT = "smollm2-135m", "expert"
 NAMES = {BASE: "base", "uniform": "uniform mixture", "stretch": "stretch", "radar": "radar", EXPERT: "own expert"}

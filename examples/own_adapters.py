@@ -3,7 +3,7 @@
 import sys
 
 import radargate
-from radargate.base_models import load_tokenizer
+from radargate.base_models.loading import load_tokenizer
 from radargate.evaluation.scoring import generate
 
 base, *folders = sys.argv[1:]

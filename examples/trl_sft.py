@@ -7,7 +7,7 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 import radargate
-from radargate.base_models import load_tokenizer
+from radargate.base_models.loading import load_tokenizer
 
 base, out, *folders = sys.argv[1:]
 model = radargate.compose(base, folders, gate="radar", top_k=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from radargate.records import make_record
+from radargate.io.records import make_record
 
 TASKS = ("aqua", "creak", "esnli", "gsm8k")
 GATES = ("radar", "stretch", "signed", "mlp")

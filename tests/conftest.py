@@ -27,7 +27,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from radargate.config import gate_class
+from radargate.composition.config import gate_class
 from radargate.gates.base import make_options
 
 torch.set_num_threads(1)

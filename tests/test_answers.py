@@ -10,12 +10,12 @@ import time
 import pytest
 
 import radargate
-from radargate.base_models import load_tokenizer
+from radargate.base_models.loading import load_tokenizer
+from radargate.comparison.grid import _judged_by
 from radargate.data.rows import ANSWER_METRICS, Row, parse_row, rows_hash
 from radargate.errors import DataError
 from radargate.evaluation import answers
 from radargate.evaluation.answers import TASK_METRICS, check_metrics, judge, metric_of
-from radargate.evaluation.grid import _judged_by
 from radargate.evaluation.math_answers import MathChecker, equal_answers
 from radargate.evaluation.metrics import RowScore, paired_difference, row_values, summarise, summarise_tasks
 from radargate.evaluation.run import Scoring, score_system

@@ -16,13 +16,13 @@ import radargate
 from radargate import ops
 from radargate.architectures import ARCHITECTURES
 from radargate.cli import main
-from radargate.composition import expert_bank, radar_layers
+from radargate.composition.composing import expert_bank, radar_layers
 from radargate.errors import AdapterError, OptionError
 from radargate.experts.bank import load_bank, write_expert
 from radargate.gates import GATES
 from radargate.gates.base import Call, GateSite, make_options
-from radargate.ops import literal
-from radargate.ops.dense import orthogonal
+from radargate.ops import reference as literal
+from radargate.ops.shared_basis import orthogonal
 
 F64 = torch.float64
 OMOE = [

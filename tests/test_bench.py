@@ -14,7 +14,7 @@ from radargate.bench.models import Bases, write_adapters
 from radargate.bench.site import Site
 from radargate.cli import main
 from radargate.errors import RadarGateError
-from radargate.records import read_records
+from radargate.io.records import read_records
 
 
 def test_every_round_takes_each_run_once_in_an_order_of_its_own():

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 import radargate
-from radargate.base_models import load_tokenizer
+from radargate.base_models.loading import load_tokenizer
 from radargate.cli import main
 from radargate.errors import DataError
 from radargate.evaluation import harness, run
 from radargate.evaluation.presets import PRESETS, find_preset, local_rows
 from radargate.evaluation.scoring import generate
-from radargate.records import read_records
+from radargate.io.records import read_records
 
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 CHOICE = {"prompt": "is it?", "target": "yes", "choices": ["yes", "no"], "answer_index": 0}

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import radargate
-from radargate.base_models import load_tokenizer
+from radargate.base_models.loading import load_tokenizer
 from radargate.cli import main
-from radargate.composition import radar_layers
+from radargate.composition.composing import radar_layers
 from radargate.evaluation.scoring import generate
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"

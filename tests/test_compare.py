@@ -16,11 +16,11 @@ import pytest
 from conftest import make_adapter
 from radargate.architectures import ARCHITECTURES
 from radargate.cli import main
+from radargate.comparison.cells import parse_system, plan
 from radargate.errors import OptionError
-from radargate.experiments.cells import parse_system, plan
 from radargate.gates import GATES
-from radargate.records import read_records
-from radargate.rules import RULES
+from radargate.gates.rules import RULES
+from radargate.io.records import read_records
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 from compare_records import TASKS, compare_records
+from radargate.comparison import page as compare
+from radargate.comparison.analysis import analyse
+from radargate.comparison.page import compare_page, compare_table, write_csv
 from radargate.errors import OptionError
-from radargate.evaluation.analysis import analyse
-from radargate.report import compare, page
-from radargate.report.compare import compare_page, compare_table, write_csv
+from radargate.report import page
 from radargate.report.labels import place_labels, spread
 from test_quickstart import cells
 

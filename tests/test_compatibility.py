@@ -19,10 +19,10 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import get_pattern_key
 from transformers import DynamicCache, Trainer
 
+from radargate.composition.layer import RadarLayer
+from radargate.composition.model import RadarModel
+from radargate.composition.registration import RADAR
 from radargate.experts.lora_config import _HARMLESS, _REMEDIES, plain_lora
-from radargate.layer import RadarLayer
-from radargate.model import RadarModel
-from radargate.registration import RADAR
 from radargate.training.loop import AnswerTrainer
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ import torch
 import radargate
 from radargate.cli import main
 from radargate.errors import StorageError
-from radargate.storage import HELD, alone
+from radargate.io.disk import HELD, alone
 
 
 def test_threads_that_call_one_model_with_different_masks_get_their_own_answers(zoo, load_tiny):
@@ -53,7 +53,7 @@ def test_threads_that_call_one_model_with_different_masks_get_their_own_answers(
 
 HOLD = """
 import sys, time
-from radargate.storage import alone
+from radargate.io.disk import alone
 with alone(sys.argv[1]):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 import radargate
 from radargate import ops
-from radargate.composition import radar_layers
-from radargate.config import gate_class
+from radargate.composition.composing import radar_layers
+from radargate.composition.config import gate_class
 from radargate.gates import GATES
 from radargate.gates.base import GateSite, make_options
 from radargate.gates.stretch import StretchGate
-from radargate.ops import few
+from radargate.ops import decode as few
 from test_fused import form, needs_compiler  # noqa: F401
 from test_ops import F64, problem
 from tolerance import assert_close

@@ -14,7 +14,7 @@ import results_table
 from radargate.architectures import ARCHITECTURES
 from radargate.cli import COMMANDS
 from radargate.gates import GATES
-from radargate.rules import RULES
+from radargate.gates.rules import RULES
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,7 +66,7 @@ def test_links_lead_somewhere(page):
 def test_every_option_of_every_gate_and_rule_is_in_the_method_page():
     from dataclasses import fields
 
-    from radargate.config import gate_class
+    from radargate.composition.config import gate_class
 
     text = (ROOT / "docs" / "method.md").read_text()
     for name in (*GATES, *RULES):

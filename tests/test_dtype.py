@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import radargate
-from radargate import base_dtype, base_models
-from radargate.base_dtype import Speed
+from radargate.base_models import dtype as base_dtype
+from radargate.base_models import loading as base_models
+from radargate.base_models.dtype import Speed
 from radargate.cli import main
 from radargate.errors import OptionError, OutOfMemoryError, RadarGateError
-from radargate.records import read_records
+from radargate.io.records import read_records
 from radargate.training import checkpoints
 from radargate.training.experts import ExpertOptions, train_experts
 from radargate.training.gates import GateTraining, train_gates

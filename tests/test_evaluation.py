@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import radargate
-from radargate.base_models import load_tokenizer
+from radargate.base_models.loading import load_tokenizer
 from radargate.data.prompts import encode_row
 from radargate.data.rows import Row
 from radargate.evaluation.metrics import RowScore, paired_difference, summarise, summarise_tasks

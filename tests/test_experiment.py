@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from radargate.cli import main
+from radargate.comparison.ranking import standings
 from radargate.errors import DataError
 from radargate.evaluation.metrics import row_values
-from radargate.evaluation.ranking import standings
-from radargate.experiments.catalog import EXPERIMENTS
-from radargate.experiments.design import PRESETS
-from radargate.experiments.points import base_identity, cells_of, load_material, points
-from radargate.experiments.simplex import simplex_weights
-from radargate.records import append_records, make_record, read_records
-from radargate.report.experiment import make_parts, write_report
-from radargate.report.experiment_findings import read_findings
+from radargate.io.records import append_records, make_record, read_records
+from radargate.paper.catalog import EXPERIMENTS
+from radargate.paper.design import PRESETS
+from radargate.paper.findings import read_findings
+from radargate.paper.page import make_parts, write_report
+from radargate.paper.points import base_identity, cells_of, load_material, points
+from radargate.paper.simplex import simplex_weights
 
 TASKS = ("aqua", "creak", "esnli")
 
@@ -82,7 +82,7 @@ def test_a_router_has_no_text_where_single_tokens_are_looked_at(zoo, sources, tm
 
 def test_a_stopped_experiment_goes_on_and_recomputes_nothing(zoo, sources, tmp_path, monkeypatch, capsys):
     out, ran = tmp_path / "stopped", []
-    from radargate.experiments import workshop as module
+    from radargate.paper import workshop as module
 
     run = module.run_cell
 
@@ -222,7 +222,7 @@ def test_what_more_experts_do_to_radar_is_held_against_what_they_do_to_others():
 
 
 def test_cells_of_one_experiment_serve_another(zoo, sources, tmp_path, monkeypatch, capsys):
-    from radargate.experiments import workshop as module
+    from radargate.paper import workshop as module
 
     first, second = tmp_path / "modules", tmp_path / "convergence"
     assert main(command("modules", zoo, sources, first, "--gates", "stretch")) == 0
@@ -260,7 +260,7 @@ def test_tables_show_the_records_numbers(zoo, sources, tmp_path):
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", ["ablation", "samples", "generalization", "hull"])
 def test_a_dry_run_prints_cells_and_hours_and_loads_no_model(sources, tmp_path, monkeypatch, capsys, name, preset):
-    from radargate.experiments import workshop as module
+    from radargate.paper import workshop as module
 
     monkeypatch.setattr(module, "load_base", None)
     words = ["--data", str(sources), "--out", str(tmp_path / "dry"), "--dry-run", "--device", "cpu", "--smoke"]
@@ -345,8 +345,8 @@ def test_the_hull_holds_what_its_names_say_on_an_encoder_decoder_too(zoo, source
 
 def test_angles_are_those_of_the_outputs_and_start_at_no_turn(zoo, sources, tmp_path, load_tiny):
     from radargate import compose
-    from radargate.composition import radar_layers
-    from radargate.experiments.site_outputs import outputs
+    from radargate.composition.composing import radar_layers
+    from radargate.paper.site_outputs import outputs
 
     model = compose(load_tiny(), zoo["llama"]["adapters"], gate="radar", top_k=1)
     layer = next(layer for layer in radar_layers(model) if len(layer.entries["default"][1]["experts"]) == 3)

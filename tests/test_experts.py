@@ -254,7 +254,7 @@ def test_a_peft_models_own_loras_serve_as_experts(zoo, load_tiny):
 
 
 def test_base_sites_need_no_weights_and_know_conv1d(zoo):
-    from radargate.base_models import meta_base
+    from radargate.base_models.loading import meta_base
 
     sites = base_sites(meta_base(str(zoo["gpt2"]["base"])))
     assert (sites["transformer.h.0.attn.c_attn"].d_in, sites["transformer.h.0.attn.c_attn"].d_out) == (24, 72)

@@ -16,8 +16,8 @@ import radargate
 from conftest import tiny_tokenizer
 from radargate.cli import main
 from radargate.errors import OptionError
-from radargate.report.explorer import explorer, layer_of, packed, payload, unpacked
-from radargate.tracing.files import SiteTrace, Trace, write_facts, write_site
+from radargate.explorer.files import SiteTrace, Trace, write_facts, write_site
+from radargate.explorer.page import explorer, layer_of, packed, payload, unpacked
 from test_tracing import ANSWER, PROMPT, compose
 
 pytest.importorskip("plotly")
@@ -146,7 +146,7 @@ def test_two_thousand_tokens_at_210_sites_of_40_experts_stay_below_25_megabytes(
 def test_very_many_weights_take_one_byte_each(tmp_path, monkeypatch):
     trace = made(tmp_path / "dense", list("abcdef"), list("xyz"), ["layers.0.q"], k=3, dense=True)
     assert payload(trace)["sites"][0]["weights"]["bits"] == 16 and payload(trace)["sites"][0]["indices"] == ""
-    monkeypatch.setattr("radargate.report.explorer.MANY", 5)
+    monkeypatch.setattr("radargate.explorer.page.MANY", 5)
     found = payload(trace)["sites"][0]["weights"]
     assert found["bits"] == 8
     weights = trace.site("layers.0.q").weights

@@ -16,17 +16,17 @@ from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 import radargate
 from conftest import FAMILIES, tiny_tokenizer
 from radargate.cli import main
-from radargate.composition import radar_layers
+from radargate.composition.composing import radar_layers
 from radargate.data.batches import AnswerCollator
 from radargate.data.sources import load_rows
 from radargate.errors import AdapterError, DataError, OptionError, RadarGateError
 from radargate.evaluation.scoring import Scorer
 from radargate.experts.adapters import read_adapter
-from radargate.fitted import lora as fitted_lora
-from radargate.fitted.gguf_adapter import gguf_names, interleaved, write_gguf
-from radargate.fitted.lora import Fitting, fit_lora, fit_sites
-from radargate.fitted.reading import fit_and_held_out, make_batches
-from radargate.fitted.reduced_rank import RIDGES, Moments, reduced_rank
+from radargate.exporting import fit as fitted_lora
+from radargate.exporting.fit import Fitting, fit_lora, fit_sites
+from radargate.exporting.gguf import gguf_names, interleaved, write_gguf
+from radargate.exporting.reading import fit_and_held_out, make_batches
+from radargate.exporting.reduced_rank import RIDGES, Moments, reduced_rank
 from test_tracing import compose
 
 

@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from radargate import ops
 from radargate.errors import OptionError
-from radargate.ops import fused
-from radargate.ops.fused import build
+from radargate.ops import cpp as fused
+from radargate.ops.cpp import build
 from test_ops import F64, gradients, problem
 from tolerance import assert_close
 

@@ -13,14 +13,14 @@ import radargate
 from radargate import ops
 from radargate.architectures.base import Codes
 from radargate.cli import main
-from radargate.composition import radar_layers
+from radargate.composition.composing import radar_layers
 from radargate.errors import OptionError, RadarGateError
 from radargate.experts.prototypes import prototypes
 from radargate.gates import GATES
 from radargate.gates.base import Call, GateSite, auxiliary_terms, make_options
 from radargate.gates.mole import MoLEGate
 from radargate.gates.tutel import within_capacity
-from radargate.ops import literal
+from radargate.ops import reference as literal
 
 F64 = torch.float64
 RANKS, D_IN, D = (2, 3, 1), 6, 8
@@ -156,7 +156,7 @@ def test_a_new_expert_joins_a_trained_nexus_gate_and_the_rest_stays(zoo, load_ti
 
 
 def test_domain_vectors_come_from_texts_from_the_user_or_from_the_adapters(zoo, load_tiny, tasks, tmp_path):
-    from radargate.base_models import load_tokenizer
+    from radargate.base_models.loading import load_tokenizer
 
     base, adapters = load_tiny(), zoo["llama"]["adapters"]
     texts = {"math": ["1+1=", "2+3="], "law": ["is it legal?"], "code": ["def f():"]}

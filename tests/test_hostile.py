@@ -18,7 +18,7 @@ import radargate
 from radargate.cli import main
 from radargate.errors import BundleError, DataError, RadarGateError
 from radargate.experts.doctor import examine
-from radargate.records import read_records
+from radargate.io.records import read_records
 
 SECONDS = 20  # a promise to come back at all; on a machine without other work every case takes less than one
 MEGABYTES = 200

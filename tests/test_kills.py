@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from radargate.records import read_records
+from radargate.io.records import read_records
 from radargate.training import checkpoints
 from radargate.training.gates import GateTraining, train_gates
 

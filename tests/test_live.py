@@ -13,8 +13,8 @@ import torch
 
 import radargate
 from conftest import tiny_tokenizer
-from radargate.report.explorer import payload, unpacked
-from radargate.serve.engine import MAX_ERRANDS, QueueFull
+from radargate.explorer.page import payload, unpacked
+from radargate.server.engine import MAX_ERRANDS, QueueFull
 from test_explorer import CHARTS
 from test_serve import KEY, Running, save_bundle, wait_until
 

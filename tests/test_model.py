@@ -16,10 +16,10 @@ from transformers import Trainer, TrainingArguments
 
 import radargate
 from conftest import NEEDED, adapters_for
-from radargate.composition import radar_layers
+from radargate.composition.composing import radar_layers
 from radargate.errors import BundleError, OptionError, RadarGateError, UnknownNameError
 from radargate.gates import GATES
-from radargate.rules import RULES
+from radargate.gates.rules import RULES
 
 FAMILIES = ("llama", "gpt2", "t5")
 NAMES = [*GATES.names(), *RULES.names()]
@@ -82,7 +82,7 @@ def test_zero_q_equals_stretch_exactly(zoo, load_tiny):
 
 LOADED = """
 import sys, torch, radargate
-from radargate.base_models import load_base
+from radargate.base_models.loading import load_base
 base, bundle, inputs, out = sys.argv[1:]
 torch.set_num_threads(1)
 model = radargate.load(base, bundle)
@@ -334,7 +334,7 @@ def test_trls_sft_trainer_takes_a_composition(zoo, load_tiny, family, tmp_path):
     trl = pytest.importorskip("trl")
     from datasets import Dataset
 
-    from radargate.base_models import load_tokenizer
+    from radargate.base_models.loading import load_tokenizer
 
     model = radargate.compose(load_tiny(family), zoo[family]["adapters"])
     start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
@@ -366,7 +366,7 @@ def test_a_bundle_says_what_it_is(zoo, load_tiny, tmp_path):
 def test_a_bundle_with_gates_only_finds_its_experts_and_takes_no_others(zoo, load_tiny, tmp_path):
     model = compose(zoo, load_tiny())
     expected = model(**inputs("llama")).logits
-    radargate.composition.radar_config(model).gate_only = True
+    radargate.composition.composing.radar_config(model).gate_only = True
     model.save_pretrained(tmp_path / "gates")
     assert not any("radar_bank" in name for name in load_file(tmp_path / "gates" / "adapter_model.safetensors"))
     assert torch.equal(radargate.load(load_tiny(), tmp_path / "gates")(**inputs("llama")).logits, expected)

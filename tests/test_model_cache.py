@@ -19,11 +19,11 @@ import pytest
 import torch
 
 from conftest import build, tiny_tokenizer
-from radargate.base_models import load_base, load_tokenizer, resolve_base
+from radargate.base_models.cache import PACKAGED_MODELS, PackagedModel
+from radargate.base_models.loading import load_base, load_tokenizer, resolve_base
 from radargate.cli import main
 from radargate.errors import BaseModelError, StorageError
-from radargate.model_cache import PACKAGED_MODELS, PackagedModel
-from radargate.records import file_hash
+from radargate.io.records import file_hash
 
 BASE = "smollm2-135m"
 GGUF_NAMES = {
@@ -252,7 +252,7 @@ READ = """
 import os, sys, time
 import torch
 torch.set_num_threads(1)
-from radargate.base_models import load_base, resolve_base
+from radargate.base_models.loading import load_base, resolve_base
 while not os.path.exists(sys.argv[2]):
     time.sleep(0.01)
 folder = resolve_base(sys.argv[1])

@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from radargate import ops
 from radargate.errors import BackendError, OptionError
-from radargate.ops import literal, slots
+from radargate.ops import reference as literal
+from radargate.ops import slot_gradients as slots
 from tolerance import assert_close
 
 F64 = torch.float64

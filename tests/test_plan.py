@@ -11,9 +11,9 @@ import torch.nn.functional as F
 import radargate
 from radargate.bench import measure
 from radargate.cli import main
-from radargate.composition import radar_layers
+from radargate.composition.composing import radar_layers
 from radargate.errors import OptionError, OutOfMemoryError
-from radargate.storage import enough_memory
+from radargate.io.disk import enough_memory
 from radargate.training.gates import GateTraining, train_gates
 from radargate.training.plan import plan_training
 from radargate.training.schedule import set_dense

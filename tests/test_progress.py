@@ -13,8 +13,8 @@ import termios
 
 import pytest
 
-from radargate import progress
-from radargate.progress import Progress, duration, share
+from radargate.io import progress
+from radargate.io.progress import Progress, duration, share
 
 
 class Clock:
@@ -86,7 +86,7 @@ def test_duration_reads_as_people_say_it():
 
 SCRIPT = """
 import sys
-from radargate import progress
+from radargate.io import progress
 progress.draw_bars()
 with progress.Progress("training", 4) as work:
     for step in range(1, 5):

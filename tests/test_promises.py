@@ -8,12 +8,12 @@ import torch
 import radargate
 from conftest import NEEDED, adapters_for
 from radargate.architectures import ARCHITECTURES
-from radargate.composition import radar_layers
-from radargate.config import check_works_under, gate_class
+from radargate.composition.composing import radar_layers
+from radargate.composition.config import check_works_under, gate_class
 from radargate.errors import OptionError
 from radargate.gates import GATES
 from radargate.gates.base import make_options
-from radargate.rules import RULES
+from radargate.gates.rules import RULES
 
 
 def works(name, architecture):

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import radargate
 from conftest import make_adapter, tiny_tokenizer
-from radargate.base_models import load_base
+from radargate.base_models.loading import load_base
 from radargate.errors import BundleError, OptionError
 from radargate.training.gates import GateTraining, train_gates
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from radargate.commands import flags
+from radargate.cli import flags
 from radargate.data.builtin import CATEGORIES
 from radargate.errors import AdapterError
 from radargate.experts.adapters import read_adapter
-from radargate.quickstart import Quickstart, quickstart, summary
-from radargate.records import read_records
-from radargate.report.quickstart import most_used, quickstart_page
-from radargate.shipped import FOLDER, shipped_experts
+from radargate.experts.shipped import FOLDER, shipped_experts
+from radargate.io.records import read_records
+from radargate.quickstart.page import most_used, quickstart_page
+from radargate.quickstart.run import Quickstart, quickstart, summary
 
 pytestmark = pytest.mark.real
 ROOT = Path(__file__).parents[1]
@@ -49,7 +49,7 @@ def test_shipped_experts_are_small_checked_and_whole(tmp_path, monkeypatch):
     shutil.copytree(FOLDER, tmp_path / "shipped")
     file = tmp_path / "shipped" / "science" / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\0")
-    monkeypatch.setattr("radargate.shipped.FOLDER", tmp_path / "shipped")
+    monkeypatch.setattr("radargate.experts.shipped.FOLDER", tmp_path / "shipped")
     with pytest.raises(AdapterError, match="missing or altered"):
         shipped_experts()
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from compare_records import TASKS, compare_records
+from radargate.comparison.grid import OWN_EXPERT, read_grid
+from radargate.comparison.ranking import compare_pairs, count_wins, leader, standings, task_worth
 from radargate.errors import RadarGateError
-from radargate.evaluation.grid import OWN_EXPERT, read_grid
 from radargate.evaluation.metrics import paired_difference
-from radargate.evaluation.ranking import compare_pairs, count_wins, leader, standings, task_worth
 from radargate.evaluation.resampling import RESAMPLES, bootstrap_intervals, holm, sign_flip_p
 
 
@@ -187,5 +187,5 @@ def test_ranking_knows_nothing_of_torch():
     import subprocess
     import sys
 
-    code = "import sys, radargate.evaluation.ranking; assert 'torch' not in sys.modules"
+    code = "import sys, radargate.comparison.ranking; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

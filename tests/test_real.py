@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
 import radargate
-from radargate.base_models import PACKAGED_MODELS, load_base, load_tokenizer, resolve_base
-from radargate.cache import cache_folder
+from radargate.base_models.loading import PACKAGED_MODELS, load_base, load_tokenizer, resolve_base
 from radargate.cli import main
-from radargate.composition import radar_layers
+from radargate.composition.composing import radar_layers
 from radargate.errors import BaseModelError
 from radargate.evaluation.scoring import generate
+from radargate.io.cache import cache_folder
 
 pytestmark = pytest.mark.real
 BASE = "smollm2-135m"

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 import radargate
 from radargate import ops
-from radargate.composition import radar_layers
-from radargate.config import RadarConfig
+from radargate.composition.composing import radar_layers
+from radargate.composition.config import RadarConfig
+from radargate.composition.layer import RadarLayer
 from radargate.errors import OptionError
 from radargate.gates import GATES
 from radargate.gates.base import make_options
-from radargate.layer import RadarLayer
-from radargate.ops import fused, literal
+from radargate.ops import cpp as fused
+from radargate.ops import reference as literal
 from test_fused import Operations, chosen
 
 F64 = torch.float64

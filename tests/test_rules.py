@@ -12,15 +12,15 @@ from peft.tuners.lora.arrow import ArrowLoraLinearLayer
 
 import radargate
 from conftest import NEEDED, adapters_for
-from radargate.base_models import load_tokenizer
+from radargate.base_models.loading import load_tokenizer
 from radargate.cli import main
-from radargate.composition import radar_layers
+from radargate.composition.composing import radar_layers
 from radargate.data.batches import encode_rows
 from radargate.data.sources import load_rows
 from radargate.errors import AdapterError, DataError, OptionError, RadarGateError
 from radargate.experts.adapters import read_adapter
 from radargate.experts.bank import check_equal_ranks
-from radargate.rules import RULES
+from radargate.gates.rules import RULES
 from radargate.training.gates import GateTraining, train_gates
 
 FAMILIES = ("llama", "gpt2", "t5")

@@ -18,9 +18,9 @@ import psutil
 import pytest
 
 from radargate.errors import OptionError, RadarGateError
-from radargate.experiments import executors
-from radargate.experiments.run_experiment import run_experiment
-from radargate.records import read_records
+from radargate.io.records import read_records
+from radargate.paper import executors
+from radargate.paper.run_experiment import run_experiment
 from test_experiment import cells, command, sources  # noqa: F401
 
 # what takes time or memory, and so is another number every time

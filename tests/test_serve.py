@@ -16,15 +16,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import radargate
 from conftest import tiny_tokenizer
-from radargate.base_models import load_tokenizer
+from radargate.base_models.loading import load_tokenizer
 from radargate.cli import main
-from radargate.composition import radar_config, radar_layers
+from radargate.composition.composing import radar_config, radar_layers
 from radargate.errors import BundleError, RadarGateError
 from radargate.evaluation.scoring import generate
-from radargate.serve.app import Limits
-from radargate.serve.residents import Residents
-from radargate.serve.run import make_server
-from radargate.serve.text import Writer
+from radargate.server.app import Limits
+from radargate.server.residents import Residents
+from radargate.server.run import make_server
+from radargate.server.text import Writer
 
 KEY = "sesame"
 

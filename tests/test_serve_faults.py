@@ -12,13 +12,13 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from radargate.cli import main
-from radargate.serve.answers import Answer
-from radargate.serve.batch import Batch
-from radargate.serve.engine import QueueFull
-from radargate.serve.jobs import Group
-from radargate.serve.requests import Asked
-from radargate.serve.run import address
-from radargate.serve.sampling import Chooser, Chosen, Sampling
+from radargate.server.answers import Answer
+from radargate.server.batch import Batch
+from radargate.server.engine import QueueFull
+from radargate.server.jobs import Group
+from radargate.server.requests import Asked
+from radargate.server.run import address
+from radargate.server.sampling import Chooser, Chosen, Sampling
 from test_serve import MESSAGES, Running, save_bundle, wait_until
 
 

@@ -20,9 +20,9 @@ import serve_load
 from prometheus_client.parser import text_string_to_metric_families
 
 import radargate
-from radargate.base_models import load_tokenizer
+from radargate.base_models.loading import load_tokenizer
 from radargate.evaluation.scoring import generate
-from radargate.records import read_records
+from radargate.io.records import read_records
 from test_serve import save_bundle, wait_until
 
 MASKS = ({}, {"law": 0.0})

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 import radargate
 from radargate.cli import main
 from radargate.errors import BundleError, RadarGateError, StorageError
-from radargate.records import append_records, read_records, write_atomic
-from radargate.storage import FULL, write_fault
+from radargate.io.disk import FULL, write_fault
+from radargate.io.records import append_records, read_records, write_atomic
 
 TRAIN = ["--steps", "6", "--batch-size", "4", "--max-length", "64", "--device", "cpu", "--save-every"]
 

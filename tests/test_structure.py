@@ -103,7 +103,7 @@ def test_every_command_and_public_name_can_be_the_first_that_is_imported():
     import radargate
 
     wanted = [f"import radargate; radargate.{name}" for name in radargate.__all__]
-    wanted += ["import radargate.gates.base", "import radargate.layer"]  # deep inside, where circles close
+    wanted += ["import radargate.gates.base", "import radargate.composition.layer"]  # deep inside, where circles close
     for path in (SOURCE / "commands").glob("*.py"):
         wanted.append("\n".join(re.findall(r"^    ((?:from|import) .+)$", path.read_text(), re.M)))
     # what a gate, rule or architecture of somebody's own imports
@@ -126,7 +126,7 @@ def test_every_command_and_public_name_can_be_the_first_that_is_imported():
 
 def test_records_know_nothing_of_torch():
     subprocess.run(
-        [sys.executable, "-c", "import sys, radargate.records; assert 'torch' not in sys.modules"], check=True
+        [sys.executable, "-c", "import sys, radargate.io.records; assert 'torch' not in sys.modules"], check=True
     )
 
 

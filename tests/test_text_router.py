@@ -18,14 +18,14 @@ from transformers import BartConfig, BartForConditionalGeneration, DynamicCache
 import radargate
 from conftest import make_adapter
 from radargate import ops
-from radargate.composition import radar_layers
+from radargate.composition.composing import radar_layers
 from radargate.errors import OptionError, RadarGateError
-from radargate.gates.text_router import PRIOR_TOKENS, TextRouter
+from radargate.gates.router.hooks import embeddings
+from radargate.gates.router.router import PRIOR_TOKENS, TextRouter
+from radargate.gates.router.running_text import summed, text_so_far
 from radargate.ops import select
-from radargate.ops.fused import build
-from radargate.serve.batch import Batch
-from radargate.text_hooks import embeddings
-from radargate.text_so_far import summed, text_so_far
+from radargate.ops.cpp import build
+from radargate.server.batch import Batch
 from radargate.training.texts import routers_of
 
 TEXTS = [[40, 41, 42, 43], [50, 51, 52, 53, 54, 55, 60], [70, 71, 80, 90, 91]]

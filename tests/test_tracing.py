@@ -11,13 +11,13 @@ from transformers import PreTrainedTokenizerFast
 
 import radargate
 from conftest import build, tiny_tokenizer
-from radargate.composition import radar_layers
+from radargate.composition.composing import radar_layers
+from radargate.composition.layer import using
 from radargate.errors import OptionError, RadarGateError
+from radargate.explorer.files import Trace
+from radargate.explorer.tokens import token_texts
 from radargate.gates.rotation import size_of_down
-from radargate.layer import using
-from radargate.ops import literal
-from radargate.tracing.files import Trace
-from radargate.tracing.tokens import token_texts
+from radargate.ops import reference as literal
 from test_model import turn
 
 PROMPT, ANSWER = "is a whale a fish?", "no"

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
 import radargate
-from radargate.base_models import load_tokenizer
+from radargate.base_models.loading import load_tokenizer
 from radargate.data.batches import AnswerCollator, encode_rows
 from radargate.data.rows import Row
 from radargate.data.sources import load_rows

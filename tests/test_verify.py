@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 import radargate
 from radargate.cli import main
+from radargate.composition.verify import verify
 from radargate.errors import BundleError
 from radargate.training.gates import GateTraining, train_gates
-from radargate.verify import verify
 
 WEIGHTS, CONFIG, LOCK = "adapter_model.safetensors", "adapter_config.json", "radargate.lock.json"
 

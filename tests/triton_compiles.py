@@ -17,8 +17,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from radargate.ops.gpu import relating, turning
-from radargate.ops.gpu.launch import BLOCKS
+from radargate.ops.triton import relating, turning
+from radargate.ops.triton.launch import BLOCKS
 
 INTEGERS = ("tokens", "R", "d", "n", "tiles")
 TYPES = {**dict.fromkeys(INTEGERS, "i32"), "indices": "*i64", "starts": "*i32", "owner": "*i32", "others": "fp32"}
@@ -53,7 +53,7 @@ def resources(binary):
 
 
 def cases():
-    """Kernel, dtypes, constants and warps of what `radargate.ops.gpu.launch` starts."""
+    """Kernel, dtypes, constants and warps of what `radargate.ops.triton.launch` starts."""
     for half, dense in (("*bf16", False), ("*fp32", True)):
         types, common = {**TYPES, "y": half, "out": half, "B": half, "grad": half}, {**SIZES, "DENSE": dense}
         codes = {**types, "grad": "*fp32"}

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from radargate import compose, ops
+from radargate.composition.layer import RadarLayer
 from radargate.errors import BackendError
-from radargate.layer import RadarLayer
-from radargate.ops import gpu
+from radargate.ops import triton as gpu
 from test_ops import F64, problem
 from tolerance import assert_close
 
@@ -25,7 +25,7 @@ SIZE = 0.15  # of A and B: angles of hundreds of radians mean nothing in float32
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch):
     """Small tiles, so that little data crosses many of them; and not-a-number wherever a kernel has to write."""
-    from radargate.ops.gpu import launch, operators
+    from radargate.ops.triton import launch, operators
 
     monkeypatch.setattr(launch, "BLOCKS", launch.Blocks(few=3, columns=32, few_columns=16, code_columns=16, programs=4))
     monkeypatch.setattr(gpu, "devices", {DEVICE})
@@ -324,7 +324,7 @@ def test_experts_that_learn_and_float64_go_to_pytorch():
 
 @pytest.mark.parametrize("k", [2, None])
 def test_the_operators_keep_their_promises_to_pytorch(k):
-    from radargate.ops.gpu import operators
+    from radargate.ops.triton import operators
 
     (h, B, down, up, weights), ranks, indices = parts(tokens=17, k=k)
     slots = weights.shape[1]

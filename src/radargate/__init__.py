@@ -8,25 +8,25 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from radargate.registration import register_with_peft
+from radargate.composition.registration import register_with_peft
 
 _PUBLIC = {
-    "compose": "radargate.composition",
-    "load": "radargate.composition",
-    "add_experts": "radargate.extension",
+    "compose": "radargate.composition.composing",
+    "load": "radargate.composition.composing",
+    "add_experts": "radargate.composition.extension",
     "domain_vectors": "radargate.experts.domains",
     "describe_texts": "radargate.training.texts",
-    "using": "radargate.layer",
-    "RadarConfig": "radargate.config",
-    "RadarModel": "radargate.model",
+    "using": "radargate.composition.layer",
+    "RadarConfig": "radargate.composition.config",
+    "RadarModel": "radargate.composition.model",
     "DenseStart": "radargate.training.schedule",
     "parameter_groups": "radargate.training.schedule",
-    "save_as_lora": "radargate.export",
-    "fit_lora": "radargate.fitted.lora",
-    "merge_adapters": "radargate.rules.merging",
+    "save_as_lora": "radargate.exporting.exact",
+    "fit_lora": "radargate.exporting.fit",
+    "merge_adapters": "radargate.gates.rules.merging",
     "write_expert": "radargate.experts.bank",
-    "expert_bank": "radargate.composition",
-    "trace": "radargate.tracing.trace",
+    "expert_bank": "radargate.composition.composing",
+    "trace": "radargate.explorer.trace",
     "RadarGateError": "radargate.errors",
 }
 _MODULES = ("ops",)

@@ -1,13 +1,17 @@
-"""Names for things that users choose: ``name -> "module:attribute"``, imported on first use."""
+"""Names and options that users type: ``name -> "module:attribute"``, imported on first use, and ``NAME=VALUE``."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from radargate.errors import RadarGateError, UnknownNameError
+from radargate.errors import OptionError, RadarGateError, UnknownNameError, first_line
+
+# YAML 1.1 takes 1e-3 for text, as it has no dot
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 class Registry:
@@ -67,3 +71,30 @@ def unknown_name(kind: str, name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     return f"Unknown {kind} {name!r}.{hint} Known: {', '.join(known)}."
+
+
+def read_options(pairs: Iterable[str], flag: str = "--option", example: str = "rotation_rank=4") -> dict[str, Any]:
+    """``NAME=VALUE`` words → options, values read as YAML reads them (numbers, true, text).
+
+    Args:
+        pairs: the words.
+        flag: what they were given with, for messages.
+        example: a word that could be among them, for messages.
+
+    Raises:
+        OptionError: a word is no pair, or YAML cannot read its value.
+    """
+    import yaml
+
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise OptionError(f"{flag} {pair}: expected NAME=VALUE, such as {example}.")
+        try:
+            options[name] = float(value) if _EXPONENT.fullmatch(value) else yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+            raise OptionError(
+                f"{flag} {pair}: the value cannot be read ({first_line(error)}), expected one such as in {example}."
+            ) from error
+    return options

@@ -11,7 +11,7 @@ from torch import Tensor
 from radargate import ops
 from radargate.architectures.base import Architecture, Codes
 from radargate.errors import OptionError
-from radargate.ops import fused
+from radargate.ops import cpp as fused
 from radargate.ops.recompute import tracing
 
 ROUTES = ("direct", "merged", "auto")

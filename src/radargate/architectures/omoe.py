@@ -10,8 +10,8 @@ from torch import Tensor
 
 from radargate import ops
 from radargate.architectures.base import Architecture, Codes
-from radargate.ops.dense import orthogonal
 from radargate.ops.selection import dense_weights
+from radargate.ops.shared_basis import orthogonal
 
 NORMS = ("none", "keep_input_norm", "unit")
 

@@ -17,7 +17,7 @@ import radargate
 from radargate.bench import measure, peers
 from radargate.bench.models import RANK, Bases, write_adapters
 from radargate.bench.site import CODE_RANK, Site
-from radargate.composition import radar_layers
+from radargate.composition.composing import radar_layers
 
 
 def complexity(experts: Sequence[int], width: int, tokens: int, top_k: int) -> Iterator[dict[str, Any]]:

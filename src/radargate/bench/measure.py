@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from radargate.live_bytes import LiveBytes
+from radargate.training.live_bytes import LiveBytes
 
 Run = Callable[[], Any]
 

@@ -14,9 +14,10 @@ from peft import ArrowConfig, PeftModel, XLoraConfig, create_arrow_model, get_pe
 from torch import Tensor, nn
 
 from radargate.bench.models import Bases
-from radargate.composition import compose, radar_layers
+from radargate.composition.composing import compose, radar_layers
 from radargate.errors import RadarGateError
-from radargate.ops import compute_dtype, literal
+from radargate.ops import compute_dtype
+from radargate.ops import reference as literal
 
 TOP_K = 2
 

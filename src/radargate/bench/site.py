@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from radargate.config import RadarConfig
-from radargate.layer import RadarLayer
-from radargate.ops import compute_dtype, literal
+from radargate.composition.config import RadarConfig
+from radargate.composition.layer import RadarLayer
+from radargate.ops import compute_dtype
+from radargate.ops import reference as literal
 
 RANK, CODE_RANK = 8, 8
 

@@ -11,9 +11,9 @@ from typing import Any, cast
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from radargate.base_dtype import QUANTISED
-from radargate.base_models import base_name, load_base, load_tokenizer
-from radargate.composition import compose, load, radar_config
+from radargate.base_models.dtype import QUANTISED
+from radargate.base_models.loading import base_name, load_base, load_tokenizer
+from radargate.composition.composing import compose, load, radar_config
 from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import load_rows
 from radargate.evaluation.answers import check_metrics
@@ -21,9 +21,9 @@ from radargate.evaluation.harness import check_hub, evaluate_tasks, load_tasks, 
 from radargate.evaluation.metrics import RowScore, metric_counts, summarise, summarise_tasks
 from radargate.evaluation.presets import find_preset, local_rows
 from radargate.evaluation.scoring import Scorer
-from radargate.progress import Progress, share
-from radargate.records import append_records, make_record
-from radargate.storage import check_writable
+from radargate.io.disk import check_writable
+from radargate.io.progress import Progress, share
+from radargate.io.records import append_records, make_record
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from radargate.composition.model import RadarModel
 from radargate.data.batches import positions
 from radargate.data.prompts import EncodedPair, encode_row
 from radargate.data.rows import Row
 from radargate.evaluation.answers import check_metrics, judge, metric_of
 from radargate.evaluation.metrics import RowScore
-from radargate.model import RadarModel
-from radargate.progress import Progress
+from radargate.io.progress import Progress
 
 MAX_BATCH_TOKENS = 4096
 TEMPLATE, LETTERS = 25, 3.8  # tokens around a prompt, letters a token

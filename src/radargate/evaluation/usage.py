@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from radargate.composition import radar_config, radar_layers
+from radargate.composition.composing import radar_config, radar_layers
 from radargate.data.prompts import encode_row
 from radargate.data.rows import Row
 from radargate.ops import dense_weights

@@ -24,7 +24,7 @@ from radargate.experts.files import (
     weights_file,
 )
 from radargate.experts.lora_config import PlainLora, plain_lora
-from radargate.records import file_hash
+from radargate.io.records import file_hash
 
 MAX_VALUE = 1e4  # trained A and B stay below 10; float16 ends at 65,504
 _TENSOR = re.compile(r"(?:base_model\.model\.)?(?P<site>.+)\.lora_(?P<side>[AB])\.weight")

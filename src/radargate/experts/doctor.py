@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from radargate.base_models import base_dtype, load_base, meta_base
+from radargate.base_models.loading import base_dtype, load_base, meta_base
 from radargate.errors import RadarGateError
 from radargate.experts.adapters import Adapter, base_sites, check_fit, read_adapter
 

@@ -6,8 +6,11 @@ import torch
 from torch import Tensor
 
 from radargate.errors import BackendError, OptionError
-from radargate.ops import fused, gpu, literal
-from radargate.ops.codes import (
+from radargate.ops import cpp as fused
+from radargate.ops import reference as literal
+from radargate.ops import triton as gpu
+from radargate.ops.cpp.sites import Recipe, site, site_applies
+from radargate.ops.low_rank import (
     angles,
     codes,
     expert_logits,
@@ -18,8 +21,7 @@ from radargate.ops.codes import (
     rotation_codes,
     rotation_table,
 )
-from radargate.ops.fused.sites import Recipe, site, site_applies
-from radargate.ops.routes import chosen_codes, merge, merged_is_cheaper, rounding
+from radargate.ops.merged import chosen_codes, merge, merged_is_cheaper, rounding
 from radargate.ops.selection import check_selection, dense_weights, select
 
 __all__ = [
@@ -110,7 +112,7 @@ def radar(
         OptionError: an option or combination that cannot work.
         BackendError: the requested backend cannot be used here.
 
-    Source: arXiv 2505.23184, Eq. 1, 4, 13, 20; see `radargate.ops.literal`, which defines the result.
+    Source: arXiv 2505.23184, Eq. 1, 4, 13, 20; see `radargate.ops.reference`, which defines the result.
     """
     n = len(A)
     _check_radar(n, A, B, stretch, down, up, gate_input, rotation_input, angle_norm, reference, norm, route)

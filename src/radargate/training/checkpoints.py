@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from radargate.errors import RadarGateError
-from radargate.records import file_hash, write_atomic
-from radargate.storage import flush
+from radargate.io.disk import flush
+from radargate.io.records import file_hash, write_atomic
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 KEEP = 2

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from radargate.composition import radar_layers
+from radargate.composition.composing import radar_layers
 from radargate.errors import TrainContractError
 from radargate.training import processes
 

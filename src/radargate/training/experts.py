@@ -16,15 +16,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from radargate.base_models import base_name, load_base, load_tokenizer
+from radargate.base_models.loading import base_name, load_base, load_tokenizer
 from radargate.data.batches import AnswerCollator, EncodedRow, encode_rows
 from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import load_rows
 from radargate.errors import DataError, RadarGateError, shown
 from radargate.experts.files import read_json
-from radargate.progress import Progress, duration
-from radargate.records import append_records, make_record, read_records
-from radargate.storage import AGAIN, check_writable, flush, writing
+from radargate.io.disk import AGAIN, check_writable, flush, writing
+from radargate.io.progress import Progress, duration
+from radargate.io.records import append_records, make_record, read_records
 from radargate.training.loop import AnswerTrainer, training_arguments, training_run
 
 _FOLDER_NAME = re.compile(r"(?!\.)[\w .,+()&@=~-]{1,100}")

@@ -16,10 +16,11 @@ from accelerate import PartialState
 from peft import PeftModel
 
 from radargate import ops
-from radargate.base_dtype import CHECKPOINT
-from radargate.base_models import base_dtype, load_base, load_tokenizer
-from radargate.composition import compose, radar_config, radar_layers
-from radargate.config import gate_class
+from radargate.base_models.dtype import CHECKPOINT
+from radargate.base_models.loading import base_dtype, load_base, load_tokenizer
+from radargate.composition.composing import compose, radar_config, radar_layers
+from radargate.composition.config import gate_class
+from radargate.composition.verify import lock_base
 from radargate.data.batches import AnswerCollator, EncodedRow, encode_rows
 from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import load_rows
@@ -27,18 +28,17 @@ from radargate.errors import OptionError, RadarGateError
 from radargate.experts.adapters import read_adapter
 from radargate.experts.domains import TEXTS, domain_vectors
 from radargate.gates.base import make_options
-from radargate.launcher import is_main_process
-from radargate.progress import duration
-from radargate.records import append_records, file_hash, make_record, read_records, write_atomic
-from radargate.rules.searched import SearchedRule
-from radargate.storage import AGAIN, flush, writing
+from radargate.gates.rules.searched import SearchedRule
+from radargate.io.disk import AGAIN, flush, writing
+from radargate.io.processes import is_main_process
+from radargate.io.progress import duration
+from radargate.io.records import append_records, file_hash, make_record, read_records, write_atomic
 from radargate.training import checkpoints, processes
 from radargate.training.contract import TrainContract
 from radargate.training.loop import AnswerTrainer, training_arguments, training_run
 from radargate.training.schedule import DenseStart, parameter_groups
 from radargate.training.search import search_weights
 from radargate.training.texts import MOST_TEXTS, describe_texts, routers_of
-from radargate.verify import lock_base
 
 # rates for the printed form are the paper's own (Sec. 5.2); the others come from validation rows of well-trained experts,
 # dense start from a study of real sites (docs/log.md)

@@ -12,15 +12,15 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
-from radargate.base_models import base_name, load_base, load_tokenizer
-from radargate.composition import compose, expert_bank, radar_layers
+from radargate.base_models.loading import base_name, load_base, load_tokenizer
+from radargate.composition.composing import compose, expert_bank, radar_layers
 from radargate.data.batches import AnswerCollator, encode_rows
 from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import load_rows
 from radargate.errors import RadarGateError
 from radargate.experts.bank import write_expert
-from radargate.progress import duration
-from radargate.records import append_records, make_record
+from radargate.io.progress import duration
+from radargate.io.records import append_records, make_record
 from radargate.training.experts import ExpertOptions, begun_dtype, check_options, lora_config, train_experts
 from radargate.training.loop import AnswerTrainer, training_arguments, training_run
 

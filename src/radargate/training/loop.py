@@ -20,10 +20,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from radargate.data.batches import AnswerCollator, EncodedRow, step_order
 from radargate.errors import OptionError
-from radargate.launcher import is_main_process
-from radargate.progress import Progress
-from radargate.records import write_atomic
-from radargate.storage import alone, enough_memory
+from radargate.io.disk import alone, enough_memory
+from radargate.io.processes import is_main_process
+from radargate.io.progress import Progress
+from radargate.io.records import write_atomic
 from radargate.training import checkpoints, processes
 
 

@@ -19,14 +19,14 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 
 from radargate.architectures import ARCHITECTURES
-from radargate.base_models import base_dtype, load_config, meta_base, plain_dtype, resolve_base
-from radargate.composition import radar_layers
-from radargate.config import RadarConfig, check_top_k, gate_class, preset_options
-from radargate.experiments.predict import STEP
+from radargate.base_models.loading import base_dtype, load_config, meta_base, plain_dtype, resolve_base
+from radargate.composition.composing import radar_layers
+from radargate.composition.config import RadarConfig, check_top_k, gate_class, preset_options
 from radargate.experts.adapters import SiteShape, base_sites, check_fit, read_adapter
 from radargate.gates.base import make_options
-from radargate.live_bytes import LiveBytes
+from radargate.paper.predict import STEP
 from radargate.training.gates import GateTraining
+from radargate.training.live_bytes import LiveBytes
 from radargate.training.schedule import set_dense
 
 # a LoRA's step takes 4 operations a parameter and token: forward, and backward to the activations

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from radargate.composition import radar_layers
+from radargate.composition.composing import radar_layers
 from radargate.errors import OptionError
-from radargate.launcher import is_main_process, process_count
+from radargate.io.processes import is_main_process, process_count
 
 
 def share_of(batch_size: int) -> int:

@@ -39,7 +39,7 @@ class DenseStart(TrainerCallback):
 
 def set_dense(model: nn.Module | None, dense: bool) -> None:
     """Let every gate use all experts (True) or its top-k (False)."""
-    from radargate.layer import RadarLayer
+    from radargate.composition.layer import RadarLayer
 
     for module in model.modules() if model is not None else ():
         if isinstance(module, RadarLayer):

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from radargate.composition import radar_config, radar_layers
-from radargate.config import gate_class
+from radargate.composition.composing import radar_config, radar_layers
+from radargate.composition.config import gate_class
 from radargate.data.batches import AnswerCollator, EncodedRow
 from radargate.errors import DataError
 from radargate.gates.base import make_options
-from radargate.rules.searched import Batch, SearchedRule
+from radargate.gates.rules.searched import Batch, SearchedRule
 from radargate.training.loop import AnswerTrainer, training_arguments
 
 BATCH = 5  # rows a batch, as LoraHub's own runs have it

@@ -10,11 +10,11 @@ from peft import PeftModel
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from radargate.composition import radar_layers
+from radargate.composition.composing import radar_layers
 from radargate.errors import OptionError
-from radargate.gates.text_router import TextRouter
-from radargate.text_hooks import embeddings
-from radargate.text_so_far import summed
+from radargate.gates.router.hooks import embeddings
+from radargate.gates.router.router import TextRouter
+from radargate.gates.router.running_text import summed
 
 MOST_TEXTS = 2000  # evenly chosen; a mean needs no more
 

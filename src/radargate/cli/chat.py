@@ -1,0 +1,229 @@
+"""``radargate chat``: talk to a bundle, switch its experts, and see which of them spoke."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from radargate.cli import flags
+from radargate.errors import OptionError, RadarGateError
+from radargate.registry import read_options
+
+if TYPE_CHECKING:
+    from radargate.explorer.files import Trace
+    from radargate.server.engine import Engine
+    from radargate.server.residents import Residents
+
+HELP = "talk to a bundle in the terminal"
+EXAMPLE = "radargate chat bundle --expert law=0"
+WORDS = """/experts              the experts and their factors
+/experts law=0 math=2  set factors: 0 switches an expert off, 1 is as trained
+/why                  mean weight of each expert over the last answer's tokens
+/reset                forget the conversation
+/help                 this list
+Ctrl-C stops an answer, Ctrl-D ends."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of this command."""
+    parser.add_argument("target", metavar="BUNDLE", help="folder or Hub id of a bundle")
+    parser.add_argument("--system", metavar="TEXT", help="what the conversation begins with")
+    parser.add_argument("--max-new-tokens", type=flags.positive_int, default=512, help="default %(default)s")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) answers greedily")
+    parser.add_argument("--top-p", type=float, default=1.0, help="share of probability to sample from (default 1)")
+    parser.add_argument("--seed", type=int, default=0, help="of sampling")
+    parser.add_argument("--expert", action="append", default=[], metavar="NAME=FACTOR",
+                        help="scale an expert's weight, 0 switches it off (may be repeated)")  # fmt: skip
+    parser.add_argument("--base", help="the base to put under the bundle, if not the one it names")
+    flags.machine_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read lines and answer them until the input ends."""
+    if not 0 <= args.temperature < float("inf") or not 0 < args.top_p <= 1:
+        raise OptionError(
+            f"--temperature {args.temperature} --top-p {args.top_p}: expected at least 0, and above 0 up to 1."
+        )
+    from radargate.server.engine import Engine
+    from radargate.server.residents import Residents
+
+    residents = Residents(
+        {"bundle": args.target}, base=args.base, dtype=args.dtype, device=flags.pick_device(args.device)
+    )
+    engine = Engine(residents, slots=1, queue=1)
+    talk = Talk(residents, engine, args)
+    try:
+        talk.set_experts(args.expert, "--expert")
+        for line in _lines():
+            try:
+                talk.hear(line)
+            except RadarGateError as error:  # a wrong word ends no conversation
+                print(f"error: {error}", file=sys.stderr, flush=True)
+    finally:
+        engine.stop(1)
+    return 0
+
+
+class Talk:
+    """A conversation with its expert factors.
+
+    Args:
+        residents: one bundle, called ``bundle``.
+        engine: over it.
+        args: of the command line.
+    """
+
+    def __init__(self, residents: Residents, engine: Engine, args: argparse.Namespace) -> None:
+        self.residents, self.engine, self.args = residents, engine, args
+        self.factors: dict[str, float] = {}
+        self.messages: list[dict[str, str]] = []
+        self.last: tuple[list[int], list[int], dict[str, float]] | None = None  # prompt, answer, factors
+        self.turns = 0
+        self.reset()
+
+    def hear(self, line: str) -> None:
+        """Obey a line that starts with a slash, answer any other.
+
+        Raises:
+            RadarGateError: no such word or expert, or the conversation is too long.
+        """
+        word, *rest = line.split() or [""]
+        if not word:
+            return
+        if not word.startswith("/"):
+            self.answer(line)
+        elif word == "/experts":
+            self.set_experts(rest)
+            print(_table([(name, f"{self.factors.get(name, 1.0):g}") for name in self.names()], ("expert", "factor")))
+        elif word == "/why":
+            print(self.why())
+        elif word == "/reset":
+            self.reset()
+            print("The conversation begins anew.")
+        elif word == "/help":
+            print(WORDS)
+        else:
+            from radargate.registry import unknown_name
+
+            raise OptionError(unknown_name("word", word, ["/experts", "/why", "/reset", "/help"]))
+
+    def names(self) -> list[str]:
+        """All experts."""
+        return list(self.residents.config("bundle").experts)
+
+    def reset(self) -> None:
+        """Forget what was said; factors stay."""
+        self.messages = [{"role": "system", "content": self.args.system}] if self.args.system else []
+        self.last = None
+
+    def set_experts(self, pairs: list[str], flag: str = "/experts") -> None:
+        """Set factors from ``NAME=FACTOR`` words, all of them or, where one is wrong, none."""
+        asked = {**self.factors, **read_options(pairs, flag, f"{self.names()[0]}=0")}
+        self.residents.mask("bundle", asked)
+        self.factors = asked
+
+    def answer(self, line: str) -> None:
+        """Answer a line, printing as tokens come; Ctrl-C stops the answer and keeps what was said."""
+        import queue
+
+        from radargate.server.jobs import Group, Job, Piece
+        from radargate.server.sampling import Sampling
+
+        messages = [*self.messages, {"role": "user", "content": line}]
+        ids = self.residents.chat_ids(messages)
+        context = self.residents.context
+        room = self.args.max_new_tokens if context is None else min(self.args.max_new_tokens, context - len(ids))
+        if room < 1:
+            raise OptionError(
+                f"the conversation has {len(ids)} tokens, the model's context is {context}. /reset begins anew."
+            )
+        pieces: queue.Queue[Piece] = queue.Queue()
+        # logprobs=0: pieces then name their tokens, for /why
+        sampling = Sampling(room, self.args.temperature, self.args.top_p, self.args.seed + self.turns, logprobs=0)
+        job = Job(Group("bundle", self.residents.mask("bundle", self.factors)), [ids], sampling, pieces.put)
+        self.turns += 1
+        self.engine.submit(job)
+        text, tokens, finish = "", [], None
+        try:
+            while finish is None:
+                piece = pieces.get()
+                if piece.error:
+                    raise RadarGateError(f"the model failed: {piece.error}")
+                print(piece.text, end="", flush=True)
+                text, finish = text + piece.text, piece.finish
+                tokens += [chosen.id for chosen, _ in piece.tokens]
+        except KeyboardInterrupt:
+            job.cancelled.set()
+            self.engine.wake()
+        print(flush=True)
+        self.messages = [*messages, {"role": "assistant", "content": text}]
+        self.last = (ids, tokens, dict(self.factors))
+
+    def why(self) -> str:
+        """A table of every expert's mean weight over the last answer's tokens, and how often it was among the chosen.
+
+        Raises:
+            OptionError: nothing was answered yet.
+        """
+        if self.last is None or not self.last[1]:
+            raise OptionError("there is no answer yet. Say something first.")
+        from radargate.composition.layer import using
+        from radargate.explorer.trace import trace
+
+        prompt, answer, factors = self.last
+
+        def look() -> Trace:
+            model = self.residents.activate("bundle")
+            with using(model, factors):
+                return trace(model, prompt + answer, tokenizer=self.residents.tokenizer, pairs=False, leave_one_out=False,
+                             adapter_name=self.residents.adapter("bundle"))  # fmt: skip
+
+        # in the thread that owns the model: after Ctrl-C it may still be in its last step
+        traced = self.engine.between(look).result()
+        weights: dict[str, list[float]] = {name: [] for name in self.names()}
+        chosen: dict[str, list[float]] = {name: [] for name in self.names()}
+        for site in traced.sites():
+            at_site = site.dense_weights()[len(prompt) :]
+            for name, column in zip(site.experts, at_site.T, strict=True):
+                weights[name].append(float(column.mean()))
+                chosen[name].append(float((column != 0).float().mean()))
+        rows = [
+            (name, f"{sum(found) / len(found):.3f}", f"{sum(chosen[name]) / len(found):.0%}", str(len(found)))
+            for name, found in sorted(weights.items(), key=lambda item: -sum(item[1]) / max(len(item[1]), 1))
+            if found
+        ]
+        return _table(rows, ("expert", "mean weight", "chosen", "sites"))
+
+
+def _lines() -> Iterator[str]:
+    """What is typed or piped in, line by line."""
+    shown = "> " if sys.stdin.isatty() else ""
+    if shown:
+        import contextlib
+
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  (editing and history of `input`)
+        print("/help shows what there is besides talking; Ctrl-D ends.")
+    while True:
+        try:
+            yield input(shown)
+        except EOFError:
+            if shown:
+                print()
+            return
+        except KeyboardInterrupt:
+            print()
+
+
+def _table(rows: list[Any], head: tuple[str, ...]) -> str:
+    """Columns under their names: the first to the left, numbers to the right."""
+    whole = [head, *rows]
+    widths = [max(len(row[i]) for row in whole) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in whole
+    )

@@ -1,0 +1,80 @@
+"""``radargate experiment``: the paper's experiments as grids that can stop anywhere and go on."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+
+from radargate.cli import flags
+
+HELP = "run one of the paper's experiments: cells and hours first, then records, table, figure and words"
+EXAMPLE = "radargate experiment ablation --preset cpu --data my_sources/ --out ablation --smoke"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of this command."""
+    from radargate.paper.catalog import EXPERIMENTS
+    from radargate.paper.design import PRESETS
+
+    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(EXPERIMENTS.names())}")
+    parser.add_argument("--preset", default="cpu", metavar="NAME",
+                        help=f"how large: one of {', '.join(PRESETS)} (default cpu: at most four hours on two cores)")  # fmt: skip
+    parser.add_argument("--data", default="builtin:all", metavar="SOURCE",
+                        help="a folder of sources, each a folder of TASK.SPLIT.jsonl.gz files (flan_cot, natural_instructions, "
+                             "glue …), or one source for all (default builtin:all, ten tasks made from a seed)")  # fmt: skip
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder for records.jsonl, report.md and experts (default runs/NAME)"
+    )
+    parser.add_argument("--smoke", action="store_true", help="two tasks, few steps and rows, one seed: minutes")
+    parser.add_argument("--resume", action="store_true", help="go on with what is in --out; finished cells stay")
+    parser.add_argument("--dry-run", action="store_true", help="print the cells and predicted hours, and stop")
+    parser.add_argument("--base", action="append", metavar="BASE",
+                        help="base model instead of the preset's (may be repeated)")  # fmt: skip
+    parser.add_argument("--experts", metavar="DIR",
+                        help="folder of adapter folders named like the tasks (default: train them, into --out)")  # fmt: skip
+    parser.add_argument("--reuse", metavar="DIR", action="append",
+                        help="--out of another experiment: cells that are also this one's are not run again (may be repeated)")  # fmt: skip
+    parser.add_argument("--seeds", type=flags.positive_int, help="seeds of everything trained")
+    parser.add_argument("--limit", type=flags.positive_int, help="test rows a task")
+    parser.add_argument("--steps", type=flags.positive_int, help="training steps of each gate")
+    parser.add_argument(
+        "--top-k", type=flags.positive_int, action="append", help="experts kept a token (may be repeated)"
+    )
+    parser.add_argument("--gates", metavar="NAMES", help="comma-separated, instead of the experiment's own")
+    parser.add_argument("--slots", type=flags.positive_int, metavar="N",
+                        help="run N cells side by side, in processes of their own (with --ray: on N workers)")  # fmt: skip
+    parser.add_argument("--ray", metavar="ADDRESS", help="run cells on a Ray cluster; local starts one here")
+    parser.add_argument("--json", action="store_true", help="print the paths of records and report as JSON")
+    flags.machine_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run, write the report, print its words."""
+    from radargate.cli.compare import names
+    from radargate.io.disk import alone
+    from radargate.io.records import read_records
+    from radargate.paper.page import write_report
+    from radargate.paper.run_experiment import run_experiment
+
+    out = args.out or f"runs/{args.name}"
+    changes = {
+        "bases": tuple(args.base) if args.base else None, "seeds": args.seeds, "limit": args.limit, "steps": args.steps,
+        "top_k": tuple(args.top_k) if args.top_k else None, "gates": names(args.gates) if args.gates else None,
+    }  # fmt: skip
+    say = flags.say_to()
+    with contextlib.nullcontext() if args.dry_run else alone(out):
+        file = run_experiment(
+            args.name, args.preset, args.data, out, smoke=args.smoke, resume=args.resume, dry_run=args.dry_run,
+            experts=args.experts, reuse=args.reuse or (), changes=changes, slots=args.slots, ray=args.ray, dtype=args.dtype,
+            device=flags.pick_device(args.device), say=say,
+        )  # fmt: skip
+    if args.dry_run:
+        return 0
+    report, words = write_report(read_records(file), out)
+    if args.json:
+        print(json.dumps({"records": str(file), "report": str(report)}))
+    else:
+        print("\n".join(words))
+        print(f"\nReport: {report}")
+    return 0

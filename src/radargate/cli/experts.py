@@ -1,0 +1,76 @@
+"""``radargate experts``: train LoRA experts, one for each task."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from radargate.architectures import ARCHITECTURES
+from radargate.cli import flags
+from radargate.errors import OptionError
+
+HELP = "train LoRA experts, one for each task of the data"
+EXAMPLE = "radargate experts smollm2-135m --data my_tasks/ --steps 100 --out experts"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of this command."""
+    parser.add_argument("base", metavar="BASE", help="Hub name, folder, .gguf file, or smollm2-135m")
+    flags.data_flag(parser)
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the adapters, one sub-folder a task")
+    parser.add_argument("--rank", type=flags.positive_int, default=8, help="LoRA rank (default %(default)s)")
+    parser.add_argument("--alpha", type=flags.positive_int, default=32, help="LoRA alpha (default %(default)s)")
+    parser.add_argument("--dropout", type=float, default=0.0, help="LoRA dropout (default %(default)s)")
+    parser.add_argument("--rslora", action="store_true", help="scale by alpha / sqrt(rank) instead of alpha / rank")
+    parser.add_argument("--target-modules", metavar="NAMES",
+                        help="comma-separated module names, or all-linear (default: PEFT's choice for the model)")  # fmt: skip
+    parser.add_argument("--architecture", default="mole", metavar="NAME",
+                        help="mole or omoe: independent adapters; hydra: adapters that share A (default mole)")  # fmt: skip
+    parser.add_argument("--joint", action="store_true",
+                        help="with hydra: train A, heads and router together on all tasks, as HydraLoRA does")  # fmt: skip
+    parser.add_argument("--heads", type=flags.positive_int, default=4, help="heads of --joint (default %(default)s)")
+    parser.add_argument("--union", nargs="?", const="union", metavar="NAME",
+                        help="train one adapter on the rows of all tasks together (named union, or NAME)")  # fmt: skip
+    parser.add_argument(
+        "--save-dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of the saved adapters"
+    )
+    flags.training_flags(parser, steps=100, lr=1e-3, lr_help="learning rate (default %(default)s)")
+    flags.machine_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, and print where the adapters are."""
+    from radargate.training.experts import ExpertOptions, train_experts
+    from radargate.training.hydra import train_hydra_experts, train_hydra_jointly
+
+    options = ExpertOptions(
+        rank=args.rank, alpha=args.alpha, dropout=args.dropout, rslora=args.rslora, steps=args.steps,
+        batch_size=args.batch_size, lr=args.lr, seed=args.seed, max_length=args.max_length, save_dtype=args.save_dtype,
+        target_modules=tuple(args.target_modules.split(",")) if args.target_modules else None,
+    )  # fmt: skip
+    ARCHITECTURES.check(args.architecture)
+    if args.architecture != "hydra" and args.joint:
+        raise OptionError(
+            f"--joint trains HydraLoRA's shared A; it needs --architecture hydra, not {args.architecture}."
+        )
+    ignored = ("--resume", args.resume), ("--dropout", args.dropout), ("--save-dtype", args.save_dtype != "float32")
+    for flag, given in ignored if args.joint else ():
+        if given:
+            raise OptionError(f"{flag} has no effect on --joint, which trains everything at once; leave it out.")
+    if args.architecture == "hydra" and args.union:
+        raise OptionError("--union is one plain LoRA; leave out --architecture hydra.")
+    common: dict[str, Any] = {
+        "tasks": args.task,
+        "dtype": args.dtype,
+        "device": flags.pick_device(args.device),
+        "say": flags.say_to(),
+    }
+    if args.joint:
+        folders = train_hydra_jointly(args.base, args.data, args.out, options, heads=args.heads, **common)
+    elif args.architecture == "hydra":
+        folders = train_hydra_experts(args.base, args.data, args.out, options, resume=args.resume, **common)
+    else:
+        folders = train_experts(args.base, args.data, args.out, options, union=args.union, resume=args.resume, **common)
+    for task, folder in folders.items():
+        print(f"{task}\t{folder}")
+    return 0

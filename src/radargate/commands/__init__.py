@@ -1,1 +1,0 @@
-"""One file for each command of the command line: its flags, and a thin call into the library."""

@@ -1,0 +1,169 @@
+"""The cells of a comparison: which systems, under which architectures, with which seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from radargate.architectures import ARCHITECTURES
+from radargate.composition.config import check_works_under, gate_class
+from radargate.errors import OptionError
+from radargate.gates import GATES
+from radargate.gates.base import make_options
+from radargate.gates.rules import RULES
+from radargate.gates.rules.searched import SearchedRule
+from radargate.io.records import content_hash
+from radargate.registry import read_options
+from radargate.training.schedule import DenseStart
+
+# what `--rules all` means beside each rule with its own defaults: the other forms users compare
+VARIANTS = {"lorahub": ({"form": "sane"},), "arrow": ({"mixing": "ab"},)}
+UNION = "union LoRA"
+# of a gate's training, said among its options; they win over the grid's
+TRAINING = ("lr", "rotation_lr", "dense_start")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One system, trained and scored once.
+
+    Attributes:
+        system: gate, rule or adapter.
+        kind: ``"base"``, ``"expert"``, ``"rule"`` or ``"gate"``.
+        label: its name in tables, without the seed.
+        architecture: for gates and rules.
+        seed: for what is trained.
+        options: of the gate or rule, and those of a gate's training (`TRAINING`) that differ from the grid's.
+    """
+
+    system: str
+    kind: str
+    label: str
+    architecture: str | None = None
+    seed: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def id(self, conditions: Mapping[str, Any]) -> str:
+        """Hash of what the cell's result depends on, code and the experts' order aside; of the experts those of its own architecture only.
+
+        Base and single experts are neither trained nor mixed, so that nothing of training, or of other experts, counts.
+        """
+        experts = conditions["experts"][self.architecture or "mole"]
+        own = {**conditions, "experts": experts}
+        if self.kind in ("base", "expert"):
+            own = {key: conditions[key] for key in ("base", "dtype", "scoring", "test_hash") if key in conditions}
+            own["experts"] = {self.system: experts[self.system]} if self.kind == "expert" else {}
+        elif self.system == UNION:
+            own["first"] = next(iter(experts))  # whose rank and targets it takes over
+        return content_hash({"cell": asdict(self), "conditions": own})
+
+    @property
+    def own_options(self) -> dict[str, Any]:
+        """Options of the gate or rule itself."""
+        return _split(self.kind, self.options)[0]
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What differs in its training from the grid's."""
+        return _split(self.kind, self.options)[1]
+
+    @property
+    def trained(self) -> bool:
+        """Whether gradient steps (or a search) happen."""
+        return self.seed is not None
+
+
+def parse_system(text: str) -> tuple[str, dict[str, Any]]:
+    """``NAME`` or ``NAME:option=value,option=value`` → name and options, neither of them checked.
+
+    Raises:
+        OptionError: no text of that form.
+    """
+    name, _, words = text.partition(":")
+    return name, read_options(words.split(",") if words else (), f"{name}:", "rotation_rank=4")
+
+
+def plan(adapters: Sequence[str], *, gates: Sequence[str], rules: Sequence[str], architectures: Sequence[str],
+         seeds: int, rates: Sequence[str] = ()) -> tuple[list[Cell], list[str]]:  # fmt: skip
+    """All cells of a comparison, and why some combinations are left out.
+
+    Args:
+        adapters: names of the adapters.
+        gates: names, with options as `parse_system` reads them, or ``["all"]``.
+        rules: the same.
+        architectures: names, or ``["all"]``.
+        seeds: how many seeds everything trained gets.
+        rates: `TRAINING` of some gates, in the same form; labels do not say it, and a gate's own text wins over it.
+
+    Raises:
+        UnknownNameError: a name is unknown; the nearest are given.
+        OptionError: options that cannot work, one adapter only, or nothing left to compare.
+    """
+    if len(adapters) < 2:
+        raise OptionError(f"found {len(adapters)} adapter, expected at least 2: there is nothing to combine.")
+    if seeds < 1:
+        raise OptionError(f"seeds is {seeds}, expected at least 1.")
+    names = ARCHITECTURES.names() if list(architectures) == ["all"] else list(architectures)
+    for name in names:
+        ARCHITECTURES.check(name)
+    cells = [Cell("base", "base", "base")]
+    cells += [Cell(name, "expert", f"expert: {name}") for name in adapters]
+    cells += [Cell(UNION, "rule", UNION, seed=seed) for seed in range(seeds)]
+    left_out: list[str] = []
+    given = dict(map(parse_system, rates))
+    for text, kind in [*((t, "rule") for t in _all(rules, RULES)), *((t, "gate") for t in _all(gates, GATES))]:
+        name, options = parse_system(text)
+        (RULES if kind == "rule" else GATES).check(name)
+        shown = " ".join([name, *(f"{key}={value}" for key, value in options.items())])
+        if kind == "gate":
+            options = {**given.get(name, {}), **options}
+        own, training = _split(kind, options)
+        _check_training(text, training)
+        made = make_options(gate_class(name), {k: v for k, v in own.items() if v != "hidden"})
+        used = 0
+        for architecture in names:
+            try:
+                check_works_under(name, architecture)
+                gate_class(name).check(made, list(adapters), architecture)
+            except OptionError as error:
+                left_out.append(str(error))
+                continue
+            used += 1
+            label = f"{shown} ({architecture})"
+            learned = kind == "gate" or (issubclass(rule := gate_class(name), SearchedRule) and rule.searches(made))
+            cells += [
+                Cell(name, kind, label, architecture, seed, options) for seed in (range(seeds) if learned else (None,))
+            ]
+        if not used and list(rules if kind == "rule" else gates) != ["all"]:
+            raise OptionError(left_out[-1])
+    return cells, left_out
+
+
+def _split(kind: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of the gate or rule itself, and those of a gate's training."""
+    training = {key: value for key, value in options.items() if kind == "gate" and key in TRAINING}
+    return {key: value for key, value in options.items() if key not in training}, training
+
+
+def _check_training(text: str, training: Mapping[str, Any]) -> None:
+    for key, value in training.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if key == "dense_start" and number:
+            DenseStart(value)  # raises where the share cannot be
+        elif not number or not 0 < value < math.inf:
+            raise OptionError(f"{text}: {key} is {value!r}, expected a number above 0.")
+
+
+def _all(asked: Sequence[str], registry: Any) -> list[str]:
+    if list(asked) != ["all"]:
+        return list(asked)
+    found = []
+    for name in registry:
+        if name == "single":
+            continue  # every adapter alone is a cell of its own anyway
+        found.append(name)
+        for options in VARIANTS.get(name, ()):
+            found.append(f"{name}:{','.join(f'{k}={v}' for k, v in options.items())}")
+    return found

@@ -1,0 +1,87 @@
+"""How long cells will take, from one measured step of each kind of work on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from radargate.comparison.cells import UNION, Cell
+from radargate.composition.composing import compose
+from radargate.composition.config import gate_class
+from radargate.data.batches import AnswerCollator, EncodedRow, step_order
+from radargate.data.rows import Row
+from radargate.evaluation.scoring import Scorer
+from radargate.gates.rotation import RotationOptions
+from radargate.training.gates import GateTraining
+from radargate.training.schedule import set_dense
+
+# work that a gate adds under an architecture beside the independent experts that were measured
+ARCHITECTURE_COST = {"mole": 1.0, "hydra": 1.0, "omoe": 1.6}
+SEARCH_STEPS = 15  # gradient steps that a search of 40 evaluations on 5 rows is about as long as
+
+
+def rotates(cell: Cell) -> bool:
+    """Whether it is a gate that turns outputs, which takes longer."""
+    return cell.kind == "gate" and issubclass(gate_class(cell.system).Options, RotationOptions)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Seconds of one training step by kind of gate, and of scoring one row.
+
+    Attributes:
+        plain: a step of a gate that only weighs.
+        turning_dense: a step with rotation and all experts.
+        turning: a step with rotation and top-k.
+        row: scoring one row.
+        opening: composing, and looking at weights and angles.
+    """
+
+    plain: float
+    turning_dense: float
+    turning: float
+    row: float
+    opening: float
+
+    @classmethod
+    def measure(cls, model: Any, adapters: Mapping[str, str], encoded: Sequence[EncodedRow], collator: AnswerCollator,
+                test: Mapping[str, Sequence[Row]], tokenizer: Any, training: GateTraining, device: str | None) -> Forecast:  # fmt: skip
+        """Time a step of ordinary length with stretch and with radar, dense and top-k, and a few rows of scoring."""
+        order = step_order(lambda i: encoded[i].length, len(encoded), training.batch_size, 9, training.seed)
+        step = sorted(order, key=lambda rows: sum(encoded[i].length for i in rows))[len(order) // 2]
+        batch = {k: v.to(device) if device else v for k, v in collator([encoded[i] for i in step]).items()}
+        batch.pop("position_ids", None)
+        times: dict[str, float] = {}
+        for gate in ("stretch", "radar"):
+            opened = time.monotonic()
+            composed = compose(model, adapters, gate=gate, top_k=training.top_k, seed=0, allow_inactive=True).train()
+            times["opening"] = 2 * (time.monotonic() - opened)
+            for dense in (True, False):
+                set_dense(composed, dense)
+                for _ in range(2):  # the second counts
+                    begun = time.monotonic()
+                    composed(**batch).loss.backward()
+                    times[f"{gate}{dense}"] = time.monotonic() - begun
+            set_dense(composed, False)
+            if gate == "stretch":
+                rows = [row for task_rows in test.values() for row in task_rows[:1]]
+                begun = time.monotonic()
+                Scorer(composed.eval(), tokenizer).score(rows)
+                times["row"] = (time.monotonic() - begun) / len(rows)
+            model = composed.unload()
+        return cls(times["stretchFalse"], times["radarTrue"], times["radarFalse"], times["row"], times["opening"])
+
+    def seconds(self, cell: Cell, training: GateTraining, test: Mapping[str, Sequence[Row]]) -> float:
+        """Predicted seconds of one cell."""
+        scoring = self.row * sum(len(rows) for rows in test.values())
+        if not cell.trained:
+            return self.opening + scoring
+        factor = ARCHITECTURE_COST.get(cell.architecture or "mole", 1.0)
+        if cell.kind == "rule" and cell.system != UNION:
+            return self.opening + scoring + factor * self.plain * SEARCH_STEPS
+        share = training.dense_start or 0.0
+        turning = share * self.turning_dense + (1 - share) * self.turning
+        step = turning if rotates(cell) else self.plain
+        return self.opening + scoring + factor * step * training.steps

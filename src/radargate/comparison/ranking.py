@@ -1,0 +1,176 @@
+"""Who is better, and is it more than chance: standings, paired tests, win counts over a grid of systems."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from radargate.comparison.grid import OWN_EXPERT, Grid, System
+from radargate.evaluation.metrics import paired_difference
+from radargate.evaluation.resampling import bootstrap_intervals, holm, sign_flip_p
+
+SIGNIFICANT = 0.05
+# a family of a hundred comparisons multiplies its smallest p by a hundred: with 2,000 flips that is never under 0.05
+FLIPS = 20_000
+TIE = 1e-12
+HIGHER_IS_BETTER = {"acc": True, "nll": False, "chrf": True}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One system's mean over tasks, seeds averaged: 95 % interval over rows, lowest and highest seed."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    seed_low: float
+    seed_high: float
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``first - second`` over the same rows (seeds averaged), with 95 % interval, p, and p after Holm's correction."""
+
+    metric: str
+    first: str
+    second: str
+    difference: float
+    low: float
+    high: float
+    p: float
+    holm: float
+
+    @property
+    def better(self) -> str | None:
+        """The system that is significantly better after the correction; None where the rows cannot tell."""
+        if self.holm >= SIGNIFICANT:
+            return None
+        return self.first if (self.difference > 0) == HIGHER_IS_BETTER[self.metric] else self.second
+
+
+@dataclass(frozen=True)
+class WinCount:
+    """How often one system beat another, a task and seed at a time."""
+
+    metric: str
+    first: str
+    second: str
+    wins: int
+    ties: int
+    losses: int
+
+    @property
+    def rate(self) -> float:
+        """Wins of the first among all comparisons; a tie is no win. Not a number where no seed is shared."""
+        return self.wins / total if (total := self.wins + self.ties + self.losses) else float("nan")
+
+
+@dataclass(frozen=True)
+class TaskWorth:
+    """Whether a task's own expert beats the base on it, so that composing has something to gain there."""
+
+    metric: str
+    task: str
+    base: float
+    expert: float
+    difference: float
+    p: float
+
+    @property
+    def counts(self) -> bool:
+        """Significantly better, uncorrected: this picks tasks, it claims nothing about systems."""
+        return self.p < SIGNIFICANT and (self.difference > 0) == HIGHER_IS_BETTER[self.metric]
+
+
+def standings(grid: Grid, metric: str, tasks: Sequence[str] | None = None) -> list[Standing]:
+    """Every system's mean over ``tasks`` (by default all that the metric says something of), best first."""
+    tasks = tasks or grid.tasks_of(metric)
+    systems = list(grid.systems.values())
+    groups = [np.stack([s.rows[metric][task].mean(0) for s in systems], axis=1) for task in tasks]
+    lows, highs = bootstrap_intervals(groups)
+    values = np.mean([group.mean(0) for group in groups], axis=0)
+    found = []
+    for place, system in enumerate(systems):
+        seeds = system.seed_means(metric, tasks)
+        found.append(
+            Standing(system.label, float(values[place]), float(lows[place]), float(highs[place]),
+                     float(seeds.min()), float(seeds.max()), len(seeds))
+        )  # fmt: skip
+    return sorted(found, key=lambda s: s.value, reverse=HIGHER_IS_BETTER[metric])
+
+
+def leader(grid: Grid, ranked: Sequence[Standing]) -> Standing:
+    """The best of a ranking among systems that need not be told the task."""
+    return next(s for s in ranked if grid.systems[s.label].kind != "oracle")
+
+
+def compare_pairs(grid: Grid, metric: str, pairs: Sequence[tuple[str, str]],
+                  tasks: Sequence[str] | None = None) -> list[Comparison]:  # fmt: skip
+    """Paired tests of pairs of labels over the same rows; Holm's correction takes all of ``pairs`` as its family."""
+    if not pairs:
+        return []
+    systems = grid.systems
+    groups = []
+    for task in tasks or grid.tasks_of(metric):
+        rows = {label: systems[label].rows[metric][task].mean(0) for pair in pairs for label in pair}
+        groups.append(np.stack([rows[first] - rows[second] for first, second in pairs], axis=1))
+    lows, highs = bootstrap_intervals(groups)
+    p_values = [float(p) for p in sign_flip_p(groups, resamples=FLIPS)]
+    differences = np.mean([group.mean(0) for group in groups], axis=0)
+    corrected = holm(p_values)
+    return [
+        Comparison(metric, first, second, float(differences[i]), float(lows[i]), float(highs[i]), p_values[i], corrected[i])
+        for i, (first, second) in enumerate(pairs)
+    ]  # fmt: skip
+
+
+def count_wins(grid: Grid, metric: str, pairs: Sequence[tuple[str, str]]) -> list[WinCount]:
+    """Wins, ties and losses of pairs of labels over tasks, and over the seeds that both have.
+
+    A system without seeds meets every seed of the other. Values equal to 1e-12 are a tie; significance plays no part.
+    """
+    labels = {label for pair in pairs for label in pair}
+    means = {label: _seed_task_means(grid, metric, label) for label in labels}
+    counts = []
+    for first, second in pairs:
+        places = _seed_places(grid.systems[first], grid.systems[second])
+        gaps = np.array([means[first][a] - means[second][b] for a, b in places]) * (
+            1 if HIGHER_IS_BETTER[metric] else -1
+        )
+        counts.append(WinCount(metric, first, second, int((gaps > TIE).sum()), int((np.abs(gaps) <= TIE).sum()),
+                               int((gaps < -TIE).sum())))  # fmt: skip
+    return counts
+
+
+def task_worth(grid: Grid, metric: str) -> list[TaskWorth]:
+    """For each task: does its own expert beat the base? Empty where base or experts are missing."""
+    own = grid.systems.get(OWN_EXPERT)
+    base = next((s for s in grid.systems.values() if s.kind == "base"), None)
+    if own is None or base is None:
+        return []
+    found = []
+    for task in grid.tasks_of(metric):
+        test = paired_difference(
+            {task: list(own.rows[metric][task].mean(0))}, {task: list(base.rows[metric][task].mean(0))}
+        )
+        found.append(TaskWorth(metric, task, base.task_mean(metric, task), own.task_mean(metric, task),
+                               test["difference"], test["p"]))  # fmt: skip
+    return found
+
+
+def _seed_task_means(grid: Grid, metric: str, label: str) -> np.ndarray:
+    """Means over rows [seeds, tasks]."""
+    return np.stack([grid.systems[label].rows[metric][task].mean(1) for task in grid.tasks_of(metric)], axis=1)
+
+
+def _seed_places(first: System, second: System) -> list[tuple[int, int]]:
+    """Indices into both systems' seeds that belong together."""
+    if first.seeds == (None,):
+        return [(0, i) for i in range(len(second.seeds))]
+    if second.seeds == (None,):
+        return [(i, 0) for i in range(len(first.seeds))]
+    return [(i, second.seeds.index(seed)) for i, seed in enumerate(first.seeds) if seed in second.seeds]

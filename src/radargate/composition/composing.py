@@ -1,0 +1,276 @@
+"""Compose, save and load: from adapters on disk to one model, and back."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import PreTrainedModel
+
+from radargate.architectures import ARCHITECTURES
+from radargate.base_models.loading import base_name, fingerprint, load_base
+from radargate.composition import model as _registered  # noqa: F401  (PEFT must know RADAR before any bundle is read)
+from radargate.composition.bundle import bundle_folder, check_files, check_fingerprint, read_lock
+from radargate.composition.config import RadarConfig, check_top_k, check_works_under, gate_class, preset_options
+from radargate.composition.layer import RadarLayer, banks_come_later
+from radargate.errors import AdapterError, BundleError, RadarGateError, shown
+from radargate.experts.adapters import Adapter, base_sites
+from radargate.experts.bank import ExpertBank, SiteBank, check_equal_ranks, header_ranks, load_bank
+from radargate.gates.base import make_options
+
+
+def compose(
+    base: str | PreTrainedModel | PeftModel,
+    adapters: Mapping[str, str | Path | Adapter] | Sequence[str | Path] | None = None,
+    *,
+    architecture: str = "mole",
+    architecture_options: Mapping[str, Any] | None = None,
+    gate: str = "radar",
+    top_k: int | None = 2,
+    preset: str | None = None,
+    seed: int = 0,
+    allow_inactive: bool = False,
+    adapter_name: str = "default",
+    dtype: torch.dtype | str | None = None,
+    device: str | None = None,
+    **gate_options: Any,
+) -> PeftModel:
+    """Compose trained LoRA adapters into one model whose gates alone are trainable.
+
+    Args:
+        base: a model, or its name or path. A PeftModel's own LoRAs join the experts; it is unloaded.
+        adapters: name → folder or Hub id (or just folders, named by their last part).
+        architecture: how experts share A and B; see `radargate.architectures.ARCHITECTURES`.
+        architecture_options: its options.
+        gate: gate or rule; see `radargate.gates.GATES` and `radargate.gates.rules.RULES`.
+        top_k: experts kept per token (fewer where a site has fewer); None keeps all.
+        preset: ``"paper"`` for the printed form of the gate.
+        seed: of the gates' initial values.
+        allow_inactive: accept an expert that changes nothing.
+        adapter_name: the composition's name inside the PeftModel.
+        dtype: of the base, where it is loaded here.
+        device: of the base, where it is loaded here.
+        **gate_options: options of the gate.
+
+    Returns:
+        A `peft.PeftModel`; train it, ``save_pretrained`` it, generate with it.
+
+    Raises:
+        AdapterError: an adapter is refused; adapter, fault and remedy are named.
+        InactiveExpertError: an adapter matches no site or changes nothing.
+        OptionError: an option or combination that cannot work.
+        UnknownNameError: no such gate or architecture; the nearest are named.
+    """
+    arrangement = ARCHITECTURES.get(architecture)
+    arrangement_options = make_options(arrangement, dict(architecture_options or {}))
+    kind = gate_class(gate)
+    options, given = kind.take(preset_options(preset, gate, gate_options))
+    made = make_options(kind, options)
+    check_works_under(gate, architecture)
+    arrangement.check(arrangement_options, gate, kind.weighs_codes(made))
+    named = _named(adapters)
+    with tempfile.TemporaryDirectory() as work:
+        if isinstance(base, PeftModel):
+            named = {**_own_adapters(base, Path(work)), **named}
+            base = base.unload()
+        if named:
+            check_top_k(top_k, len(named))
+        kind.check(made, [str(name) for name in named], architecture)
+        if kind.needs_equal_ranks(made) and architecture == "mole":  # hydra can make ranks equal; checked there later
+            check_equal_ranks(gate, header_ranks(named))
+        model = load_base(cast("str | PreTrainedModel", base), dtype=dtype, device=device)
+        bank = arrangement.arrange(load_bank(named, model, allow_inactive=allow_inactive), arrangement_options)
+        bank = kind.arrange(bank, made, seed)
+    chosen = {
+        "architecture": architecture, "architecture_options": dict(architecture_options or {}), "gate": gate,
+        "gate_options": options, "top_k": top_k and min(top_k, len(bank.names)), "preset": preset, "seed": seed,
+    }  # fmt: skip
+    return compose_bank(model, bank, chosen, adapter_name, given)
+
+
+def compose_bank(model: PreTrainedModel, bank: ExpertBank, chosen: Mapping[str, Any], adapter_name: str = "default",
+                 given: Any = None) -> PeftModel:  # fmt: skip
+    """Compose experts that are in memory already; ``chosen`` are fields of `RadarConfig`, ``given`` data of the gate."""
+    shapes = base_sites(model)
+    config = RadarConfig(
+        base_model_name_or_path=model.name_or_path,
+        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
+        experts=list(bank.names), expert_configs=bank.configs, expert_facts=bank.facts,
+        sites={name: _entry(site, shapes[name]) for name, site in bank.sites.items()},
+        base_fingerprint=fingerprint(model), **chosen,
+    )  # fmt: skip
+    composed = get_peft_model(model, config, adapter_name=adapter_name)
+    radar_config(composed, adapter_name).base_model_name_or_path = base_name(model)  # PEFT put this machine's path
+    _fill(composed, bank, adapter_name)
+    for layer in radar_layers(composed):
+        there = layer.bank(adapter_name)
+        layer.gate(adapter_name).prepare(there.A.detach(), there.B.detach(), there.scales)
+        if given is not None:
+            layer.gate(adapter_name).receive(given)
+    return _finish(composed)
+
+
+def load(base: str | PreTrainedModel | None, bundle: str | Path, *,
+         adapters: Mapping[str, str | Path] | None = None, adapter_name: str = "default",
+         dtype: torch.dtype | str | None = None, device: str | None = None, trainable: bool = False,
+         allow_other_base: bool = False) -> PeftModel:  # fmt: skip
+    """Load a saved composition.
+
+    Args:
+        base: the base model or its name; None takes the one the bundle names.
+        bundle: a folder written by ``save_pretrained``, or a Hub id.
+        adapters: where the experts of a bundle with gates only are now; None takes the places it names.
+        adapter_name: the composition's name inside the PeftModel.
+        dtype: of the base, where it is loaded here.
+        device: of the base, where it is loaded here.
+        trainable: leave the gates trainable.
+        allow_other_base: accept a base whose fingerprint is not the bundle's.
+
+    Raises:
+        BundleError: the bundle is incomplete or altered, or belongs to another base, or its experts changed.
+    """
+    folder = bundle_folder(bundle)
+    lock = read_lock(folder)
+    config = read_config(folder)
+    if base is None:
+        base = lock.get("base", {}).get("name") or config.base_model_name_or_path
+        if not base:
+            raise BundleError(f"{bundle} names no base model; give one.")
+    model = load_base(base, dtype=dtype, device=device)
+    if not allow_other_base:
+        check_fingerprint(bundle, config.base_fingerprint, model)
+    bank = _experts_of(config, adapters, model) if config.gate_only else None
+    token = banks_come_later.set(bank is not None)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*missing adapter keys.*")
+            composed = PeftModel.from_pretrained(model, str(folder), adapter_name=adapter_name, is_trainable=trainable)
+    finally:
+        banks_come_later.reset(token)
+    if bank is not None:
+        _fill(composed, bank, adapter_name)
+    return _finish(composed)
+
+
+def read_config(folder: Path) -> RadarConfig:
+    """The checked configuration of a bundle's folder; its weights' header is checked too.
+
+    Raises:
+        BundleError: a file is missing, damaged or of another kind, or a field has a value that cannot be.
+    """
+    check_files(folder)
+    try:
+        config = RadarConfig.from_pretrained(str(folder))
+    except RadarGateError:
+        raise
+    except Exception as error:  # PEFT raises what it likes for fields that it cannot take
+        raise BundleError(
+            f"{folder / 'adapter_config.json'} cannot be read ({type(error).__name__}: {shown(str(error))}). It is damaged or from a "
+            "newer version; download the bundle again, or update radargate."
+        ) from error
+    if not config.experts:
+        raise BundleError(
+            f"{folder / 'adapter_config.json'} names no experts. It is damaged; download the bundle again."
+        )
+    return config
+
+
+def radar_layers(model: torch.nn.Module) -> list[RadarLayer]:
+    """Every layer of a composition, in the base model's order."""
+    return [module for module in model.modules() if isinstance(module, RadarLayer)]
+
+
+def radar_config(model: Any, adapter_name: str = "default") -> RadarConfig:
+    """The configuration of a composition."""
+    return cast(RadarConfig, model.peft_config[adapter_name])
+
+
+def expert_bank(model: PeftModel, adapter_name: str = "default") -> ExpertBank:
+    """The experts inside a composed model, for `radargate.experts.bank.write_expert`."""
+    config = radar_config(model, adapter_name)
+    sites = {}
+    for layer in radar_layers(model):
+        if adapter_name not in layer.entries:
+            continue
+        entry, bank = layer.entries[adapter_name][1], layer.bank(adapter_name)
+        sites[layer.site] = SiteBank(
+            bank.A.detach(), bank.B.detach(), tuple(entry["experts"]), tuple(entry["ranks"]),
+            tuple(entry["scales"]), tuple(tuple(pair) for pair in entry["dtypes"]),
+        )  # fmt: skip
+    return ExpertBank(tuple(config.experts), sites, config.expert_configs, config.expert_facts)
+
+
+def _fill(model: PeftModel, bank: ExpertBank, adapter_name: str) -> None:
+    """Copy experts into the layers built for them."""
+    for layer in radar_layers(model):
+        if adapter_name not in layer.entries:
+            continue  # a layer of another composition
+        here, there = bank.sites[layer.site], layer.bank(adapter_name)
+        there.A.data = here.A.to(there.A.device)
+        there.B.data = here.B.to(there.B.device)
+
+
+def _experts_of(config: RadarConfig, adapters: Mapping[str, str | Path] | None, model: PreTrainedModel) -> ExpertBank:
+    """Find the experts of a bundle with gates only, and check that they are the very ones."""
+    # by the list of names: PEFT sorts the keys of tables when it writes a config
+    expected = config.adapter_facts()
+    sources = {name: (adapters or {}).get(name) or str(facts.get("source", name)) for name, facts in expected.items()}
+    bank = load_bank(sources, model, allow_inactive=True)
+    for name, facts in bank.facts.items():
+        if facts["sha256"] != expected[name].get("sha256"):
+            raise BundleError(
+                f"expert {name!r} at {sources[name]} is not the one these gates were trained with (another sha256). "
+                "Give its place with adapters={...}."
+            )
+    arrangement, kind = ARCHITECTURES.get(config.architecture), gate_class(config.gate)
+    bank = arrangement.arrange(bank, make_options(arrangement, config.architecture_options))
+    return kind.arrange(bank, make_options(kind, config.gate_options), config.seed)
+
+
+def _finish(model: PeftModel) -> PeftModel:
+    """Let calls carry ``experts=``, and generation work where training prepared inputs differently."""
+    model.special_peft_forward_args = {*model.special_peft_forward_args, "experts"}
+    return model
+
+
+def _entry(site: SiteBank, shape: Any) -> dict[str, Any]:
+    return {
+        "experts": list(site.experts),
+        "ranks": list(site.ranks),
+        "scales": list(site.scales),
+        "dtypes": [list(pair) for pair in site.dtypes],
+        "shape": [shape.d_in, shape.d_out],
+    }
+
+
+def _named(
+    adapters: Mapping[str, str | Path | Adapter] | Sequence[str | Path] | None,
+) -> dict[str, str | Path | Adapter]:
+    if adapters is None:
+        return {}
+    if isinstance(adapters, Mapping):
+        return dict(adapters)
+    named: dict[str, str | Path | Adapter] = {}
+    for source in adapters:
+        name = Path(source).name
+        if name in named:
+            raise AdapterError(f"two adapters are called {name!r}; name them, as NAME=PATH or in a dict.")
+        named[name] = source
+    return named
+
+
+def _own_adapters(model: PeftModel, work: Path) -> dict[str, str | Path]:
+    """Write a PeftModel's LoRAs to a folder, so that they pass the same checks as any other."""
+    found: dict[str, str | Path] = {}
+    for name, config in copy.copy(model.peft_config).items():
+        if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA":
+            raise AdapterError(f"adapter {name!r} of the given PeftModel is {config.peft_type}, expected LoRA.")
+        model.save_pretrained(str(work / "own"), selected_adapters=[name], save_embedding_layers=False)
+        found[name] = work / "own" / ("" if name == "default" else name)
+    return found

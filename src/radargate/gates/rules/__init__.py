@@ -1,0 +1,16 @@
+"""Rules: training-free ways to combine experts, behind the interface of a gate."""
+
+from radargate.registry import Registry
+
+RULES = Registry(
+    "rule",
+    {
+        "uniform": "radargate.gates.rules.uniform:UniformRule",
+        "single": "radargate.gates.rules.single:SingleRule",
+        "pems": "radargate.gates.rules.pems:PEMsRule",
+        "lorahub": "radargate.gates.rules.lorahub:LoraHubRule",
+        "arrow": "radargate.gates.rules.arrow:ArrowRule",
+        "ties": "radargate.gates.rules.merging:TiesRule",
+        "dare": "radargate.gates.rules.merging:DareRule",
+    },
+)

@@ -1,0 +1,106 @@
+"""The operations on codes for few tokens without gradients, in PyTorch: all slots at once.
+
+What a step of decoding costs there is the number of calls, not what they compute. `radargate.ops.low_rank` defines the
+results.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from radargate.ops.recompute import tracing
+
+MOST_PLACES = 64  # tokens × slots; every place takes a few vectors of width d
+
+
+def applies(places: int, *tensors: Tensor | None) -> bool:
+    """Whether this is the way for ``places`` = tokens × slots."""
+    if not 0 < places <= MOST_PLACES or tracing() or torch.jit.is_tracing():
+        return False
+    return not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors)
+
+
+def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int], down: Tensor, indices: Tensor | None, *, unit: bool,
+                   selected: bool, factor: float) -> Tensor:  # fmt: skip
+    """Rotation codes [tokens, k, r_a] of all slots.
+
+    Args:
+        h: [tokens, R].
+        B: [R, d].
+        ranks: r_i of each expert.
+        down: P, [d, r_a].
+        indices: [tokens, k], or None for all n.
+        unit: scale v and its reference to unit RMS.
+        selected: the reference is the sum over the other chosen experts.
+        factor: the codes are multiplied by it.
+    """
+    owner = _owners(tuple(ranks), h.device)
+    slots = torch.arange(len(ranks), device=h.device).unsqueeze(0) if indices is None else indices
+    out = owner == slots.unsqueeze(-1)  # [tokens or 1, k, R]
+    v = expand(h, B, ranks, indices)
+    if selected and indices is not None:
+        rest = out.any(1, keepdim=True) & ~out
+        other = (h.unsqueeze(1) * rest) @ B
+    else:  # from the others' own codes: Σ_j v_j - v would be mostly rounding where they are small
+        other = h.unsqueeze(1).masked_fill(out, 0) @ B
+    code = (v * other) @ down
+    if unit:
+        size = torch.linalg.vector_norm(torch.stack((v, other)), dim=-1)
+        inverse = size.reciprocal().masked_fill_(size == 0, 0)
+        return code * (inverse[0] * inverse[1] * (factor * B.shape[-1])).unsqueeze(-1)
+    return code if factor == 1 else code * factor
+
+
+def mix(h: Tensor, B: Tensor, ranks: Sequence[int], weights: Tensor, indices: Tensor | None, rotation: Tensor | None,
+        up: Tensor | None, *, bound: bool) -> Tensor:  # fmt: skip
+    """The update Σ_i g_i R(a_i Q) v_i: [tokens, d].
+
+    Args:
+        h: [tokens, R].
+        B: [R, d].
+        ranks: r_i of each expert.
+        weights: g, [tokens, k].
+        indices: [tokens, k], or None for all n.
+        rotation: [tokens, k, r_a], or None for no turn.
+        up: Q, [r_a, d // 2].
+        bound: keep angles within ±π by tanh.
+    """
+    v = expand(h, B, ranks, indices)
+    pairs = 0 if rotation is None or up is None else up.shape[-1]
+    if not pairs:
+        return (weights.unsqueeze(-2) @ v).squeeze(-2)
+    assert rotation is not None and up is not None
+    alpha = rotation @ up
+    if bound:
+        alpha = math.pi * torch.tanh(alpha / math.pi)
+    turn = torch.polar(weights.unsqueeze(-1).expand_as(alpha), alpha)  # pairs as complex numbers; weights are lengths
+    turning = v[..., : 2 * pairs].contiguous().unflatten(-1, (pairs, 2))
+    mixed = torch.view_as_real((torch.view_as_complex(turning) * turn).sum(1)).flatten(1)
+    if 2 * pairs == v.shape[-1]:
+        return mixed
+    return torch.cat([mixed, (weights.unsqueeze(-2) @ v[..., 2 * pairs :]).squeeze(-2)], -1)
+
+
+def expand(h: Tensor, B: Tensor, ranks: Sequence[int], indices: Tensor | None) -> Tensor:
+    """v of every slot: [tokens, k, d]."""
+    n, rank = len(ranks), ranks[0]
+    if rank * n != B.shape[0] or any(r != rank for r in ranks):
+        owner = _owners(tuple(ranks), h.device)
+        slots = torch.arange(n, device=h.device).unsqueeze(0) if indices is None else indices
+        return (h.unsqueeze(1) * (owner == slots.unsqueeze(-1))) @ B
+    h, B = h.view(-1, n, rank), B.view(n, rank, -1)
+    if indices is None:
+        return torch.matmul(h.transpose(0, 1), B).transpose(0, 1)
+    mine = h.gather(1, indices.unsqueeze(-1).expand(*indices.shape, rank))
+    return (mine.unsqueeze(-2) @ B[indices]).squeeze(-2)
+
+
+@functools.lru_cache(maxsize=4096)
+def _owners(ranks: tuple[int, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # what is kept may be met in training
+        return torch.repeat_interleave(torch.arange(len(ranks)), torch.tensor(ranks), output_size=sum(ranks)).to(device)

@@ -1,0 +1,169 @@
+"""What one of the paper's experiments is: which axis varies, which systems meet, and how large a preset makes it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from radargate.errors import OptionError, UnknownNameError
+from radargate.registry import unknown_name
+
+# a task, row or expert count of None takes all there are
+Counts = tuple[int | None, ...]
+SUITE = "experiment"  # of the record that lists an experiment's cells
+# fields of `Design` that can be an axis, and how a place on them is said
+AXES = {"bases": "base", "experts": "experts", "rows": "rows a task", "top_k": "top-k", "leave_one_out": "without"}
+
+
+@dataclass(frozen=True)
+class Design:
+    """A whole grid. Fields that hold tuples are crossed with each other; every other field is the same in all cells.
+
+    Attributes:
+        source: folder of the data that experts and gates learn from.
+        named: ``SOURCE/TASK`` of tasks to learn instead, where the data have these sources.
+        others: folder whose further tasks have experts too, where a bank is larger than the tasks to learn.
+        benchmarks: name of `radargate.evaluation.presets.PRESETS` that is tested on; None means the learned tasks' own test rows.
+        tasks: tasks that gates learn and are tested on.
+        test_tasks: tasks of each benchmark.
+        bases: base models.
+        experts: sizes of the bank; None is one expert for each learned task.
+        rows: training rows a task that gates see.
+        top_k: experts kept a token.
+        leave_one_out: a grid for each task, with its expert left out of the bank, tested on that task alone.
+        architectures: of gates and rules.
+        gates: systems that are trained.
+        rates: ``GATE:lr=…,rotation_lr=…`` of gates that have rates of their own; said in no label.
+        rules: systems that are not.
+        union: whether one LoRA trained on all learned tasks is a system too.
+        seeds: of everything trained.
+        steps: of gates and of the union LoRA.
+        expert_steps: of each expert.
+        batch_size: rows a step, of gates and experts.
+        lr: of gates; None takes the gate preset's own.
+        expert_lr: of experts and of the union LoRA.
+        dropout: of experts.
+        gate_preset: ``"paper"`` for gates as printed.
+        max_length: rows longer than this many tokens are not trained on.
+        split: rows that cells are scored on: ``"test"``, or ``"validation"`` while a form is being chosen.
+        limit: scored rows a task.
+        max_new_tokens: of free answers.
+    """
+
+    source: str = "flan_cot"
+    named: tuple[str, ...] = ()
+    others: str | None = None
+    benchmarks: str | None = None
+    tasks: int | None = None
+    test_tasks: int | None = None
+    bases: tuple[str, ...] = ("smollm2-135m",)
+    experts: Counts = (None,)
+    rows: Counts = (None,)
+    top_k: tuple[int, ...] = (2,)
+    leave_one_out: bool = False
+    architectures: tuple[str, ...] = ("mole",)
+    gates: tuple[str, ...] = ("stretch", "radar")
+    rates: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
+    union: bool = True
+    seeds: int = 3
+    steps: int = 100
+    expert_steps: int = 60
+    batch_size: int = 4
+    lr: float | None = None
+    expert_lr: float = 1e-3
+    dropout: float = 0.0
+    gate_preset: str | None = None
+    max_length: int = 256
+    split: str = "test"
+    limit: int | None = 20
+    max_new_tokens: int = 16
+
+
+# rank 8 and alpha 32 are the experts' defaults in every preset
+PRESETS: dict[str, dict[str, Any]] = {
+    "cpu": {},
+    "gpu": {"bases": ("meta-llama/Llama-3.2-1B",), "architectures": ("mole", "hydra", "omoe"), "steps": 400,
+            "expert_steps": 300, "batch_size": 8, "max_length": 512, "limit": 100, "max_new_tokens": 32},
+    "paper": {"bases": ("google/flan-t5-large",), "architectures": ("mole", "hydra", "omoe"), "steps": 2000,
+              "expert_steps": 1000, "batch_size": 4, "lr": 1e-4, "expert_lr": 1e-4, "dropout": 0.1, "gate_preset": "paper",
+              "max_length": 512, "limit": None, "max_new_tokens": 512},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One of the paper's experiments, or of our own.
+
+    Attributes:
+        name: what users type.
+        question: what it asks, in one sentence.
+        paper: the tables and figures of the paper it stands for; empty for our own.
+        axis: field of `Design` that varies: ``"bases"``, ``"experts"``, ``"rows"``, ``"top_k"``, ``"leave_one_out"``, or
+            None where only systems are compared.
+        layout: name of its table and figure, as in `radargate.paper.page.LAYOUTS`.
+        design: fields of `Design` under every preset.
+        presets: preset → fields that it changes beyond `PRESETS`.
+        probe: ``"module:function"`` that looks at every trained gate; its findings go into the cell's record.
+    """
+
+    name: str
+    question: str
+    paper: str
+    axis: str | None
+    layout: str
+    design: Mapping[str, Any] = field(default_factory=dict)
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    probe: str | None = None
+
+    def plan(self, preset: str, *, smoke: bool = False, **changes: Any) -> Design:
+        """The grid of one preset.
+
+        Args:
+            preset: a name of `PRESETS`.
+            smoke: shrink it to minutes.
+            changes: fields of `Design` that the user set; None leaves one as it is.
+
+        Raises:
+            UnknownNameError: no preset has that name.
+            OptionError: a field has a value that cannot work.
+        """
+        if preset not in PRESETS:
+            raise UnknownNameError(unknown_name("preset", preset, list(PRESETS)))
+        design = Design(**{**PRESETS[preset], **self.design, **self.presets.get(preset, {})})
+        if smoke:
+            design = shrunk(design)
+        design = dataclasses.replace(design, **{key: value for key, value in changes.items() if value is not None})
+        for key in ("seeds", "steps", "expert_steps", "batch_size"):
+            if getattr(design, key) < 1:
+                raise OptionError(f"{key} is {getattr(design, key)}, expected at least 1.")
+        for key in AXES:
+            if key not in (self.axis, "leave_one_out") and len(set(getattr(design, key))) > 1:
+                raise OptionError(
+                    f"{self.name} has one value of {key}, found {len(getattr(design, key))}: give one, and run it again with "
+                    "another in another --out."
+                )
+        return design
+
+
+def shrunk(design: Design) -> Design:
+    """The same experiment in minutes: two tasks, few steps and rows, one seed, at most two values of its axis."""
+    return dataclasses.replace(
+        design,
+        tasks=3 if design.leave_one_out else 2,
+        test_tasks=1,
+        bases=design.bases[:1],
+        experts=(2, 3) if len(design.experts) > 1 else (None,),
+        rows=(4, 8) if len(design.rows) > 1 else design.rows,
+        top_k=tuple(k for k in design.top_k if k <= 2),
+        architectures=design.architectures[:2],
+        seeds=1,
+        steps=6,
+        expert_steps=10,
+        batch_size=4,
+        max_length=256,
+        limit=5,
+        max_new_tokens=4,
+    )

@@ -1,0 +1,247 @@
+"""From the records of an experiment to what its tables need: a grid of systems at every value of the axis."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from radargate.comparison.analysis import RIVALS, ROTATING, rotation_pairs
+from radargate.comparison.grid import METRICS, OWN_EXPERT, Grid, read_grid
+from radargate.comparison.ranking import Comparison, compare_pairs, leader, standings, task_worth
+from radargate.errors import RadarGateError
+from radargate.evaluation.metrics import paired_difference
+from radargate.evaluation.resampling import holm
+from radargate.paper.design import AXES, SUITE
+
+Value = Any  # a place on the axis: a number, a name, or None
+
+
+@dataclass(frozen=True)
+class Test:
+    """A paired test, and where on the axis it was made."""
+
+    value: Value
+    result: Comparison
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The finished part of an experiment.
+
+    Attributes:
+        request: the record that lists its cells.
+        grids: value of the axis → its finished systems, each task's own expert as one of them; a single None where there is
+            no axis.
+        finished: cells that are in.
+        planned: all cells.
+        cells: id → cell record, of the finished ones.
+    """
+
+    request: Mapping[str, Any]
+    grids: Mapping[Value, Grid]
+    finished: int
+    planned: int
+    cells: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def axis(self) -> str | None:
+        """Name of the axis."""
+        return self.request["axis"]
+
+    def said(self, value: Value) -> str:
+        """A place on the axis, in words; empty where there is no axis."""
+        return "" if self.axis is None else f"{AXES[self.axis]} {self.short(value)}"
+
+    @staticmethod
+    def short(value: Value) -> str:
+        """A place on the axis, for the head of a column."""
+        return "all" if value is None else str(value)
+
+    @property
+    def experts_given(self) -> bool:
+        """Whether the experts were given (``--experts``) instead of trained."""
+        if (given := self.request.get("experts_given")) is not None:
+            return bool(given)
+        options = [cell["options"].get("architecture_options") or {} for cell in self.cells.values()]
+        return any(each.get("convert") for each in options)  # records before 2026-11-23 say it so
+
+    def systems(self) -> list[str]:
+        """Labels of all finished systems, in the order of the plan; each task's own expert last."""
+        there = {label for grid in self.grids.values() for label in grid.systems}
+        planned = [*dict.fromkeys(place["label"] for place in self.request["plan"]), OWN_EXPERT]
+        return [label for label in planned if label in there]
+
+    @property
+    def rates(self) -> str:
+        """Softmax and rotation rate of the gates whose names say nothing else; empty where nothing was trained."""
+        own = {text.partition(":")[0] for text in self.request["design"].get("rates", ())}
+        plain = [cell["options"] for cell in self.cells.values()
+                 if cell["cell"]["kind"] == "gate" and "lr=" not in cell["cell"]["label"] and cell["cell"]["system"] not in own]  # fmt: skip
+        return " or ".join(sorted({f"{o['lr']:g} (rotation {o['rotation_lr']:g})" for o in plain}))
+
+    @property
+    def commits(self) -> int:
+        """How many versions of the code ran its cells."""
+        return len({cell.get("commit") for cell in self.cells.values()})
+
+    def radar(self, grid: Grid) -> str | None:
+        """Label of radar in a grid, under the first architecture that has it."""
+        return next((label for label, s in grid.systems.items() if s.kind == "gate" and s.name == ROTATING), None)
+
+    def counting(self, value: Value, metric: str) -> list[str] | None:
+        """The tasks whose own expert beats the base; None where the experts were not scored alone."""
+        worth = task_worth(self.grids[value], metric)
+        return [each.task for each in worth if each.counts] if worth else None
+
+    def drawn(self, label: str) -> str:
+        """A system's name in a figure: without the architecture where there is only one."""
+        architectures = {place["architecture"] for place in self.request["plan"]} - {None}
+        return label.removesuffix(f" ({min(architectures)})") if len(architectures) == 1 else label
+
+    def probes(self) -> list[dict[str, Any]]:
+        """What was found at every trained gate: its label, seed, place on the axis, and the probe's own findings."""
+        return [
+            {"label": place["label"], "seed": place["seed"], "at": place["at"], **self.cells[place["id"]]["metrics"]["probe"]}
+            for place in self.request["plan"]
+            if place["id"] in self.cells and self.cells[place["id"]]["metrics"].get("probe")
+        ]  # fmt: skip
+
+    @cached_property
+    def lead(self) -> dict[str, list[Test]]:
+        """metric → the best system against every other, at every value of the axis; Holm's correction takes all of them."""
+
+        def tests(value: Value, grid: Grid, metric: str) -> list[Comparison]:
+            ranked = standings(grid, metric)
+            best = leader(grid, ranked).label
+            return compare_pairs(grid, metric, [(best, s.label) for s in ranked if s.label not in (best, OWN_EXPERT)])
+
+        return self._everywhere(tests)
+
+    @cached_property
+    def rotation(self) -> dict[str, list[Test]]:
+        """metric → radar against the paper's other gates and each control everywhere; Holm's correction takes all of them."""
+        return self._everywhere(lambda value, grid, metric: compare_pairs(grid, metric, rotation_pairs(grid, RIVALS)))
+
+    @cached_property
+    def where_it_counts(self) -> dict[str, list[Test]]:
+        """The same as `rotation`, over the tasks that count; empty where all of them do, or none."""
+
+        def tests(value: Value, grid: Grid, metric: str) -> list[Comparison]:
+            tasks = self.counting(value, metric)
+            some = tasks and len(tasks) < len(grid.tasks_of(metric))
+            return compare_pairs(grid, metric, rotation_pairs(grid, RIVALS), tasks) if some else []
+
+        return self._everywhere(tests)
+
+    def _everywhere(self, tests: Callable[[Value, Grid, str], list[Comparison]]) -> dict[str, list[Test]]:
+        """metric → tests at every value of the axis; Holm's correction takes all of them."""
+        return {
+            metric: _corrected(
+                [Test(value, test) for value, grid in self.grids.items() for test in tests(value, grid, metric)]
+            )
+            for metric in METRICS
+        }
+
+    @cached_property
+    def change(self) -> dict[str, list[Test]]:
+        """metric → for each system, the last value of the axis against the first, over the same rows."""
+        if (ends := self._ends()) is None:
+            return {metric: [] for metric in METRICS}
+        first, last = (self.grids[value] for value in ends)
+        found = {}
+        for metric in METRICS:
+            tests = []
+            for label in self._changing():
+                new, old = (f"{label}, {self.said(value)}" for value in reversed(ends))
+                tests.append(
+                    _paired(metric, new, old, _row_means(last, label, metric), _row_means(first, label, metric))
+                )
+            found[metric] = _corrected(tests)
+        return found
+
+    @cached_property
+    def resists(self) -> dict[str, list[Test]]:
+        """metric → what the way along the axis does to radar, less what it does to every other system, over the same rows."""
+        ends, radar = self._ends(), self.radar(next(iter(self.grids.values())))
+        if ends is None or radar is None or radar not in self._changing():
+            return {metric: [] for metric in METRICS}
+        found = {}
+        for metric in METRICS:
+            changes = {label: self._row_changes(ends, label, metric) for label in self._changing()}
+            found[metric] = _corrected(
+                [
+                    _paired(metric, radar, label, changes[radar], rows)
+                    for label, rows in changes.items()
+                    if label != radar
+                ]
+            )
+        return found
+
+    def _ends(self) -> tuple[Value, Value] | None:
+        """The first and the last value of an axis that has an order."""
+        values = list(self.grids)
+        return None if self.axis in (None, "bases", "leave_one_out") or len(values) < 2 else (values[0], values[-1])
+
+    def _changing(self) -> list[str]:
+        """Systems with cells of their own at both ends; the base, say, has one that stands everywhere."""
+        ends = self._ends()
+        assert ends is not None
+        first, last = (self.grids[value].systems for value in ends)
+        both = [label for label in self.systems() if label != OWN_EXPERT and label in first and label in last]
+        return [label for label in both if first[label].cells[0]["case"] != last[label].cells[0]["case"]]
+
+    def _row_changes(self, ends: tuple[Value, Value], label: str, metric: str) -> dict[str, Sequence[float]]:
+        first, last = (_row_means(self.grids[value], label, metric) for value in ends)
+        return {task: [b - a for a, b in zip(first[task], last[task], strict=True)] for task in first}
+
+
+def read_findings(records: Sequence[Mapping[str, Any]]) -> Findings:
+    """Gather what is finished of the experiment that the records last planned.
+
+    Raises:
+        RadarGateError: no experiment is planned there, or no cell is finished.
+    """
+    plans = [record for record in records if record["suite"] == SUITE]
+    if not plans:
+        raise RadarGateError("these records hold no experiment; make them with radargate experiment.")
+    request = plans[-1]
+    cells = {record["case"]: record for record in records if record["suite"] == "cell"}
+    by_value: dict[Value, list[str]] = {}
+    for place in request["plan"]:
+        value = None if request["axis"] is None else place["at"][request["axis"]]
+        by_value.setdefault(value, []).append(place["id"])
+    grids = {}
+    for value, ids in by_value.items():
+        wanted = set(ids)
+        if wanted & set(cells):
+            grid = read_grid([r for r in records if r.get("cell", {}).get("id") in wanted])
+            systems = {label: s for label, s in grid.systems.items() if s.kind != "expert"}
+            if set(systems) - {OWN_EXPERT}:
+                grids[value] = dataclasses.replace(grid, systems=systems)
+    if not grids:
+        raise RadarGateError("no cell of this experiment is finished; run it again with --resume.")
+    planned = {place["id"] for place in request["plan"]}
+    return Findings(
+        request, grids, len(planned & set(cells)), len(planned), {i: cells[i] for i in planned & set(cells)}
+    )
+
+
+def _row_means(grid: Grid, label: str, metric: str) -> dict[str, Sequence[float]]:
+    """task → the system's value on every row, seeds averaged."""
+    return {task: list(grid.systems[label].rows[metric][task].mean(0)) for task in grid.tasks_of(metric)}
+
+
+def _paired(metric: str, first: str, second: str, these: dict[str, Sequence[float]],
+            those: dict[str, Sequence[float]]) -> Test:  # fmt: skip
+    """One test over the same rows, not yet corrected."""
+    t = paired_difference(these, those)
+    return Test(None, Comparison(metric, first, second, t["difference"], t["low"], t["high"], t["p"], 1.0))
+
+
+def _corrected(tests: Sequence[Test]) -> list[Test]:
+    """The same with Holm's correction over all of them."""
+    corrected = holm([test.result.p for test in tests])
+    return [Test(t.value, dataclasses.replace(t.result, holm=p)) for t, p in zip(tests, corrected, strict=True)]

@@ -1,0 +1,138 @@
+"""The cells of an experiment before any is run: their ids, what they should take, and the record that lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from radargate.comparison.cells import Cell
+from radargate.composition.config import gate_class
+from radargate.errors import OptionError
+from radargate.gates.base import make_options
+from radargate.io.progress import duration
+from radargate.io.records import make_record
+from radargate.paper.design import AXES, SUITE, Design, Experiment
+from radargate.paper.expert_store import ExpertStore
+from radargate.paper.points import (
+    Material,
+    Point,
+    base_identity,
+    cell_conditions,
+    cells_of,
+    points,
+    row_hashes,
+    test_rows,
+    train_rows,
+)
+from radargate.paper.predict import Rates
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One cell at one point; points whose cells are the same share its id."""
+
+    id: str
+    cell: Cell
+    point: Point
+    conditions: dict[str, Any]
+    seconds: float
+
+
+def plan_places(experiment: Experiment, design: Design, material: Material, store: ExpertStore, device: str
+            ) -> tuple[list[Place], list[str]]:  # fmt: skip
+    """Every cell at every point, and why some combinations are left out."""
+    identities = {base: base_identity(base) for base in design.bases}
+    places, left_out = [], list(material.left_out)
+    for point in points(design, material):
+        cells, reasons = cells_of(point, design)
+        left_out += reasons
+        used = {cell.architecture or "mole" for cell in cells} | {"mole"}
+        hashes = {architecture: store.hashes(point.base, point.experts, architecture) for architecture in sorted(used)}
+        rates = Rates(point.base, device)
+        train, test = train_rows(point, material), test_rows(point, material)
+        found = row_hashes(point, material)
+        for cell in cells:
+            kind = gate_class(cell.system) if cell.kind == "gate" else None
+            if experiment.probe and kind is not None and kind.routes(make_options(kind, dict(cell.own_options))):
+                raise OptionError(
+                    f"{cell.label}: {experiment.name} looks at single tokens of each site, and router='text' needs the whole text. "
+                    "Leave the router out."
+                )
+            known = cell_conditions(
+                cell,
+                point,
+                design,
+                found,
+                identities[point.base],
+                hashes,
+                experiment.probe,
+                store.dtypes.get(point.base),
+            )
+            seconds = rates.cell(cell, len(point.experts), point.top_k, train, test, design)
+            if point.left_out is not None:
+                known["left_out"] = store.hashes(point.base, [point.left_out], "mole")
+            places.append(Place(cell.id(known), cell, point, known, seconds))
+    return places, list(dict.fromkeys(left_out))
+
+
+def expert_seconds(design: Design, material: Material, store: ExpertStore, todo: Sequence[Place], device: str
+                   ) -> dict[tuple[str, str, str], float]:  # fmt: skip
+    """(base, bank's kind, task) → predicted seconds of the experts that are still to be trained."""
+    found: dict[tuple[str, str, str], float] = {}
+    for place in todo:
+        point, rates = place.point, Rates(place.point.base, device)
+        banks = [(point.experts, "hydra" if place.cell.architecture == "hydra" else "mole")]
+        if point.left_out is not None:
+            banks.append(((point.left_out,), "mole"))
+        for bank, shared in banks:
+            kind = f"hydra {','.join(bank)}" if shared == "hydra" else shared  # hydra's experts belong to their bank
+            for task in store.missing(point.base, base_identity(point.base), bank, shared):
+                if (point.base, kind, task) not in found:
+                    found[point.base, kind, task] = rates.expert(material.train[task], design)
+    return found
+
+
+def announce(experiment: Experiment, preset: str, design: Design, material: Material, places: Sequence[Place],
+              todo: Sequence[Place], training: Mapping[Any, float], left_out: Sequence[str], say: Say) -> None:  # fmt: skip
+    """Say what will be run and how long it should take."""
+    cells, tests = len({place.id for place in places}), len(material.test)
+    seconds = sum(place.seconds for place in todo) + sum(training.values())
+    paper = f" ({experiment.paper})" if experiment.paper else ""
+    say(f"{experiment.name}{paper}, preset {preset}: {experiment.question}")
+    for reason in left_out:
+        say(f"left out: {reason}")
+    say(f"{cells} cells ({cells - len(todo)} finished before), {len(training)} experts to train, {tests} tasks, "
+        f"{sum(map(len, material.test.values()))} {design.split} rows; predicted {duration(seconds)} ({seconds / 3600:.2f} hours).")  # fmt: skip
+    counts: dict[str, list[float]] = {}
+    for place in {place.id: place for place in places}.values():
+        counts.setdefault(f"{where(experiment, place.point)}{place.cell.label}", []).append(place.seconds)
+    for label, each in counts.items():
+        say(f"  {label}{f' × {len(each)} seeds' if len(each) > 1 else ''}: {sum(each) / 3600:.2f} hours")
+
+
+def where(experiment: Experiment, point: Point) -> str:
+    """The point's place on the axis, for a line of progress."""
+    if experiment.axis is None:
+        return ""
+    value = point.at()[experiment.axis]
+    return f"{AXES[experiment.axis]} {'all' if value is None else value}, "
+
+
+def plan_record(experiment: Experiment, preset: str, smoke: bool, design: Design, places: Sequence[Place], material: Material,
+                left_out: Sequence[str], for_experts: float, experts_given: bool, dtypes: Mapping[str, str | None]) -> dict[str, Any]:  # fmt: skip
+    """What was asked for, and where every cell stands: all that a report needs beside the cells' own records."""
+    plan = [
+        {"id": p.id, "label": p.cell.label, "system": p.cell.system, "kind": p.cell.kind, "seed": p.cell.seed,
+         "architecture": p.cell.architecture, "at": {**p.point.at(), "train_rows": sum(map(len, train_rows(p.point, material).values()))}}
+        for p in places
+    ]  # fmt: skip
+    unique = {place.id: place.seconds for place in places}
+    metrics = {"cells": len(unique), "predicted_seconds": round(sum(unique.values()) + for_experts)}
+    return make_record(
+        SUITE, experiment.name, metrics, preset=preset, smoke=smoke, design=asdict(design), question=experiment.question,
+        paper=experiment.paper, axis=experiment.axis, layout=experiment.layout, tasks=list(material.test),
+        left_out=list(left_out), experts_given=experts_given, dtypes=dict(dtypes), plan=plan,
+    )  # fmt: skip

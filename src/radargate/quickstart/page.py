@@ -1,0 +1,201 @@
+"""The quickstart's report, from its folder: records, training metrics, and nothing else."""
+
+from __future__ import annotations
+
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+from radargate.data.builtin import category_of
+from radargate.io.records import read_records
+from radargate.report import charts, page
+
+WORDS = {
+    "base": "the model alone",
+    "uniform": "all experts mixed evenly, with nothing trained",
+    "stretch": "the two trained gates",
+    "radar": "the two trained gates",
+}
+COMPARED = ("radar", "stretch", "uniform", "base")  # with each task's own expert
+_EXAMPLES = ("dates", "counted_nouns", "units")
+
+
+def systems(experts: list[str]) -> list[str]:
+    """The systems of the quickstart, in the order of its table."""
+    return ["base", *experts, "uniform", "stretch", "radar"]
+
+
+def quickstart_page(out: Path) -> str:
+    """The whole report as HTML.
+
+    Args:
+        out: the quickstart's folder, with ``records.jsonl`` and the bundles' ``metrics.jsonl``.
+    """
+    records = read_records(out / "records.jsonl")
+    scores = [r for r in records if r["suite"] == "eval"]
+    means = {r["system"]: r["metrics"] for r in scores if r["task"] == "mean"}
+    tasks = {(r["system"], r["task"]): r for r in scores if r["task"] != "mean"}
+    names = list(dict.fromkeys(task for _, task in tasks))
+    usage: dict[str, dict[str, float]] = next((r["metrics"] for r in records if r["suite"] == "usage"), {})
+    first = scores[0]
+    rows = next(iter(tasks.values()))["metrics"]["n"]
+    top = max(m["acc"]["value"] for m in means.values())
+    best = [name for name, m in means.items() if m["acc"]["value"] == top]
+    conditions = (
+        f"{len(names)} tasks, {rows} held-out rows each; 95 % bootstrap intervals over rows; one seed. radargate "
+        f"{first['versions'].get('radargate')}, commit {str(first['commit'])[:12]}, {first['machine']['cpu']}, {first['date'][:10]}."
+    )
+    experts = [name for name in means if name not in WORDS]
+    return page.page(
+        "RadarGate quickstart: five experts in one model",
+        [
+            page.paragraph(
+                "Five LoRA adapters (the experts), each trained for one kind of job, were composed into one small language model. Only a "
+                "gate was trained. For every token it decides how much of each expert to use (stretch); the radar gate also turns "
+                "the experts' outputs (rotation). Every system below answered the same questions, which none was trained on."
+            ),
+            page.section(
+                "Which system answers best?",
+                page.paragraph(_verdict(means)),
+                _chart(
+                    charts.intervals(
+                        [(n, m["acc"]) for n, m in means.items()],
+                        "accuracy, mean over tasks",
+                        "Accuracy of every system with 95 % intervals",
+                        best,
+                    ),
+                    "Accuracy: the share of right answers, higher is better. The dot is the mean over tasks, the line its 95 % interval.",
+                ),
+                page.table(
+                    ["system", "accuracy", "95 % interval", "NLL of the right answer", "95 % interval"],
+                    [[n, *_cells(m["acc"]), *_cells(m["nll"])] for n, m in means.items()],
+                    best=[i for i, n in enumerate(means) if n in best],
+                ),
+                page.paragraph(
+                    "NLL: how much the right answer surprises the system, in nats a token; lower is better. It tells systems apart sooner "
+                    f"than accuracy does. base is {WORDS['base']}; {', '.join(experts)}: the base with that one expert alone; uniform is "
+                    f"{WORDS['uniform']}; stretch and radar are {WORDS['stretch']}.",
+                    note=True,
+                ),
+                page.paragraph(conditions, note=True),
+            ),
+            page.section(
+                "Task by task (accuracy)",
+                page.paragraph(
+                    "A task's own expert is the one trained for that kind of job. Nobody tells a gate which kind of job a question is."
+                ),
+                page.table(
+                    ["task", *COMPARED, "own expert", "which"],
+                    [
+                        [t, *(_accuracy(tasks, n, t) for n in (*COMPARED, category_of(t))), category_of(t)]
+                        for t in names
+                    ],
+                ),
+                _folded(
+                    "Every expert on every task",
+                    page.table(["task", *experts], [[t, *(_accuracy(tasks, n, t) for n in experts)] for t in names]),
+                ),
+            ),
+            page.section(
+                "How training went",
+                _chart(
+                    charts.curves(
+                        {g: _losses(out / g) for g in ("stretch", "radar")},
+                        "step",
+                        "training loss",
+                        "Training loss of the stretch and radar gates over steps",
+                    ),
+                    "Loss on the answers, lower is better. Half-way both gates switch from all experts to the best two for each token.",
+                ),
+            ),
+            page.section(
+                "Which expert is used where?",
+                page.paragraph(most_used(usage)),
+                _chart(
+                    charts.heat_map(usage, "mean weight", "Mean weight of each expert for each task in the radar gate"),
+                    f"Mean weight in the radar gate, over layers and tokens of five test rows a task. Even use would be {1 / len(experts):.2f}.",
+                ),
+                _folded(
+                    "The same as a table",
+                    page.table(
+                        ["task", *next(iter(usage.values()))],
+                        [[t, *(f"{w:.2f}" for w in u.values())] for t, u in usage.items()],
+                    ),
+                ),
+            )
+            if usage
+            else "",
+            page.section(
+                "Three answers side by side",
+                page.paragraph(
+                    f"The first question of three tasks. Answers are cut after {first['max_new_tokens']} tokens.",
+                    note=True,
+                ),
+                *[_example(tasks, task, list(means)) for task in _EXAMPLES if ("radar", task) in tasks],
+            ),
+            page.section(
+                "Next",
+                page.paragraph("With adapters of your own:"),
+                "<pre>radargate doctor BASE my_adapter_1 my_adapter_2\nradargate train BASE my_adapter_1 my_adapter_2 --data my_rows.jsonl "
+                "--out my_bundle\nradargate eval my_bundle --data my_rows.jsonl --out scores.jsonl</pre>",
+                page.paragraph(
+                    "Every number on this page stands in records.jsonl beside it, or in the metrics.jsonl of its gate.",
+                    note=True,
+                ),
+            ),
+        ],
+    )
+
+
+def _chart(chart: str, caption: str) -> str:
+    return f'<div style="max-width:34rem">{page.figure(chart, caption)}</div>'
+
+
+def _folded(title: str, content: str) -> str:
+    return f'<details style="margin-top:.8rem"><summary>{html.escape(title)}</summary>{content}</details>'
+
+
+def _accuracy(tasks: dict[tuple[str, str], Any], system: str, task: str) -> str:
+    return f"{tasks[system, task]['metrics']['acc']['value']:.2f}"
+
+
+def most_used(usage: dict[str, dict[str, float]]) -> str:
+    """Whether the gate prefers each task's own expert, in words made from the numbers."""
+    top = {task: max(weights, key=weights.__getitem__) for task, weights in usage.items()}
+    own = sum(category_of(task) == expert for task, expert in top.items())
+    text = f"The expert with the largest mean weight is the task's own for {own} of {len(top)} tasks."
+    if len(set(top.values())) == 1:
+        text += f" It is {next(iter(top.values()))} everywhere: these means hide what differs from layer to layer and token to token."
+    return text + " A weight says how much of an expert's output goes in, not how much it helps."
+
+
+def _cells(metric: dict[str, float]) -> tuple[str, str]:
+    return f"{metric['value']:.3f}", f"{metric['low']:.3f} to {metric['high']:.3f}"
+
+
+def _verdict(means: dict[str, Any]) -> str:
+    def apart(a: str, b: str) -> str:
+        one, two = means[a]["acc"], means[b]["acc"]
+        if one["low"] > two["high"]:
+            return f"{a} is clearly better than {b}"
+        if two["low"] > one["high"]:
+            return f"{b} is clearly better than {a}"
+        return f"these rows cannot tell {a} and {b} apart (their intervals overlap)"
+
+    return f"By accuracy, {apart('radar', 'base')}; {apart('radar', 'uniform')}; {apart('radar', 'stretch')}."
+
+
+def _losses(folder: Path) -> list[tuple[float, float]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [(entry["step"], entry["loss"]) for entry in map(json.loads, lines)]
+
+
+def _example(tasks: dict[tuple[str, str], Any], task: str, systems: list[str]) -> str:
+    shown = tasks["radar", task]["examples"][0]
+    rows = []
+    for system in systems:
+        answer = tasks[system, task]["examples"][0]
+        rows.append([system, answer["answer"], "right" if answer["correct"] else "wrong"])
+    head = page.paragraph(f"{shown['prompt']}  (right answer: {shown['target']})")
+    return f'<div class="example">{head}{page.table(["system", "answer", "right?"], rows, numbers_from=9)}</div>'

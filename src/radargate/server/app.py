@@ -1,0 +1,237 @@
+"""The HTTP interface: OpenAI's endpoints over the engine, with health and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from radargate.server.answers import Answer
+from radargate.server.clients import answer_unless_gone
+from radargate.server.engine import Engine, QueueFull
+from radargate.server.explore import PATH, add_page
+from radargate.server.fields import ApiError, read_body
+from radargate.server.jobs import Job, Piece
+from radargate.server.metrics import Metrics
+from radargate.server.requests import Asked, check_model, read_request
+from radargate.server.residents import Residents
+
+ENDPOINTS = ("/", PATH, "/health", "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server accepts.
+
+    Attributes:
+        max_tokens: of one answer.
+        slots: answers that are written at a time.
+        queue: answers that may wait.
+        body_bytes: of a request.
+        shutdown_seconds: for running requests once the server is told to stop.
+        api_key: that requests must carry; None asks for none.
+    """
+
+    max_tokens: int = 1024
+    slots: int = 16
+    queue: int = 64
+    body_bytes: int = 4_000_000
+    shutdown_seconds: int = 30
+    api_key: str | None = None
+
+
+def make_app(residents: Residents, limits: Limits) -> FastAPI:
+    """The application, with an engine of its own that ends with it (``app.state.engine``)."""
+    metrics = Metrics()
+    engine = Engine(residents, slots=limits.slots, queue=limits.queue, count=metrics.count)
+    metrics.watch(engine)
+    started = int(time.time())
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(engine.stop, limits.shutdown_seconds)
+
+    app = FastAPI(title="RadarGate", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.engine = engine
+
+    app.add_middleware(_Door, metrics=metrics, key=limits.api_key)
+    add_page(app, residents, engine, limits.body_bytes)
+
+    @app.exception_handler(ApiError)
+    async def refused(request: Request, error: ApiError) -> Response:
+        return JSONResponse(error.body(), error.status)
+
+    @app.exception_handler(QueueFull)
+    async def full(request: Request, error: QueueFull) -> Response:
+        return await refused(request, ApiError(429 if engine.alive else 503, str(error), code="queue_full"))
+
+    @app.exception_handler(ClientDisconnect)
+    async def left(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # in the middle of its request; nobody reads it
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        return JSONResponse(ApiError(500, f"the server failed: {type(error).__name__}.").body(), 500)
+
+    @app.exception_handler(HTTPException)
+    async def no_such_page(request: Request, error: HTTPException) -> Response:
+        words = f"{request.method} {request.url.path}: {error.detail}. There are /v1/models, /v1/completions, /v1/chat/completions."
+        return JSONResponse(ApiError(error.status_code, words).body(), error.status_code)
+
+    @app.get("/health")
+    async def health() -> Response:
+        return JSONResponse({"status": "ok" if engine.alive else "stopping"}, 200 if engine.alive else 503)
+
+    @app.get("/metrics")
+    async def measured() -> Response:
+        return Response(metrics.text(), media_type=metrics.media_type)
+
+    def described(name: str) -> dict[str, Any]:
+        return {
+            "id": name, "object": "model", "created": started, "owned_by": "radargate",
+            "experts": list(residents.config(name).experts),
+        }  # fmt: skip
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return JSONResponse({"object": "list", "data": [described(name) for name in residents.names]})
+
+    @app.get("/v1/models/{name:path}")  # a Hub id has a slash
+    async def model(name: str) -> Response:
+        check_model(name, residents)
+        return JSONResponse(described(name))
+
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        return await answered(request, "completions")
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        return await answered(request, "chat")
+
+    async def answered(request: Request, endpoint: str) -> Response:
+        body = await read_body(request, limits.body_bytes)
+        asked = await asyncio.to_thread(read_request, body, endpoint, residents, limits.max_tokens)
+        answer, running = Answer(asked, residents.tokenizer), _Running(engine, asked)
+        if asked.stream:
+            return _Stream(answer, running)
+        try:
+            return await answer_unless_gone(request, _gather(answer, running))
+        finally:
+            running.cancel()
+
+    return app
+
+
+class _Running:
+    """A request in the engine, as an asyncio queue of pieces."""
+
+    def __init__(self, engine: Engine, asked: Asked) -> None:
+        loop = asyncio.get_running_loop()
+        self.pieces: asyncio.Queue[Piece] = asyncio.Queue()
+
+        def tell(piece: Piece) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
+
+        self._engine, self._job = engine, Job(asked.group, asked.prompts, asked.sampling, tell)
+        engine.submit(self._job)
+
+    async def next(self) -> Piece:
+        piece = await self.pieces.get()
+        if piece.error:
+            raise ApiError(500, f"the model failed: {piece.error}")
+        return piece
+
+    def cancel(self) -> None:
+        self._job.cancelled.set()
+        self._engine.wake()
+
+
+async def _gather(answer: Answer, running: _Running) -> dict[str, Any]:
+    while not answer.complete:
+        answer.add(await running.next())
+    return answer.whole()
+
+
+class _Stream(StreamingResponse):
+    """Server-sent events; when the client leaves, at any time, the slots are free."""
+
+    def __init__(self, answer: Answer, running: _Running) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(_events(answer, running), media_type="text/event-stream", headers=headers)
+        self._running = running
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._running.cancel()
+
+
+async def _events(answer: Answer, running: _Running) -> AsyncIterator[str]:
+    try:
+        for chunk in answer.first_chunks():
+            yield _event(chunk)
+        while not answer.complete:
+            piece = await running.next()
+            answer.add(piece)
+            yield _event(answer.chunk(piece))
+        if answer.asked.usage:
+            yield _event(answer.usage_chunk())
+        yield "data: [DONE]\n\n"
+    except ApiError as error:
+        yield _event(error.body())
+
+
+def _event(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+
+
+class _Door:
+    """Around every request: the key is asked for, and the request is counted."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, key: str | None) -> None:
+        self.app, self.metrics, self.key = app, metrics, key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun, status = time.monotonic(), 499
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            if scope["path"].startswith("/v1/") and not self._may(scope):
+                words = "the API key is missing or wrong. Send 'Authorization: Bearer KEY'."
+                refusal = JSONResponse(ApiError(401, words, code="invalid_api_key").body(), 401)
+                await refusal(scope, receive, noting)
+            else:
+                await self.app(scope, receive, noting)
+        except Exception:  # it is answered further out
+            status = 500
+            raise
+        finally:
+            endpoint = scope["path"] if scope["path"] in ENDPOINTS else "other"
+            self.metrics.request(endpoint, status, time.monotonic() - begun)
+
+    def _may(self, scope: Scope) -> bool:
+        given = dict(scope["headers"]).get(b"authorization", b"").removeprefix(b"Bearer ")
+        return self.key is None or secrets.compare_digest(given, self.key.encode())

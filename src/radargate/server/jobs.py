@@ -1,0 +1,99 @@
+"""What a request asks of the engine, and what the engine says back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from radargate.server.residents import Mask
+from radargate.server.sampling import Chooser, Chosen, Sampling
+from radargate.server.text import Writer
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Something new of one sequence.
+
+    Attributes:
+        index: of the sequence within its request.
+        text: what became certain.
+        tokens: tokens whose text that is, with the place where each starts.
+        finish: ``stop`` or ``length`` with the last piece, else None.
+        generated: tokens made so far, the end token included.
+        error: what went wrong; it is the last piece then.
+    """
+
+    index: int
+    text: str = ""
+    tokens: tuple[tuple[Chosen, int], ...] = ()
+    finish: str | None = None
+    generated: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """What sequences must have in common to share a batch."""
+
+    bundle: str
+    mask: Mask
+
+
+@dataclass
+class Job:
+    """All sequences of one request.
+
+    Attributes:
+        group: bundle and mask.
+        prompts: token ids, one entry a sequence.
+        sampling: the same for all.
+        tell: called by the engine's thread with each `Piece`.
+        cancelled: set it to free the slots; no more pieces come then.
+    """
+
+    group: Group
+    prompts: list[list[int]]
+    sampling: Sampling
+    tell: Callable[[Piece], None]
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+
+class Sequence:
+    """One answer in the making."""
+
+    def __init__(self, job: Job, index: int, tokenizer: object, ends: frozenset[int], penalty: float) -> None:
+        self.job, self.index, self.prompt, self.ends = job, index, job.prompts[index], ends
+        self.writer = Writer(tokenizer, job.sampling.stops)
+        self.chooser = Chooser(job.sampling, index, penalty)
+        self.last = 0
+        self.generated = 0
+        self._untold: list[tuple[Chosen, int]] = []
+
+    def take(self, logits: object) -> bool:
+        """Choose a token and tell what is new; True where it was the last."""
+        chosen = self.chooser.choose(logits, self.prompt + self.writer.ids)  # type: ignore[arg-type]
+        self.last, self.generated = chosen.id, self.generated + 1
+        finish, text = None, ""
+        if chosen.id in self.ends:
+            finish = "stop"
+        else:
+            text = self.writer.add(chosen.id)
+            self._untold.append((chosen, self.writer.starts[-1]))
+            if self.writer.stopped:
+                finish = "stop"
+            elif self.generated >= self.job.sampling.max_tokens:
+                finish = "length"
+        if finish:
+            text += self.writer.finish()
+        told = self._told(bool(finish) and not self.writer.stopped)
+        if text or told or finish:
+            self.job.tell(Piece(self.index, text, told, finish, self.generated))
+        return finish is not None
+
+    def _told(self, all_of_them: bool) -> tuple[tuple[Chosen, int], ...]:
+        """Tokens that begin in the text that is certain by now."""
+        end = len(self.writer.text)
+        count = sum(all_of_them or start < end for _, start in self._untold)
+        told, self._untold = self._untold[:count], self._untold[count:]
+        return tuple(told)

@@ -1,0 +1,67 @@
+"""Running the server until it is told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from radargate.server.app import Limits, make_app
+from radargate.server.residents import Residents
+
+
+def make_server(residents: Residents, limits: Limits, host: str, port: int) -> uvicorn.Server:
+    """A server that is not running yet; its ``should_exit`` stops it after the requests that run."""
+    config = uvicorn.Config(
+        make_app(residents, limits), host=host, port=port, log_level="warning", timeout_graceful_shutdown=limits.shutdown_seconds,
+        lifespan="on",
+    )  # fmt: skip
+    return uvicorn.Server(config)
+
+
+def serve(residents: Residents, limits: Limits, host: str, port: int, say: Callable[[str], None]) -> int:
+    """Serve until SIGINT or SIGTERM; returns the exit code, 0 where it served at all.
+
+    Args:
+        residents: the bundles.
+        limits: what is accepted.
+        host: address to listen on.
+        port: 0 takes a free one.
+        say: called with each line for the terminal.
+    """
+    server = make_server(residents, limits, host, port)
+    open_to_all = host not in ("127.0.0.1", "localhost", "::1") and limits.api_key is None
+    listening = server.config.bind_socket()  # a port in use is told before anything is promised
+    port = listening.getsockname()[1]
+    url = address(host, port)
+    say(f"{', '.join(residents.names)} at {url}/v1 (Ctrl-C stops after the requests that run)")
+    say(f"ask and see the routing: {url}/")
+    if open_to_all:
+        say(f"note: everybody who reaches {host} may use it; give --api-key to ask for a key.")
+    with _signals_stop(server):
+        server.run([listening])
+    if server.started:
+        say("stopped.")
+    return 0 if server.started else 1
+
+
+def address(host: str, port: int) -> str:
+    """The URL of a server; an IPv6 address goes into brackets."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextlib.contextmanager
+def _signals_stop(server: uvicorn.Server) -> Iterator[None]:
+    """A signal stops the server and is then done with: uvicorn would raise it once more, and the exit code would tell of a crash."""
+
+    def stop(number: int, frame: object) -> None:
+        server.should_exit = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
