@@ -53,7 +53,6 @@ def run(args: argparse.Namespace) -> int:
     from radargate.bench.targets import figures, table
     from radargate.io.records import append_records, make_record
 
-    say = flags.say_to()
     device = flags.pick_device(args.device)
     dtype = plain_dtype(
         args.dtype or ("float32" if device == "cpu" else "bfloat16"), "benchmarks compare plain weights"
@@ -63,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         facts = {"device": device, "dtype": str(dtype).replace("torch.", ""), "threads": torch.get_num_threads()}
         if device != "cpu":
             facts["gpu"] = torch.cuda.get_device_name()
-        for suite, case, result in _results(args, device, dtype, say):
+        for suite, case, result in _results(args, device, dtype):
             metrics = result.pop("metrics")
             records.append(make_record(suite, case, metrics, **result, **facts))
             print(json.dumps(records[-1]) if args.json else f"{case}: {_short(metrics)}", flush=True)
@@ -78,17 +77,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _results(args: argparse.Namespace, device: str, dtype: Any, say: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _results(args: argparse.Namespace, device: str, dtype: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(suite, case, result) of everything asked for."""
     if args.what == "ops":
-        yield from _ops(args, device, dtype, say)
+        yield from _ops(args, device, dtype)
     elif args.what == "footprint":
         yield from _footprint(args)
     else:
-        yield from _whole(args, device, dtype, say)
+        yield from _whole(args, device, dtype)
 
 
-def _ops(args: argparse.Namespace, device: str, dtype: Any, say: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _ops(args: argparse.Namespace, device: str, dtype: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
     from radargate.bench import ops
 
     quick = args.quick
@@ -100,7 +99,7 @@ def _ops(args: argparse.Namespace, device: str, dtype: Any, say: Any) -> Iterato
     )
     rounds, passes = (min(args.rounds, 2), ["step"]) if quick else (args.rounds, ["forward", "step"])
     most = int(args.literal_megabytes * 1e6) if args.literal_megabytes else None
-    for result in ops.bench(grid, device=device, dtype=dtype, rounds=rounds, most_gigaflops=args.most_gigaflops, say=say,
+    for result in ops.bench(grid, device=device, dtype=dtype, rounds=rounds, most_gigaflops=args.most_gigaflops,
                             passes=passes, literal_bytes=most):  # fmt: skip
         yield "bench-ops", f"{ops.label(result)} {result['pass']}", result
     if args.experts is None and args.tokens is None:
@@ -114,7 +113,7 @@ def _ops(args: argparse.Namespace, device: str, dtype: Any, say: Any) -> Iterato
             )
 
 
-def _whole(args: argparse.Namespace, device: str, dtype: Any, say: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _whole(args: argparse.Namespace, device: str, dtype: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
     from radargate.bench import whole
 
     shape = args.shape or ("smollm2-135m" if device == "cpu" else "llama-3.2-1b")
@@ -122,7 +121,7 @@ def _whole(args: argparse.Namespace, device: str, dtype: Any, say: Any) -> Itera
     length = 128 if args.what == "step" else 32
     prompts = [4] if args.what == "step" else args.batch or ([1] if args.quick else [1, 16])
     setting = whole.Setting(shape, layers, device, dtype, args.rounds, args.systems, prompts, length)
-    for metrics in getattr(whole, args.what)(setting, args.experts or [8, 40], say):
+    for metrics in getattr(whole, args.what)(setting, args.experts or [8, 40]):
         facts = {name: metrics.pop(name) for name in ("experts", "prompts")}
         case = f"{args.what} {shape} n={facts['experts']} batch={facts['prompts']}"
         yield (

@@ -69,7 +69,6 @@ def run(args: argparse.Namespace) -> int:
         file = compare(
             args.base, flags.named_adapters(args.adapters), args.data, args.out, options, experts=_experts(args.experts),
             tasks=args.task, resume=args.resume, dry_run=args.dry_run, dtype=args.dtype, device=flags.pick_device(args.device),
-            say=flags.say_to(),
         )  # fmt: skip
     if args.dry_run:
         return 0

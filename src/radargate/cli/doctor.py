@@ -31,7 +31,6 @@ def run(args: argparse.Namespace) -> int:
     device = flags.pick_device(args.device)
     results = examine(
         args.base, flags.named_adapters(args.adapters), dtype=args.dtype, device=device, probe=not args.no_probe,
-        say=flags.say_to(),
     )  # fmt: skip
     backend, reason = ops.choose_backend(device=device)
     if args.json:

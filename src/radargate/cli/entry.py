@@ -137,7 +137,9 @@ class _Lines(logging.Handler):
     """Prints the library's messages to standard error, a line each."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if is_main_process():
+        if is_main_process() and not (
+            progress.quiet() and record.levelno < logging.WARNING and record.name != progress.__name__
+        ):
             progress.print_line(printable(record.getMessage()), sys.stderr)
 
 

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     records = evaluate(
         args.target, flags.named_adapters(args.adapters), args.out, data=args.data, tasks=args.task, lm_eval_tasks=names,
         preset=args.preset, num_fewshot=args.num_fewshot, lm_eval_new_tokens=tokens, scoring=scoring, dtype=args.dtype,
-        device=flags.pick_device(args.device), base=args.base, say=flags.say_to(),
+        device=flags.pick_device(args.device), base=args.base,
     )  # fmt: skip
     for record in records:
         if args.json:

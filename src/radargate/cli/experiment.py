@@ -62,12 +62,11 @@ def run(args: argparse.Namespace) -> int:
         "bases": tuple(args.base) if args.base else None, "seeds": args.seeds, "limit": args.limit, "steps": args.steps,
         "top_k": tuple(args.top_k) if args.top_k else None, "gates": names(args.gates) if args.gates else None,
     }  # fmt: skip
-    say = flags.say_to()
     with contextlib.nullcontext() if args.dry_run else alone(out):
         file = run_experiment(
             args.name, args.preset, args.data, out, smoke=args.smoke, resume=args.resume, dry_run=args.dry_run,
             experts=args.experts, reuse=args.reuse or (), changes=changes, slots=args.slots, ray=args.ray, dtype=args.dtype,
-            device=flags.pick_device(args.device), say=say,
+            device=flags.pick_device(args.device),
         )  # fmt: skip
     if args.dry_run:
         return 0

@@ -63,7 +63,6 @@ def run(args: argparse.Namespace) -> int:
         "tasks": args.task,
         "dtype": args.dtype,
         "device": flags.pick_device(args.device),
-        "say": flags.say_to(),
     }
     if args.joint:
         folders = train_hydra_jointly(args.base, args.data, args.out, options, heads=args.heads, **common)

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         gguf_names(config, [layer.site for layer in radar_layers(model)])
     if rows:
         fitting = Fitting(args.rank, args.batch_size, args.max_length)
-        record = fit_lora(model, out, *rows, fitting, say=flags.say_to(), bundle=Path(args.bundle).resolve().name,
+        record = fit_lora(model, out, *rows, fitting, bundle=Path(args.bundle).resolve().name,
                           data=Path(args.data).name)  # fmt: skip
     else:
         save_as_lora(model, out)

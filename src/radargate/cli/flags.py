@@ -6,12 +6,8 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Callable
-from typing import TextIO
 
-from radargate.errors import OptionError, printable
-from radargate.io.processes import is_main_process
-from radargate.io.progress import print_line
+from radargate.errors import OptionError
 
 
 def data_flag(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -73,16 +69,6 @@ def positive_float(text: str) -> float:
     if not value > 0:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
-
-
-def say_to(stream: TextIO | None = None) -> Callable[[str], None]:
-    """A function that prints progress lines at once, to standard error by default."""
-
-    def say(line: str) -> None:
-        if is_main_process():
-            print_line(printable(line), stream or sys.stderr)
-
-    return say
 
 
 def program() -> str:

@@ -28,6 +28,6 @@ def run(args: argparse.Namespace) -> int:
     from radargate.quickstart.run import Quickstart, quickstart, summary
 
     options = Quickstart(steps=args.steps, limit=args.limit, seed=args.seed)
-    quickstart(args.out, options, device=flags.pick_device(args.device), say=flags.say_to())
+    quickstart(args.out, options, device=flags.pick_device(args.device))
     print(summary(args.out, flags.program()))
     return 0

@@ -51,14 +51,13 @@ def run(args: argparse.Namespace) -> int:
     from radargate.server.residents import Residents
     from radargate.server.run import serve
 
-    say = flags.say_to()
     key = args.api_key if args.api_key is not None else os.environ.get(KEY_VARIABLE) or None
     if key == "":
         raise OptionError("--api-key is empty. Give a key, or leave the flag out to ask for none.")
     residents = Residents(flags.named_adapters(args.bundles, "bundles"), base=args.base, dtype=args.dtype,
                           device=flags.pick_device(args.device))  # fmt: skip
     limits = Limits(args.max_tokens_limit, args.batch_size, args.queue, args.body_limit, args.shutdown_seconds, key)
-    return serve(residents, limits, args.host, args.port, say)
+    return serve(residents, limits, args.host, args.port)
 
 
 def port(text: str) -> int:

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     record = train_gates(
         args.base, flags.named_adapters(args.adapters), args.data, args.out, options, tasks=args.task,
         resume=args.resume, allow_inactive=args.allow_inactive, gate_only=args.gate_only, dtype=args.dtype,
-        device=flags.pick_device(args.device), tensorboard=args.tensorboard, shard=args.shard, say=flags.say_to(),
+        device=flags.pick_device(args.device), tensorboard=args.tensorboard, shard=args.shard,
     )  # fmt: skip
     if not is_main_process():
         return 0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,12 @@ from radargate.io.progress import Progress, duration
 from radargate.io.records import append_records, make_record, read_records
 from radargate.training.gates import GateTraining
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, options: Comparison, *,
             experts: Mapping[str, Mapping[str, str]] | None = None, tasks: list[str] | None = None, resume: bool = False,
-            dry_run: bool = False, dtype: str | None = None, device: str | None = None,
-            say: Say = lambda line: None) -> Path:  # fmt: skip
+            dry_run: bool = False, dtype: str | None = None, device: str | None = None) -> Path:  # fmt: skip
     """Run every cell that is not finished yet; records are written cell by cell, so that any stop loses one cell at most.
 
     Args:
@@ -52,7 +52,6 @@ def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, 
         dry_run: print the cells and predicted hours, and stop.
         dtype: of the base; None goes on with what the folder's run began with, or follows the rule of `load_base`.
         device: where to run.
-        say: called with each line of progress.
 
     Returns:
         The records' path.
@@ -85,15 +84,15 @@ def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, 
     finished, ids = finished_cells(file, mend=not dry_run), [cell.id(grid.conditions) for cell in cells]
     todo = [cell for cell, cell_id in zip(cells, ids, strict=True) if cell_id not in finished]
     for reason in dict.fromkeys(left_out):
-        say(f"left out: {reason}")
+        logger.info(f"left out: {reason}")
     forecast = Forecast.measure(
         grid.model, own["mole"], grid.encoded, grid.collator, test, grid.tokenizer, training, device
     )
     expected = sum(forecast.seconds(cell, training, test) for cell in todo)
-    say(f"{len(cells)} cells ({len(cells) - len(todo)} finished before), {len(test)} tasks, "
+    logger.info(f"{len(cells)} cells ({len(cells) - len(todo)} finished before), {len(test)} tasks, "
         f"{sum(map(len, test.values()))} test rows; predicted {duration(expected)} ({expected / 3600:.2f} hours).")  # fmt: skip
     for label, count in _counted(cells).items():
-        say(f"  {label}{f' × {count} seeds' if count > 1 else ''}")
+        logger.info(f"  {label}{f' × {count} seeds' if count > 1 else ''}")
     if dry_run:
         return file
     request = {"base": base, "experts": list(adapters), "tasks": list(test), "gates": list(options.gates),
@@ -112,7 +111,7 @@ def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, 
             mean = next(r for r in records if r.get("task") == "mean")
             seed = f" seed {cell.seed}" if cell.seed is not None else ""
             left = work.left()
-            say(f"[{len(cells) - len(todo) + number}/{len(cells)}] {cell.label}{seed}: {line(mean['metrics'])}  "
+            logger.info(f"[{len(cells) - len(todo) + number}/{len(cells)}] {cell.label}{seed}: {line(mean['metrics'])}  "
                 f"({duration(time.monotonic() - begun)}{'' if left is None else f', {duration(left)} left'})")  # fmt: skip
     shutil.rmtree(grid.work, ignore_errors=True)
     append_records(file, [_grid_record("end", cells, whole, file, request)])

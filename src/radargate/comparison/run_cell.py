@@ -21,7 +21,7 @@ from radargate.data.rows import Row
 from radargate.evaluation.run import Scoring, score_system
 from radargate.evaluation.usage import Usage, expert_usage
 from radargate.experts.adapters import read_adapter
-from radargate.io.progress import share
+from radargate.io.progress import quietly, share
 from radargate.io.records import make_record, read_records
 from radargate.training.experts import ExpertOptions, train_experts
 from radargate.training.gates import GateTraining, fit_gates, mean_angle, resolve_gate_options
@@ -72,6 +72,7 @@ class Grid:
     probe: Callable[[PeftModel, Cell, Grid], dict[str, Any]] | None = None  # looks at every trained gate
 
 
+@quietly()
 def run_cell(cell: Cell, grid: Grid, cell_id: str | None = None) -> list[dict[str, Any]]:
     """Train and score one cell; its records, the cell's own last: where it is, the cell is whole.
 
@@ -101,9 +102,7 @@ def run_cell(cell: Cell, grid: Grid, cell_id: str | None = None) -> list[dict[st
              "seed": cell.seed, "label": cell.label}  # fmt: skip
     begun = time.monotonic()
     with share(1 - TRAINED if cell.trained else 1):
-        records = score_system(
-            cell.label, model, grid.tokenizer, grid.test, grid.options.scoring, {"cell": shown}, lambda _: None
-        )
+        records = score_system(cell.label, model, grid.tokenizer, grid.test, grid.options.scoring, {"cell": shown})
     metrics = {
         "trained_parameters": facts["trained_parameters"], "train_seconds": round(facts["seconds"], 2),
         "score_seconds": round(time.monotonic() - begun, 2), "peak_memory_mb": peak_mb(grid.model.device), "final_loss": facts["final_loss"],

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +25,8 @@ from radargate.evaluation.scoring import Scorer
 from radargate.io.disk import check_writable
 from radargate.io.progress import Progress, share
 from radargate.io.records import append_records, make_record
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def plan_work(scoring: Scoring, *, data: str | None, tasks: list[str] | None = N
 
 def evaluate(target: str, adapters: Mapping[str, str], out: str | Path, *, data: str | None, tasks: list[str] | None,
              lm_eval_tasks: list[str] | None, scoring: Scoring, dtype: str | None = None, device: str | None = None,
-             base: str | None = None, say: Callable[[str], None] = lambda line: None, **more: Any
+             base: str | None = None, **more: Any
              ) -> list[dict[str, Any]]:  # fmt: skip
     """Score one system, or each of several adapters alone over one base, and append records to ``out``.
 
@@ -129,7 +132,6 @@ def evaluate(target: str, adapters: Mapping[str, str], out: str | Path, *, data:
         dtype: of the base.
         device: where to run.
         base: another name for a bundle's base.
-        say: called with each line of progress.
         **more: what else `plan_work` takes.
 
     Returns:
@@ -143,7 +145,7 @@ def evaluate(target: str, adapters: Mapping[str, str], out: str | Path, *, data:
             facts = {"target": Path(target).name, "adapter": name if adapters else None, "dtype": _dtype(model, dtype),
                      "experts": _expert_hashes(model)}  # fmt: skip
             with progress.part(1):
-                for part in _parts(name, model, tokenizer, work, scoring, facts, data, say):
+                for part in _parts(name, model, tokenizer, work, scoring, facts, data):
                     append_records(out, part)  # at once: a later benchmark that fails loses nothing
                     records += part
     return records
@@ -162,7 +164,7 @@ def _systems(target: str, adapters: Mapping[str, str], dtype: str | None, device
 
 
 def _parts(name: str, model: Any, tokenizer: Any, work: Work, scoring: Scoring, facts: dict[str, Any],
-           data: str | None, say: Callable[[str], None]) -> Iterator[list[dict[str, Any]]]:  # fmt: skip
+           data: str | None) -> Iterator[list[dict[str, Any]]]:  # fmt: skip
     """The records of one system, suite by suite."""
     for suite, names in work.lm_eval.items():
         results = evaluate_tasks(
@@ -177,7 +179,7 @@ def _parts(name: str, model: Any, tokenizer: Any, work: Work, scoring: Scoring, 
     for suite, by_task in work.rows.items():
         known = {**facts, **_benchmark(suite), "data": Path(str(data)).name}
         with share(1 / (len(work.rows) + len(work.lm_eval))):
-            found = score_system(name, model, tokenizer, by_task, scoring, known, say)
+            found = score_system(name, model, tokenizer, by_task, scoring, known)
         yield found
 
 
@@ -186,7 +188,7 @@ def _benchmark(suite: str) -> dict[str, str]:
 
 
 def score_system(name: str, model: Any, tokenizer: Any, by_task: dict[str, list[Row]], scoring: Scoring,
-                  facts: dict[str, Any], say: Callable[[str], None]) -> list[dict[str, Any]]:  # fmt: skip
+                  facts: dict[str, Any]) -> list[dict[str, Any]]:  # fmt: skip
     """Score one loaded model on every task; one record a task, and one for their mean, ``facts`` in each."""
     scorer = Scorer(model, tokenizer, batch_size=scoring.batch_size, max_new_tokens=scoring.max_new_tokens)
     scores: dict[str, list[RowScore]] = {}
@@ -197,7 +199,7 @@ def score_system(name: str, model: Any, tokenizer: Any, by_task: dict[str, list[
             begun = time.monotonic()
             scores[task] = scorer.score(rows, work)
             metrics = summarise(scores[task], scoring.seed)
-            say(f"{name}  {task}: {line(metrics)}")
+            logger.info(f"{name}  {task}: {line(metrics)}")
             records.append(
                 make_record(
                     "eval", f"{name}/{task}", {**metrics, "seconds": round(time.monotonic() - begun, 2)}, **facts,
@@ -208,7 +210,7 @@ def score_system(name: str, model: Any, tokenizer: Any, by_task: dict[str, list[
             )  # fmt: skip
     metrics = summarise_tasks(scores, scoring.seed)
     suite = f"{facts['benchmark']}/" if "benchmark" in facts else ""
-    say(f"{name}  {suite}mean of {len(scores)} tasks: {line(metrics)}")
+    logger.info(f"{name}  {suite}mean of {len(scores)} tasks: {line(metrics)}")
     records.append(make_record("eval", f"{name}/{suite}mean", metrics, **facts, system=name, task="mean", split=scoring.split,
                                limit=scoring.limit))  # fmt: skip
     return records

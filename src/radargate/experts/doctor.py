@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,8 @@ from transformers import PreTrainedModel
 from radargate.base_models.loading import base_dtype, load_base, meta_base
 from radargate.errors import RadarGateError
 from radargate.experts.adapters import Adapter, base_sites, check_fit, read_adapter
+
+logger = logging.getLogger(__name__)
 
 PROBE_TOKENS = 16
 
@@ -55,7 +58,7 @@ class Diagnosis:
 
 
 def examine(base: str, adapters: Mapping[str, str | Path], *, dtype: str | None = None, device: str | None = None,
-            probe: bool = True, say: Callable[[str], None] = lambda line: None) -> list[Diagnosis]:  # fmt: skip
+            probe: bool = True) -> list[Diagnosis]:  # fmt: skip
     """Check adapters in order of cost: config, header, shapes, values, then their effect on the real base.
 
     Args:
@@ -64,14 +67,13 @@ def examine(base: str, adapters: Mapping[str, str | Path], *, dtype: str | None 
         dtype: of the base, for the probe.
         device: where to run the probe.
         probe: False stops after the values, without loading the base's weights.
-        say: called with each line of progress.
 
     Raises:
         BaseModelError: the base cannot be found.
     """
     choice = base_dtype(base, dtype, device)
     shapes = base_sites(meta_base(base))
-    say(f"{base}: {len(shapes)} linear layers.")
+    logger.info(f"{base}: {len(shapes)} linear layers.")
     results, good = [], []
     for name, source in adapters.items():
         result = Diagnosis(name, str(source))
@@ -84,7 +86,7 @@ def examine(base: str, adapters: Mapping[str, str | Path], *, dtype: str | None 
         except RadarGateError as error:
             result.problem = _without_name(str(error), name)
     if good and probe:
-        say(f"probing {len(good)} adapters on the base …")
+        logger.info(f"probing {len(good)} adapters on the base …")
         model = load_base(base, dtype=choice.name, device=device)
         for result, adapter in good:
             result.effect = effect(model, adapter)

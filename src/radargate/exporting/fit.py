@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,8 @@ from radargate.exporting.reading import Batches, ByTask, make_batches, read, row
 from radargate.exporting.reduced_rank import LowRank, Moments, reduced_rank
 from radargate.io.disk import writing
 from radargate.io.records import make_record, write_atomic
+
+logger = logging.getLogger(__name__)
 
 MOMENT_NUMBERS = 1 << 28  # in memory at a time (2 GB); more sites than that take another pass over the rows
 RECORD = "record.json"
@@ -46,7 +49,7 @@ class Fitting:
 
 
 def fit_lora(model: Any, folder: str | Path, fit: ByTask, held_out: ByTask, fitting: Fitting, *, tokenizer: Any = None,
-             adapter_name: str = "default", say: Callable[[str], None] = lambda line: None, **facts: Any
+             adapter_name: str = "default", **facts: Any
              ) -> dict[str, Any]:  # fmt: skip
     """Save the LoRA of one rank that comes closest to a composition's updates, and measure what it loses.
 
@@ -61,7 +64,6 @@ def fit_lora(model: Any, folder: str | Path, fit: ByTask, held_out: ByTask, fitt
         fitting: rank and batches.
         tokenizer: the base's own; found by the base's name where it is not given.
         adapter_name: the composition's name inside the model.
-        say: called with each line of progress.
         **facts: more facts for the record.
 
     Returns:
@@ -89,13 +91,13 @@ def fit_lora(model: Any, folder: str | Path, fit: ByTask, held_out: ByTask, fitt
         batches, encoded = make_batches(model, tokenizer, _flat(fit), **sizes)
         others_batches, others_encoded = make_batches(model, tokenizer, _flat(held_out), **sizes)
         fit, held_out = rows_that_fit(fit, encoded), rows_that_fit(held_out, others_encoded)
-        say(f"fitting rank {fitting.rank} at {len(layers)} sites; {encoded.report(fitting.max_length)}")
-        fits = fit_sites(model, layers, batches, fitting.rank, adapter_name, say)
+        logger.info(f"fitting rank {fitting.rank} at {len(layers)} sites; {encoded.report(fitting.max_length)}")
+        fits = fit_sites(model, layers, batches, fitting.rank, adapter_name)
         made = f"rank {fitting.rank} fitted to {config.gate} of {', '.join(config.experts)}"
         factors = {site: (found.A, found.B) for site, found in fits.items()}
         bank = plain_bank("lora", factors, expert_bank(model, adapter_name), made)
         stored: Factors = {site: (here.A, here.B) for site, here in bank.sites.items()}
-        say(f"measuring on {len(others_encoded.rows)} held-out rows")
+        logger.info(f"measuring on {len(others_encoded.rows)} held-out rows")
         metrics = measure(model, tokenizer, stored, held_out, others_batches, adapter_name, fitting)
     finally:
         model.train(was_training)
@@ -127,8 +129,7 @@ def check_rank(layers: Sequence[RadarLayer], adapter_name: str, rank: int) -> No
 
 
 @torch.no_grad()
-def fit_sites(model: Any, layers: Sequence[RadarLayer], batches: Batches, rank: int, adapter_name: str = "default",
-              say: Callable[[str], None] = lambda line: None) -> dict[str, LowRank]:  # fmt: skip
+def fit_sites(model: Any, layers: Sequence[RadarLayer], batches: Batches, rank: int, adapter_name: str = "default") -> dict[str, LowRank]:  # fmt: skip
     """Site → the map of this rank closest to its updates on the batches; in several passes where moments would fill memory."""
     found: dict[str, LowRank] = {}
     groups = list(_groups(layers, adapter_name))
@@ -145,7 +146,7 @@ def fit_sites(model: Any, layers: Sequence[RadarLayer], batches: Batches, rank: 
         with watching(model, adapter_name, see):
             for count in read(model, batches):
                 if count % max(len(batches) // 4, 1) == 0:
-                    say(f"pass {number} of {len(groups)}: {count} of {len(batches)} batches read")
+                    logger.info(f"pass {number} of {len(groups)}: {count} of {len(batches)} batches read")
         while moments:  # each is dropped once it is used
             site = next(iter(moments))
             found[site] = reduced_rank(moments.pop(site), rank)

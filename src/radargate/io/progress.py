@@ -21,6 +21,7 @@ from radargate.io.processes import is_main_process
 LINES = 10  # about as many lines where there is no terminal
 SHORTEST, PAUSE = 1.0, 60.0  # seconds between lines at least; after which one comes in any case
 logger = logging.getLogger(__name__)
+_quiet: ContextVar[bool] = ContextVar("radargate_quiet", default=False)
 _bars = False  # whether to draw bars; the command line says so
 _bar: Any = None  # the one on the screen
 
@@ -31,6 +32,21 @@ def draw_bars() -> None:
     _bars = False
     with contextlib.suppress(OSError, ValueError):  # ValueError: a stream that is no file
         _bars = sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0 and is_main_process()
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Keep what is logged inside the block off the screen: steps of other work, which says itself how it goes."""
+    token = _quiet.set(True)
+    try:
+        yield
+    finally:
+        _quiet.reset(token)
+
+
+def quiet() -> bool:
+    """Whether what is logged now is to stay off the screen."""
+    return _quiet.get()
 
 
 def drawing_bars() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import threading
@@ -15,8 +16,9 @@ from radargate.errors import OptionError, RadarGateError
 from radargate.paper.planning import Place
 from radargate.paper.workshop import Workshop
 
+logger = logging.getLogger(__name__)
+
 Results = Iterator[tuple[Place, list[dict[str, Any]]]]
-Say = Callable[[str], None]
 MOST_TRIES = 3  # of a cell whose worker was lost
 
 
@@ -26,7 +28,7 @@ def here(shop: Workshop, places: Sequence[Place]) -> Results:
         yield place, shop.run(place)
 
 
-def in_slots(shop: Workshop, places: Sequence[Place], slots: int, say: Say) -> Results:
+def in_slots(shop: Workshop, places: Sequence[Place], slots: int) -> Results:
     """In so many processes of this machine, which share its cores; a lost process costs the cells under way.
 
     A cell that fails on its own ends the run, once the others under way have brought their results.
@@ -52,13 +54,13 @@ def in_slots(shop: Workshop, places: Sequence[Place], slots: int, say: Say) -> R
                         if error is None:
                             yield place, future.result()
                         else:
-                            failed = _first(failed, error, place, len(running), say)
+                            failed = _first(failed, error, place, len(running))
             except BrokenProcessPool:
                 for future, place in running.items():
                     if future.done() and future.exception() is None:
                         yield place, future.result()
                     else:
-                        _again(place, tries, waiting, say)
+                        _again(place, tries, waiting)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -66,7 +68,7 @@ def in_slots(shop: Workshop, places: Sequence[Place], slots: int, say: Say) -> R
         raise failed
 
 
-def on_ray(shop: Workshop, places: Sequence[Place], address: str, workers: int | None, say: Say) -> Results:
+def on_ray(shop: Workshop, places: Sequence[Place], address: str, workers: int | None) -> Results:
     """On a Ray cluster; ``address`` as ``ray.init`` takes it, or ``"local"`` for one on this machine.
 
     Adapters are read from the experiment's folder, which every machine must see under the same path. A cell whose worker is
@@ -108,11 +110,11 @@ def on_ray(shop: Workshop, places: Sequence[Place], address: str, workers: int |
                 try:
                     records = ray.get(reference)
                 except lost:
-                    _again(place, tries, waiting, say)
+                    _again(place, tries, waiting)
                     crew.start()
                 except ray.exceptions.RayTaskError as error:
                     own = error.cause if isinstance(error.cause, RadarGateError) else error
-                    failed = _first(failed, own, place, len(running), say)
+                    failed = _first(failed, own, place, len(running))
                 else:
                     crew.idle.append(worker)
                     yield place, records
@@ -123,21 +125,21 @@ def on_ray(shop: Workshop, places: Sequence[Place], address: str, workers: int |
             ray.shutdown()
 
 
-def _first(failed: BaseException | None, error: BaseException, place: Place, running: int, say: Say) -> BaseException:
+def _first(failed: BaseException | None, error: BaseException, place: Place, running: int) -> BaseException:
     """The first error of a run; what other workers are at is waited for, so that no finished cell is lost."""
     if running:
-        say(f"{place.cell.label} failed; {running} more under way {'is' if running == 1 else 'are'} waited for")
+        logger.info(f"{place.cell.label} failed; {running} more under way {'is' if running == 1 else 'are'} waited for")
     return failed or error
 
 
-def _again(place: Place, tries: dict[str, int], waiting: deque[Place], say: Say) -> None:
+def _again(place: Place, tries: dict[str, int], waiting: deque[Place]) -> None:
     tries[place.id] += 1
     if tries[place.id] >= MOST_TRIES:
         raise RadarGateError(
             f"{place.cell.label}: its worker was lost {MOST_TRIES} times, most likely for want of memory. Use fewer "
             "--slots; finished cells stay, and --resume goes on."
         )
-    say(f"{place.cell.label}: its worker was lost, so it goes to another")
+    logger.info(f"{place.cell.label}: its worker was lost, so it goes to another")
     waiting.appendleft(place)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,6 @@ from radargate.io.records import content_hash
 from radargate.paper.points import Material, slug
 from radargate.training.experts import ExpertOptions, train_experts
 from radargate.training.hydra import train_hydra_experts
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -71,8 +69,7 @@ class ExpertStore:
         folder = self._folder(base, identity, tasks, architecture)
         return [task for task in tasks if not (folder / task / "adapter_config.json").exists()]
 
-    def folders(self, base: str, identity: str, tasks: Sequence[str], architecture: str, model: Any, say: Say
-                ) -> dict[str, str]:  # fmt: skip
+    def folders(self, base: str, identity: str, tasks: Sequence[str], architecture: str, model: Any) -> dict[str, str]:
         """Task → folder of its adapter; those not there yet are trained."""
         if self.given is not None:
             return {task: str(self.given / task) for task in tasks}
@@ -80,7 +77,7 @@ class ExpertStore:
         rows = {task: self.material.train[task] for task in tasks}
         if self.missing(base, identity, tasks, architecture):
             train = train_hydra_experts if architecture == "hydra" else train_experts
-            train(model, rows, folder, self.recipe, resume=True, device=self.device, say=say)
+            train(model, rows, folder, self.recipe, resume=True, device=self.device)
         return {task: str(folder / task) for task in tasks}
 
     def _folder(self, base: str, identity: str, tasks: Sequence[str], architecture: str) -> Path:

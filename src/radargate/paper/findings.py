@@ -186,7 +186,7 @@ class Findings:
         return None if self.axis in (None, "bases", "leave_one_out") or len(values) < 2 else (values[0], values[-1])
 
     def _changing(self) -> list[str]:
-        """Systems with cells of their own at both ends; the base, say, has one that stands everywhere."""
+        """Systems with cells of their own at both ends; the base, has one that stands everywhere."""
         ends = self._ends()
         assert ends is not None
         first, last = (self.grids[value].systems for value in ends)

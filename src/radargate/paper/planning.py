@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ from radargate.paper.points import (
 )
 from radargate.paper.predict import Rates
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,21 +97,21 @@ def expert_seconds(design: Design, material: Material, store: ExpertStore, todo:
 
 
 def announce(experiment: Experiment, preset: str, design: Design, material: Material, places: Sequence[Place],
-              todo: Sequence[Place], training: Mapping[Any, float], left_out: Sequence[str], say: Say) -> None:  # fmt: skip
+              todo: Sequence[Place], training: Mapping[Any, float], left_out: Sequence[str]) -> None:  # fmt: skip
     """Say what will be run and how long it should take."""
     cells, tests = len({place.id for place in places}), len(material.test)
     seconds = sum(place.seconds for place in todo) + sum(training.values())
     paper = f" ({experiment.paper})" if experiment.paper else ""
-    say(f"{experiment.name}{paper}, preset {preset}: {experiment.question}")
+    logger.info(f"{experiment.name}{paper}, preset {preset}: {experiment.question}")
     for reason in left_out:
-        say(f"left out: {reason}")
-    say(f"{cells} cells ({cells - len(todo)} finished before), {len(training)} experts to train, {tests} tasks, "
+        logger.info(f"left out: {reason}")
+    logger.info(f"{cells} cells ({cells - len(todo)} finished before), {len(training)} experts to train, {tests} tasks, "
         f"{sum(map(len, material.test.values()))} {design.split} rows; predicted {duration(seconds)} ({seconds / 3600:.2f} hours).")  # fmt: skip
     counts: dict[str, list[float]] = {}
     for place in {place.id: place for place in places}.values():
         counts.setdefault(f"{where(experiment, place.point)}{place.cell.label}", []).append(place.seconds)
     for label, each in counts.items():
-        say(f"  {label}{f' × {len(each)} seeds' if len(each) > 1 else ''}: {sum(each) / 3600:.2f} hours")
+        logger.info(f"  {label}{f' × {len(each)} seeds' if len(each) > 1 else ''}: {sum(each) / 3600:.2f} hours")
 
 
 def where(experiment: Experiment, point: Point) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,13 @@ from radargate.paper.planning import Place, announce, expert_seconds, plan_place
 from radargate.paper.points import load_material, points, recipe
 from radargate.paper.workshop import Workshop
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 def run_experiment(name: str, preset: str, data: str, out: str | Path, *, smoke: bool = False, resume: bool = False,
                    dry_run: bool = False, experts: str | Path | None = None, reuse: Sequence[str | Path] = (),
                    changes: Mapping[str, Any] | None = None, slots: int | None = None, ray: str | None = None,
-                   dtype: str | None = None, device: str | None = None, say: Say = lambda line: None) -> Path:  # fmt: skip
+                   dtype: str | None = None, device: str | None = None) -> Path:  # fmt: skip
     """Run every cell of an experiment that is not finished yet; records are written cell by cell.
 
     Args:
@@ -49,7 +50,6 @@ def run_experiment(name: str, preset: str, data: str, out: str | Path, *, smoke:
         ray: address of a Ray cluster to run cells on, or ``"local"``.
         dtype: of the bases; None goes on with what the folder's run began with, or follows the rule of `load_base`.
         device: where to run.
-        say: called with each line of progress.
 
     Returns:
         The records' path.
@@ -78,7 +78,7 @@ def run_experiment(name: str, preset: str, data: str, out: str | Path, *, smoke:
     done |= set(others)
     todo = list({place.id: place for place in places if place.id not in done}.values())
     training = expert_seconds(design, material, store, todo, device or "cpu")
-    announce(experiment, preset, design, material, places, todo, training, left_out, say)
+    announce(experiment, preset, design, material, places, todo, training, left_out)
     if dry_run:
         return file
     for base in dict.fromkeys(place.point.base for place in todo):
@@ -95,14 +95,14 @@ def run_experiment(name: str, preset: str, data: str, out: str | Path, *, smoke:
         for base in dict.fromkeys(place.point.base for place in todo):
             mine = [place for place in todo if place.point.base == base]
             with work.part(sum(seconds for (of, _, _), seconds in training.items() if of == base)):
-                shop.prepare(mine, say)
-            for number, (place, records) in enumerate(_results(shop, mine, slots, ray, say), before + 1):
+                shop.prepare(mine)
+            for number, (place, records) in enumerate(_results(shop, mine, slots, ray), before + 1):
                 append_records(file, records)
                 mean = next(r for r in records if r.get("task") == "mean")
                 seed = f" seed {place.cell.seed}" if place.cell.seed is not None else ""
                 work.add(place.seconds)
                 left = work.left()
-                say(f"[{number}] {where(experiment, place.point)}{place.cell.label}{seed}: {line(mean['metrics'])}"
+                logger.info(f"[{number}] {where(experiment, place.point)}{place.cell.label}{seed}: {line(mean['metrics'])}"
                     f"{'' if left is None else f'  ({duration(left)} left)'}")  # fmt: skip
             before += len(mine)
     return file
@@ -124,11 +124,11 @@ def _dtypes(bases: Sequence[str], asked: str | None, device: str | None, file: P
     return found
 
 
-def _results(shop: Workshop, places: Sequence[Place], slots: int | None, ray: str | None, say: Say) -> Results:
+def _results(shop: Workshop, places: Sequence[Place], slots: int | None, ray: str | None) -> Results:
     if ray is not None:
-        return executors.on_ray(shop, places, ray, slots, say)
+        return executors.on_ray(shop, places, ray, slots)
     if slots is not None and slots > 1:
-        return executors.in_slots(shop, places, slots, say)
+        return executors.in_slots(shop, places, slots)
     return executors.here(shop, places)
 
 

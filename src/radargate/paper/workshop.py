@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import logging
 import os
 import platform
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from radargate.paper.points import (
     train_rows,
 )
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -54,18 +55,18 @@ class Workshop:
     _base: tuple[str, Any, Any, str] | None = field(default=None, repr=False)
     _grid: tuple[Point, frozenset[str], Grid] | None = field(default=None, repr=False)
 
-    def prepare(self, places: Sequence[Place], say: Say) -> None:
+    def prepare(self, places: Sequence[Place]) -> None:
         """Train the experts that places of one base need and that are not there."""
         for point in dict.fromkeys(place.point for place in places):
             for architecture in _architectures([p for p in places if p.point == point]):
-                self._folders(point, list(point.experts), architecture, say)
+                self._folders(point, list(point.experts), architecture)
             if point.left_out is not None:
-                self._folders(point, [point.left_out], "mole", say)
+                self._folders(point, [point.left_out], "mole")
 
     def run(self, place: Place) -> list[dict[str, Any]]:
         """All records of one cell."""
         grid = self._grid_at(place)
-        printed = self._opened(place.point.base, lambda _: None)[3]
+        printed = self._opened(place.point.base)[3]
         own = {**place.conditions, "base_fingerprint": printed}
         records = run_cell(place.cell, dataclasses.replace(grid, conditions=own), place.id)
         shutil.rmtree(grid.work, ignore_errors=True)
@@ -76,19 +77,19 @@ class Workshop:
         self._base = self._grid = None
         return self
 
-    def _opened(self, base: str, say: Say) -> tuple[str, Any, Any, str]:
+    def _opened(self, base: str) -> tuple[str, Any, Any, str]:
         if self._base is None or self._base[0] != base:
             self.close()
-            say(f"loading {base}")
+            logger.info(f"loading {base}")
             model = load_base(base, dtype=self.store.dtypes.get(base) or CHECKPOINT, device=self.device)
             self._base = (base, model, load_tokenizer(base), fingerprint(model))
         return self._base
 
-    def _folders(self, point: Point, tasks: list[str], architecture: str, say: Say) -> dict[str, str]:
+    def _folders(self, point: Point, tasks: list[str], architecture: str) -> dict[str, str]:
         identity = base_identity(point.base)
         if not self.store.missing(point.base, identity, tasks, architecture):
-            return self.store.folders(point.base, identity, tasks, architecture, None, say)
-        return self.store.folders(point.base, identity, tasks, architecture, self._opened(point.base, say)[1], say)
+            return self.store.folders(point.base, identity, tasks, architecture, None)
+        return self.store.folders(point.base, identity, tasks, architecture, self._opened(point.base)[1])
 
     def _grid_at(self, place: Place) -> Grid:
         point, needed = place.point, frozenset(_architectures([place]))
@@ -97,8 +98,8 @@ class Workshop:
         return self._grid[2]
 
     def _new_grid(self, point: Point, architectures: frozenset[str]) -> Grid:
-        _, model, tokenizer, _ = self._opened(point.base, lambda _: None)
-        adapters = {a: self._folders(point, list(point.experts), a, lambda _: None) for a in sorted(architectures)}
+        _, model, tokenizer, _ = self._opened(point.base)
+        adapters = {a: self._folders(point, list(point.experts), a) for a in sorted(architectures)}
         train, test = train_rows(point, self.material), test_rows(point, self.material)
         training = gate_training(point, self.design, convert=self.store.given is not None)
         seq2seq = bool(model.config.is_encoder_decoder)
@@ -110,7 +111,7 @@ class Workshop:
             module, _, attribute = self.experiment.probe.partition(":")
             probe = getattr(importlib.import_module(module), attribute)
             if point.left_out is not None:
-                adapters["left out"] = self._folders(point, [point.left_out], "mole", lambda _: None)
+                adapters["left out"] = self._folders(point, [point.left_out], "mole")
         work = self.out / f".work-{platform.node()}-{os.getpid()}"  # of a cluster all write there
         return Grid(model, tokenizer, adapters, train, test, encoded,
                     AnswerCollator(tokenizer.pad_token_id, seq2seq), options, {}, work, self.device, probe)  # fmt: skip

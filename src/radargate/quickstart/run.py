@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +16,12 @@ from radargate.evaluation.usage import expert_usage
 from radargate.experts.shipped import BASE, shipped_experts
 from radargate.io.cache import cache_folder
 from radargate.io.disk import check_writable, writing
-from radargate.io.progress import Progress, duration
+from radargate.io.progress import Progress, duration, quietly
 from radargate.io.records import append_records, make_record, read_records, write_atomic
 from radargate.quickstart.page import quickstart_page, systems
 from radargate.training.gates import GateTraining, run_dtype, train_gates
+
+logger = logging.getLogger(__name__)
 
 DATA = "builtin:all"
 GATES = {"stretch": "how much of each expert", "radar": "stretch and rotation"}
@@ -37,15 +39,13 @@ class Quickstart:
     seed: int = 0
 
 
-def quickstart(out: str | Path, options: Quickstart, *, device: str | None = None,
-               say: Callable[[str], None] = lambda line: None) -> Path:  # fmt: skip
+def quickstart(out: str | Path, options: Quickstart, *, device: str | None = None) -> Path:  # fmt: skip
     """Train and score the embedded default; finished parts of an earlier run in ``out`` are kept.
 
     Args:
         out: folder for bundles, records and the report.
         options: steps, rows and so on.
         device: where to run.
-        say: called with each line of progress.
 
     Returns:
         The report's path.
@@ -55,38 +55,42 @@ def quickstart(out: str | Path, options: Quickstart, *, device: str | None = Non
     """
     out, started = Path(out), time.monotonic()
     check_writable(out / "records.jsonl", "the results")
-    say(f"1/4  The base model: {BASE}, a small instruction model (fetched once, then kept in {cache_folder()}).")
+    logger.info(
+        f"1/4  The base model: {BASE}, a small instruction model (fetched once, then kept in {cache_folder()})."
+    )
     resolve_base(BASE)
     dtype = run_dtype(out / "stretch", BASE, None, device) or CHECKPOINT
     experts = {name: str(path) for name, path in shipped_experts().items()}
-    say(f"     The experts: {len(experts)} LoRA adapters that come with RadarGate: {', '.join(experts)}.")
+    logger.info(f"     The experts: {len(experts)} LoRA adapters that come with RadarGate: {', '.join(experts)}.")
     to_train = [gate for gate in GATES if not (out / gate / "record.json").exists()]
     to_score = _unscored(out, experts, options)
     with Progress(
         "quickstart", len(to_train) * TRAINING * options.steps + len(to_score) * options.limit, forecast=True
     ) as work:
         for number, (gate, words) in enumerate(GATES.items(), 2):
-            say(
+            logger.info(
                 f"{number}/4  Training the {gate} gate ({words}) on a mixture of all tasks; base and experts stay as they are."
             )
             training = GateTraining(gate=gate, steps=options.steps, batch_size=options.batch_size, seed=options.seed)
             with work.part(TRAINING * options.steps if gate in to_train else 0):
-                train_gates(BASE, experts, DATA, out / gate, training, resume=True, dtype=dtype, device=device,
-                            say=_indented(say))  # fmt: skip
+                train_gates(BASE, experts, DATA, out / gate, training, resume=True, dtype=dtype, device=device)  # fmt: skip
         # a rule has nothing to train: this saves the uniform mixture as a bundle
         uniform = GateTraining(gate="uniform", seed=options.seed)
-        train_gates(BASE, experts, DATA, out / "uniform", uniform, resume=True, dtype=dtype, device=device)
-        say(f"4/4  Scoring on rows nothing was trained on: {options.limit} of each of the ten tasks, for nine systems.")
-        say("     accuracy: share of right answers; NLL: surprise at the right answer, lower is better.")
+        with quietly():
+            train_gates(BASE, experts, DATA, out / "uniform", uniform, resume=True, dtype=dtype, device=device)
+        logger.info(
+            f"4/4  Scoring on rows nothing was trained on: {options.limit} of each of the ten tasks, for nine systems."
+        )
+        logger.info("     accuracy: share of right answers; NLL: surprise at the right answer, lower is better.")
         for system in to_score:
             with work.part(options.limit):
-                _score(system, out, experts, options, dtype, device, say)
+                _score(system, out, experts, options, dtype, device)
     _look_at_usage(out, options, dtype, device)
     report = out / "report.html"
     page = quickstart_page(out)
     with writing("the report", report):
         write_atomic(report, page)
-    say(f"Done in {duration(time.monotonic() - started)}.")
+    logger.info(f"Done in {duration(time.monotonic() - started)}.")
     return report
 
 
@@ -98,22 +102,30 @@ def _unscored(out: Path, experts: dict[str, str], options: Quickstart) -> list[s
     return [system for system in systems(list(experts)) if system not in done]
 
 
-def _score(system: str, out: Path, experts: dict[str, str], options: Quickstart, dtype: str, device: str | None,
-           say: Callable[[str], None]) -> None:  # fmt: skip
+def _score(system: str, out: Path, experts: dict[str, str], options: Quickstart, dtype: str, device: str | None) -> None:  # fmt: skip
     scoring = Scoring(limit=options.limit, max_new_tokens=options.max_new_tokens, seed=options.seed)
     adapters = {system: experts[system]} if system in experts else {}
     target = BASE if adapters or system == "base" else str(out / system)
     part = out / f".{system}.jsonl"
     part.unlink(missing_ok=True)
-    records = evaluate(
-        target, adapters, part, data=DATA, tasks=None, lm_eval_tasks=None, scoring=scoring, dtype=dtype, device=device
-    )
+    with quietly():
+        records = evaluate(
+            target,
+            adapters,
+            part,
+            data=DATA,
+            tasks=None,
+            lm_eval_tasks=None,
+            scoring=scoring,
+            dtype=dtype,
+            device=device,
+        )
     for record in records:
         record["system"] = system
     append_records(out / "records.jsonl", records)  # all of a system at once: a crash leaves none of it
     part.unlink()
     mean = records[-1]["metrics"]
-    say(f"     {system:<12} accuracy {mean['acc']['value']:.2f}  NLL {mean['nll']['value']:.2f}")
+    logger.info(f"     {system:<12} accuracy {mean['acc']['value']:.2f}  NLL {mean['nll']['value']:.2f}")
 
 
 def _look_at_usage(out: Path, options: Quickstart, dtype: str, device: str | None) -> None:
@@ -142,7 +154,3 @@ def summary(out: str | Path, program: str = "radargate") -> str:
             f"  {program} train BASE my_adapter_1 my_adapter_2 --data my_rows.jsonl --out my_bundle",
         )
     )
-
-
-def _indented(say: Callable[[str], None]) -> Callable[[str], None]:
-    return lambda line: say(f"     {line}")

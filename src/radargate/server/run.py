@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import uvicorn
 
 from radargate.server.app import Limits, make_app
 from radargate.server.residents import Residents
+
+logger = logging.getLogger(__name__)
 
 
 def make_server(residents: Residents, limits: Limits, host: str, port: int) -> uvicorn.Server:
@@ -21,7 +24,7 @@ def make_server(residents: Residents, limits: Limits, host: str, port: int) -> u
     return uvicorn.Server(config)
 
 
-def serve(residents: Residents, limits: Limits, host: str, port: int, say: Callable[[str], None]) -> int:
+def serve(residents: Residents, limits: Limits, host: str, port: int) -> int:
     """Serve until SIGINT or SIGTERM; returns the exit code, 0 where it served at all.
 
     Args:
@@ -29,21 +32,20 @@ def serve(residents: Residents, limits: Limits, host: str, port: int, say: Calla
         limits: what is accepted.
         host: address to listen on.
         port: 0 takes a free one.
-        say: called with each line for the terminal.
     """
     server = make_server(residents, limits, host, port)
     open_to_all = host not in ("127.0.0.1", "localhost", "::1") and limits.api_key is None
     listening = server.config.bind_socket()  # a port in use is told before anything is promised
     port = listening.getsockname()[1]
     url = address(host, port)
-    say(f"{', '.join(residents.names)} at {url}/v1 (Ctrl-C stops after the requests that run)")
-    say(f"ask and see the routing: {url}/")
+    logger.info(f"{', '.join(residents.names)} at {url}/v1 (Ctrl-C stops after the requests that run)")
+    logger.info(f"ask and see the routing: {url}/")
     if open_to_all:
-        say(f"note: everybody who reaches {host} may use it; give --api-key to ask for a key.")
+        logger.info(f"note: everybody who reaches {host} may use it; give --api-key to ask for a key.")
     with _signals_stop(server):
         server.run([listening])
     if server.started:
-        say("stopped.")
+        logger.info("stopped.")
     return 0 if server.started else 1
 
 

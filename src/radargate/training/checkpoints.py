@@ -7,11 +7,11 @@ flushed, and renamed; ``complete.json`` holds the hash of every file, so that a 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from torch import nn
 from radargate.errors import RadarGateError
 from radargate.io.disk import flush
 from radargate.io.records import file_hash, write_atomic
+
+logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 KEEP = 2
@@ -91,16 +93,16 @@ def _write(trainer: Any, work: Path) -> None:
     flush(work)
 
 
-def newest(out: str | Path, say: Callable[[str], None] = lambda line: None) -> Path | None:
-    """The newest whole checkpoint in a folder; unfinished or damaged ones are passed over, and named to ``say``."""
+def newest(out: str | Path) -> Path | None:
+    """The newest whole checkpoint in a folder; unfinished or damaged ones are passed over, and named in the log."""
     found = _checkpoints(Path(out))
     for step, folder in reversed(found):
         fault = damage(folder)
         if fault is None:
             return folder
-        say(f"{folder} is damaged ({fault}): its {step} steps are passed over.")
+        logger.info(f"{folder} is damaged ({fault}): its {step} steps are passed over.")
     if found:
-        say(f"no checkpoint in {out} is whole: training begins anew.")
+        logger.info(f"no checkpoint in {out} is whole: training begins anew.")
     return None
 
 

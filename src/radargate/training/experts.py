@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +27,8 @@ from radargate.io.disk import AGAIN, check_writable, flush, writing
 from radargate.io.progress import Progress, duration
 from radargate.io.records import append_records, make_record, read_records
 from radargate.training.loop import AnswerTrainer, training_arguments, training_run
+
+logger = logging.getLogger(__name__)
 
 _FOLDER_NAME = re.compile(r"(?!\.)[\w .,+()&@=~-]{1,100}")
 
@@ -48,8 +51,7 @@ class ExpertOptions:
 
 
 def train_experts(base: str | PreTrainedModel, data: str | Mapping[str, list[Row]], out: str | Path, options: ExpertOptions, *, tasks: list[str] | None = None,
-                  union: str | None = None, frozen_A: Path | None = None, resume: bool = False, dtype: str | None = None, device: str | None = None,
-                  say: Callable[[str], None] = lambda line: None) -> dict[str, Path]:  # fmt: skip
+                  union: str | None = None, frozen_A: Path | None = None, resume: bool = False, dtype: str | None = None, device: str | None = None) -> dict[str, Path]:  # fmt: skip
     """Train one LoRA adapter for each task of ``data`` and save each as a PEFT folder ``out/TASK``.
 
     Args:
@@ -63,7 +65,6 @@ def train_experts(base: str | PreTrainedModel, data: str | Mapping[str, list[Row
         resume: skip tasks whose adapter is already there, instead of refusing.
         dtype: of the base model; None goes on with what the folder's run began with, or follows the rule of `load_base`.
         device: where to train.
-        say: called with each line of progress.
 
     Returns:
         task → folder of its adapter.
@@ -108,10 +109,10 @@ def train_experts(base: str | PreTrainedModel, data: str | Mapping[str, list[Row
         for number, (task, rows) in enumerate(by_task.items(), 1):
             folders[task] = out / task
             if task in existing:
-                say(f"[{number}/{len(by_task)}] {task}: already trained, kept.")
+                logger.info(f"[{number}/{len(by_task)}] {task}: already trained, kept.")
                 continue
             encoded = ready[task]
-            say(f"[{number}/{len(by_task)}] {task}: {encoded.report(options.max_length)}")
+            logger.info(f"[{number}/{len(by_task)}] {task}: {encoded.report(options.max_length)}")
             torch.manual_seed(options.seed)
             peft_model = cast(PeftModel, get_peft_model(model, lora_config(options, seq2seq)))
             if frozen_A is not None:
@@ -126,7 +127,7 @@ def train_experts(base: str | PreTrainedModel, data: str | Mapping[str, list[Row
                 seconds = _train_one(peft_model, encoded.rows, AnswerCollator(tokenizer.pad_token_id, seq2seq),
                                      folders[task], options, facts, device)  # fmt: skip
             model = cast(PreTrainedModel, peft_model.unload())
-            say(f"[{number}/{len(by_task)}] {task}: saved to {folders[task]} after {duration(seconds)}.")
+            logger.info(f"[{number}/{len(by_task)}] {task}: saved to {folders[task]} after {duration(seconds)}.")
         return folders
 
 

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -87,7 +87,7 @@ class GateTraining:
 def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: str | Path, options: GateTraining, *,
                 tasks: list[str] | None = None, resume: bool = False, allow_inactive: bool = False,
                 gate_only: bool = False, dtype: str | None = None, device: str | None = None, tensorboard: bool = False,
-                shard: bool = False, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:  # fmt: skip
+                shard: bool = False) -> dict[str, Any]:  # fmt: skip
     """Train the gates of a composition and save it as a bundle in ``out``.
 
     Args:
@@ -104,7 +104,6 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
         device: where to train.
         tensorboard: also log to TensorBoard.
         shard: under a launcher of several processes, share base and experts out among them.
-        say: called with each line of progress.
 
     Returns:
         The run's record.
@@ -123,7 +122,7 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
         run = {"base": base, "adapters": {k: str(v) for k, v in adapters.items()}, "data": str(data), "tasks": tasks,
                "options": asdict(options), "dtype": known, "gate_only": gate_only, "data_hash": rows_hash(rows),
                "experts": {name: adapter.sha256() for name, adapter in read.items()}}  # fmt: skip
-        if _claim(out, run, resume, say):
+        if _claim(out, run, resume):
             return _read_own(out / "record.json")
         _searched(options)  # a missing package is said before the model is loaded
         again = AGAIN if resume else f"{AGAIN} with --resume"
@@ -138,9 +137,11 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
         if shard:
             PartialState(cpu=device == "cpu")  # connects the processes
             processes.shard(model)
-        say(f"{len(adapters)} experts at {len(layers)} layers of the model; {encoded.report(options.max_length)}")
+        logger.info(
+            f"{len(adapters)} experts at {len(layers)} layers of the model; {encoded.report(options.max_length)}"
+        )
         backend, reason = ops.choose_backend(device=device or "cpu")
-        say(f"backend: {backend} ({reason}).")
+        logger.info(f"backend: {backend} ({reason}).")
         collator = AnswerCollator(tokenizer.pad_token_id, seq2seq)
         with writing("checkpoints and metrics", out, again=again):
             metrics = fit_gates(
@@ -152,12 +153,11 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
                 resume=resume,
                 device=device,
                 tensorboard=tensorboard,
-                say=say,
             )
         metrics["mean_angle"] = mean_angle(model, encoded.rows[: options.batch_size], collator)
         if metrics["mean_angle"] is not None:
             weak = " The rotation did next to nothing." if metrics["mean_angle"] < 0.02 else ""
-            say(
+            logger.info(
                 f"mean rotation angle: {metrics['mean_angle']:.3f} rad ({math.degrees(metrics['mean_angle']):.0f}°).{weak}"
             )
         radar_config(model).gate_only = gate_only
@@ -175,7 +175,7 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
         if not is_main_process():
             return record
         _tidy(out)
-        say(f"saved to {out} after {duration(metrics['seconds'])}.")
+        logger.info(f"saved to {out} after {duration(metrics['seconds'])}.")
         return record
 
 
@@ -218,8 +218,7 @@ def resolve_gate_options(options: GateTraining, base: Any, tokenizer: Any, by_ta
 
 
 def fit_gates(model: PeftModel, rows: Sequence[EncodedRow], collator: AnswerCollator, out: Path, options: GateTraining, *,
-              resume: bool = False, device: str | None = None, tensorboard: bool = False,
-              say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:  # fmt: skip
+              resume: bool = False, device: str | None = None, tensorboard: bool = False) -> dict[str, Any]:  # fmt: skip
     """Train the gates of a composed model, or search a rule's weights, or do nothing where nothing is to be found.
 
     Returns:
@@ -229,11 +228,11 @@ def fit_gates(model: PeftModel, rows: Sequence[EncodedRow], collator: AnswerColl
         if routers_of(model):
             some = rows[:: -(-len(rows) // MOST_TEXTS)]
             describe_texts(model, [row.prompt(collator.encoder_decoder) for row in some])
-        return _train(model, rows, collator, out, options, resume, device, tensorboard, say)
+        return _train(model, rows, collator, out, options, resume, device, tensorboard)
     nothing: dict[str, Any] = {"trained_parameters": 0, "seconds": 0.0, "final_loss": None, "curve": []}
     if _searched(options):
-        return {**nothing, **search_weights(model, rows, collator, seed=options.seed, device=device, say=say)}
-    say(f"{options.gate} has nothing to train; saved as it is.")
+        return {**nothing, **search_weights(model, rows, collator, seed=options.seed, device=device)}
+    logger.info(f"{options.gate} has nothing to train; saved as it is.")
     return nothing
 
 
@@ -268,13 +267,13 @@ def _save(model: PeftModel, out: Path, metrics: dict[str, Any], facts: dict[str,
 
 
 def _train(model: PeftModel, rows: Sequence[EncodedRow], collator: AnswerCollator, out: Path, options: GateTraining,
-           resume: bool, device: str | None, tensorboard: bool, say: Callable[[str], None]) -> dict[str, Any]:  # fmt: skip
+           resume: bool, device: str | None, tensorboard: bool) -> dict[str, Any]:  # fmt: skip
     """Train the gates of a composed model under the train contract; returns trained parameters, seconds, last loss, curve."""
     assert options.lr is not None and options.dense_start is not None
     contract = TrainContract(model)
     groups = parameter_groups(model, options.lr, options.rotation_lr)
     rates = ", ".join(f"{group['name']} rate {group['lr']:g}" for group in groups)
-    say(f"{sum(p.numel() for p in contract.gates.values()):,} gate numbers to train; {rates}; "
+    logger.info(f"{sum(p.numel() for p in contract.gates.values()):,} gate numbers to train; {rates}; "
         f"dense for the first {options.dense_start:.0%} of {options.steps} steps.")  # fmt: skip
     arguments = training_arguments(
         out / "checkpoints", steps=options.steps, batch_size=options.batch_size, lr=options.lr, seed=options.seed,
@@ -282,12 +281,12 @@ def _train(model: PeftModel, rows: Sequence[EncodedRow], collator: AnswerCollato
     )  # fmt: skip
     trainer = AnswerTrainer(model, rows, arguments, collator, groups=groups,
                             callbacks=[contract, DenseStart(options.dense_start)])  # fmt: skip
-    checkpoint = checkpoints.newest(out / "checkpoints", say) if resume else None
+    checkpoint = checkpoints.newest(out / "checkpoints") if resume else None
     if checkpoint is not None:
-        say(f"resuming from {checkpoint.name}.")
+        logger.info(f"resuming from {checkpoint.name}.")
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     for line in contract.finish(model):
-        say(line)
+        logger.info(line)
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     return {
         "trained_parameters": sum(p.numel() for p in contract.gates.values()),
@@ -347,7 +346,7 @@ def mean_angle(model: PeftModel, rows: Sequence[EncodedRow], collator: AnswerCol
     return sum(sums) / len(sums) if sums else None
 
 
-def _claim(out: Path, run: dict[str, Any], resume: bool, say: Callable[[str], None]) -> bool:
+def _claim(out: Path, run: dict[str, Any], resume: bool) -> bool:
     """Take ``out`` for this run; True where the same run is finished there already. The main process takes it."""
     if not is_main_process():
         return resume and (out / "record.json").exists()
@@ -366,7 +365,7 @@ def _claim(out: Path, run: dict[str, Any], resume: bool, say: Callable[[str], No
             )
         if (out / "record.json").exists():
             _tidy(out)
-            say(f"{out} is finished already.")
+            logger.info(f"{out} is finished already.")
             return True
     elif (out / "adapter_config.json").exists():
         raise RadarGateError(f"{out} already holds an adapter or bundle; choose another --out.")

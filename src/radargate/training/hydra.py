@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -24,12 +25,14 @@ from radargate.io.records import append_records, make_record
 from radargate.training.experts import ExpertOptions, begun_dtype, check_options, lora_config, train_experts
 from radargate.training.loop import AnswerTrainer, training_arguments, training_run
 
+logger = logging.getLogger(__name__)
+
 JOINT_BUNDLE = "joint"
 
 
 def train_hydra_experts(base: str | PreTrainedModel, data: str | Mapping[str, list[Row]], out: str | Path, options: ExpertOptions, *,
                         tasks: list[str] | None = None, resume: bool = False, dtype: str | None = None,
-                        device: str | None = None, say: Callable[[str], None] = lambda line: None) -> dict[str, Path]:  # fmt: skip
+                        device: str | None = None) -> dict[str, Path]:  # fmt: skip
     """Train adapters that share A: A from one LoRA on all tasks, then frozen, and a head B_i on each task.
 
     Arguments and errors as for `radargate.training.experts.train_experts`. The joint LoRA stays in ``out/.shared``.
@@ -39,17 +42,16 @@ def train_hydra_experts(base: str | PreTrainedModel, data: str | Mapping[str, li
     out = Path(out)
     model = load_base(base, dtype=dtype or begun_dtype(out / ".shared"), device=device)
     shared = out / ".shared" / "union"
-    say("First one LoRA on all tasks together: its A will be shared, and frozen.")
+    logger.info("First one LoRA on all tasks together: its A will be shared, and frozen.")
     if (shared / "adapter_config.json").exists():
         check_options(shared, options)
     else:
-        train_experts(model, data, out / ".shared", options, tasks=tasks, union="union", device=device, say=say)
-    return train_experts(model, data, out, options, tasks=tasks, resume=resume, device=device, say=say, frozen_A=shared)
+        train_experts(model, data, out / ".shared", options, tasks=tasks, union="union", device=device)
+    return train_experts(model, data, out, options, tasks=tasks, resume=resume, device=device, frozen_A=shared)
 
 
 def train_hydra_jointly(base: str | PreTrainedModel, data: str, out: str | Path, options: ExpertOptions, *, heads: int = 4,
-                        tasks: list[str] | None = None, dtype: str | None = None, device: str | None = None,
-                        say: Callable[[str], None] = lambda line: None) -> dict[str, Path]:  # fmt: skip
+                        tasks: list[str] | None = None, dtype: str | None = None, device: str | None = None) -> dict[str, Path]:  # fmt: skip
     """HydraLoRA's own training: A, all heads and the router together on the mixed data.
 
     Args:
@@ -61,7 +63,6 @@ def train_hydra_jointly(base: str | PreTrainedModel, data: str, out: str | Path,
         tasks: train on these only.
         dtype: of the base.
         device: where to train.
-        say: called with each line of progress.
 
     Returns:
         head → folder of its adapter.
@@ -79,7 +80,7 @@ def train_hydra_jointly(base: str | PreTrainedModel, data: str, out: str | Path,
         tokenizer, seq2seq = load_tokenizer(base), bool(model.config.is_encoder_decoder)
         rows = [row for task_rows in load_rows(data, "train", tasks).values() for row in task_rows]
         encoded = encode_rows(rows, tokenizer, max_length=options.max_length, encoder_decoder=seq2seq)
-        say(f"{heads} heads; {encoded.report(options.max_length)}")
+        logger.info(f"{heads} heads; {encoded.report(options.max_length)}")
         work = out / f".{JOINT_BUNDLE}.tmp"
         shutil.rmtree(work, ignore_errors=True)
         composed = _untrained(model, work / "heads", heads, options, seq2seq)
@@ -105,7 +106,7 @@ def train_hydra_jointly(base: str | PreTrainedModel, data: str, out: str | Path,
             data=Path(data).name, data_hash=rows_hash(rows), rows=len(encoded.rows), dropped=encoded.dropped,
             options=asdict(options), heads=heads, dtype=str(model.dtype).removeprefix("torch."), architecture="hydra",
         )])  # fmt: skip
-        say(f"A, {heads} heads and router: saved to {out} after {duration(seconds)}.")
+        logger.info(f"A, {heads} heads and router: saved to {out} after {duration(seconds)}.")
         return folders
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,12 +20,14 @@ from radargate.gates.base import make_options
 from radargate.gates.rules.searched import Batch, SearchedRule
 from radargate.training.loop import AnswerTrainer, training_arguments
 
+logger = logging.getLogger(__name__)
+
 BATCH = 5  # rows a batch, as LoraHub's own runs have it
 
 
 @torch.no_grad()
 def search_weights(model: PeftModel, rows: Sequence[EncodedRow], collator: AnswerCollator, *, seed: int,
-                   device: str | None = None, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:  # fmt: skip
+                   device: str | None = None) -> dict[str, Any]:  # fmt: skip
     """Search the weights of a composition's rule and put them in place; the same for the same seed.
 
     Args:
@@ -33,7 +36,6 @@ def search_weights(model: PeftModel, rows: Sequence[EncodedRow], collator: Answe
         collator: pads them into batches.
         seed: of the draw and the optimiser.
         device: where to run.
-        say: called with each line of progress.
 
     Returns:
         Metrics of the search: weights found, objective, loss, evaluations, seconds.
@@ -71,13 +73,13 @@ def search_weights(model: PeftModel, rows: Sequence[EncodedRow], collator: Answe
             return found
 
         try:
-            found = kind.search(config.experts, losses, options, seed, say)
+            found = kind.search(config.experts, losses, options, seed)
         finally:
             trainer.remove_hooks()
     weights = dict(zip(config.experts, found.weights, strict=True))
     for gate in gates:
         gate.place(weights)
-    say("weights found: " + ", ".join(f"{name} {weight:+.3f}" for name, weight in weights.items()))
+    logger.info("weights found: " + ", ".join(f"{name} {weight:+.3f}" for name, weight in weights.items()))
     return {
         "trained_parameters": 0,
         "seconds": time.monotonic() - started,

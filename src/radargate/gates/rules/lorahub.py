@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from radargate.errors import OptionError, RadarGateError
 from radargate.gates.base import Call, GateSite
 from radargate.gates.rules.base import MixedApartRule, StaticRule, as_weights, check_weights
 from radargate.gates.rules.searched import Batch, Found, SearchedRule
+
+logger = logging.getLogger(__name__)
 
 FORMS = ("faithful", "sane")
 SAY_EVERY = 5  # evaluations between lines of progress
@@ -122,7 +125,7 @@ class LoraHubRule(SearchedRule, MixedApartRule):
 
     @classmethod
     def search(cls, experts: Sequence[str], losses: Callable[[Mapping[str, float]], Sequence[Batch]], options: Any,
-               seed: int, say: Callable[[str], None] = lambda line: None) -> Found:  # fmt: skip
+               seed: int) -> Found:  # fmt: skip
         """NGOpt from all zeros; the recommendation after the budget."""
         import nevergrad
         import numpy
@@ -145,7 +148,7 @@ class LoraHubRule(SearchedRule, MixedApartRule):
                 if objective < best:
                     best, best_loss = objective, loss
                 if count % SAY_EVERY == 0 or count == options.budget:
-                    say(f"search {count}/{options.budget}  best objective {best:.4f} (loss {best_loss:.4f})")
+                    logger.info(f"search {count}/{options.budget}  best objective {best:.4f} (loss {best_loss:.4f})")
             recommended = [float(w) for w in optimizer.provide_recommendation().value]
         chosen = getattr(optimizer, "optim", None)
         return Found(recommended, best, best_loss, start, options.budget, getattr(chosen, "name", None) or "NGOpt")

@@ -59,7 +59,7 @@ class SearchedRule(Gate):
 
     @classmethod
     def search(cls, experts: Sequence[str], losses: Callable[[Mapping[str, float]], Sequence[Batch]], options: Any,
-               seed: int, say: Callable[[str], None] = lambda line: None) -> Found:  # fmt: skip
+               seed: int) -> Found:  # fmt: skip
         """Search the weights.
 
         Args:
@@ -67,7 +67,6 @@ class SearchedRule(Gate):
             losses: from weights to what each batch of examples gives.
             options: of the rule.
             seed: the same seed finds the same weights.
-            say: called with a line of progress every few evaluations.
         """
         raise NotImplementedError
 
