@@ -66,7 +66,7 @@ def section(results: Path) -> list[str]:
                 f"- **Few training rows** (asked: with 50 rows a task, radar at least level with the other gates). {_few(found['samples'])}",
             ]
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _best(found: Mapping[str, Findings | None]) -> str:
@@ -204,8 +204,15 @@ def _bases(found: Findings | None) -> str:
 
 def _met_against(found: Sequence[Findings]) -> str:
     """Whether radar's NLL is told apart from every other gate's of the paper, and no accuracy is worse; on tasks that count."""
-    tests = {metric: [t.result for f in found for t in f.where_it_counts[metric] or f.rotation[metric]
-                      if t.result.second.partition(" (")[0] in PAPER_GATES] for metric in METRICS}  # fmt: skip
+    tests = {
+        metric: [
+            t.result
+            for f in found
+            for t in f.where_it_counts[metric] or f.rotation[metric]
+            if t.result.second.partition(" (")[0] in PAPER_GATES
+        ]
+        for metric in METRICS
+    }
     if {r.second.partition(" (")[0] for r in tests["nll"]} != set(PAPER_GATES):
         return "Not run yet."
     lower = all(r.better == r.first for r in tests["nll"])

@@ -35,8 +35,11 @@ def section(folder: Path) -> list[str]:
 
 def pictures(folder: Path) -> dict[str, str]:
     """File name, beside the page → SVG."""
-    return {_file(name, number): draw() for name, _, made in _experiments(folder)
-            for number, (_, draw) in enumerate(made.figures, 1)}  # fmt: skip
+    return {
+        _file(name, number): draw()
+        for name, _, made in _experiments(folder)
+        for number, (_, draw) in enumerate(made.figures, 1)
+    }
 
 
 def _experiments(folder: Path) -> Iterator[tuple[str, Findings, Parts]]:

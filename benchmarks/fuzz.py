@@ -48,9 +48,15 @@ class Result:
 
     def as_dict(self) -> dict[str, Any]:
         """For a record."""
-        return {"inputs": self.inputs, "taken": self.taken, "refused": dict(self.refused), "escapes": self.escapes,
-                "slow": len(self.slow), "slowest_seconds": round(max(self.slow, default=0.0), 2),
-                "seconds": round(self.seconds, 1)}  # fmt: skip
+        return {
+            "inputs": self.inputs,
+            "taken": self.taken,
+            "refused": dict(self.refused),
+            "escapes": self.escapes,
+            "slow": len(self.slow),
+            "slowest_seconds": round(max(self.slow, default=0.0), 2),
+            "seconds": round(self.seconds, 1),
+        }
 
 
 def fuzz(target: Target, folder: Path, inputs: int, number: int = 0, seconds: float = float("inf")) -> Result:
@@ -67,8 +73,13 @@ def fuzz(target: Target, folder: Path, inputs: int, number: int = 0, seconds: fl
     begun = time.perf_counter()
 
     @seed(number)
-    @settings(max_examples=inputs, deadline=None, database=None, phases=[Phase.generate],
-              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @settings(
+        max_examples=inputs,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
     @given(target.inputs)
     def tried(value: Any) -> None:
         if result.inputs >= inputs or time.perf_counter() - begun > seconds:
@@ -133,13 +144,19 @@ def main() -> int:
             share = -(-args.inputs // len(chosen))
             results[name] = fuzz(TARGETS[name], Path(work), share, args.seed, args.seconds / len(chosen))
         found = results[name]
-        print(f"{name:<10} {found.inputs:>8,} inputs  {found.taken:>8,} taken  {sum(found.refused.values()):>8,} refused  "
-              f"{sum(e['times'] for e in found.escapes.values()):>4} escapes  {len(found.slow)} slow  {found.seconds:.0f} s")  # fmt: skip
+        print(
+            f"{name:<10} {found.inputs:>8,} inputs  {found.taken:>8,} taken  {sum(found.refused.values()):>8,} refused  "
+            f"{sum(e['times'] for e in found.escapes.values()):>4} escapes  {len(found.slow)} slow  {found.seconds:.0f} s"
+        )
         for place, facts in found.escapes.items():
             print(f"    {place} ({facts['times']} times): {facts['words']}\n      {facts['input']}")
     escapes = sum(e["times"] for r in results.values() for e in r.escapes.values())
-    metrics = {"inputs": sum(r.inputs for r in results.values()), "escapes": escapes,
-               "slow": sum(len(r.slow) for r in results.values()), "seconds": round(sum(r.seconds for r in results.values()))}  # fmt: skip
+    metrics = {
+        "inputs": sum(r.inputs for r in results.values()),
+        "escapes": escapes,
+        "slow": sum(len(r.slow) for r in results.values()),
+        "seconds": round(sum(r.seconds for r in results.values())),
+    }
     if args.record:
         by_target = {name: result.as_dict() for name, result in results.items()}
         append_records(args.record, [make_record("trust", "fuzz", metrics, seed=args.seed, targets=by_target)])

@@ -66,17 +66,26 @@ def main() -> int:
         with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as work:
             out = Path(work) / "result.json"
             share = -(-args.inputs // len(TARGETS))
-            subprocess.run([sys.executable, __file__, "--inputs", str(share), "--seed", str(args.seed), "--one", name, str(out)],
-                           check=True, env={"HF_HUB_OFFLINE": "1", **os.environ})  # fmt: skip
+            subprocess.run(
+                [sys.executable, __file__, "--inputs", str(share), "--seed", str(args.seed), "--one", name, str(out)],
+                check=True,
+                env={"HF_HUB_OFFLINE": "1", **os.environ},
+            )
             results[name] = json.loads(out.read_text())
         found = results[name]
-        print(f"{name:<10} {found['inputs']:>8,} inputs  {found['taken']:>8,} taken  {sum(found['refused'].values()):>8,} refused  "
-              f"{sum(e['times'] for e in found['escapes'].values()):>4} escapes  {found['slow']} slow", flush=True)  # fmt: skip
+        print(
+            f"{name:<10} {found['inputs']:>8,} inputs  {found['taken']:>8,} taken  {sum(found['refused'].values()):>8,} refused  "
+            f"{sum(e['times'] for e in found['escapes'].values()):>4} escapes  {found['slow']} slow",
+            flush=True,
+        )
         for place, facts in found["escapes"].items():
             print(f"    {place} ({facts['times']} times): {facts['words']}\n      {facts['input']}")
     escapes = sum(e["times"] for r in results.values() for e in r["escapes"].values())
-    metrics = {"inputs": sum(r["inputs"] for r in results.values()), "escapes": escapes,
-               "slow": sum(r["slow"] for r in results.values())}  # fmt: skip
+    metrics = {
+        "inputs": sum(r["inputs"] for r in results.values()),
+        "escapes": escapes,
+        "slow": sum(r["slow"] for r in results.values()),
+    }
     if args.record:
         append_records(args.record, [make_record("trust", "fuzz-guided", metrics, seed=args.seed, targets=results)])
     print(f"{metrics['inputs']:,} inputs, {escapes} escapes, {metrics['slow']} over a second.")

@@ -29,20 +29,64 @@ class Target:
 
 # what breaks readers: the ends of number types, other kinds, long and strange text
 _SCALARS = st.one_of(
-    st.sampled_from([None, True, False, 0, 1, -1, 2, 10**9, 1 << 35, 1 << 63, -(1 << 63), 1 << 64, 10**400, 0.5, 1e30, 1e308,
-                     float("nan"), float("inf"), "", "\ud800", "\x00", "\x1b[2J", "\n", "../..", "q_proj", "(a|a)*b", "(", ".*",
-                     "F32", "F64", "BF16", "radar", "mole", "uniform", "LORA", "RADAR", "default", "9" * 50]),
-    st.integers(), st.floats(), st.text(max_size=12),
-)  # fmt: skip
+    st.sampled_from(
+        [
+            None,
+            True,
+            False,
+            0,
+            1,
+            -1,
+            2,
+            10**9,
+            1 << 35,
+            1 << 63,
+            -(1 << 63),
+            1 << 64,
+            10**400,
+            0.5,
+            1e30,
+            1e308,
+            float("nan"),
+            float("inf"),
+            "",
+            "\ud800",
+            "\x00",
+            "\x1b[2J",
+            "\n",
+            "../..",
+            "q_proj",
+            "(a|a)*b",
+            "(",
+            ".*",
+            "F32",
+            "F64",
+            "BF16",
+            "radar",
+            "mole",
+            "uniform",
+            "LORA",
+            "RADAR",
+            "default",
+            "9" * 50,
+        ]
+    ),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=12),
+)
 _JSON = st.recursive(
     _SCALARS,
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=8), inner, max_size=4)),
     max_leaves=8,
 )
 _EDITS = st.lists(
-    st.tuples(st.sampled_from(["flip", "insert", "cut", "repeat", "end"]), st.floats(0, 1), st.binary(min_size=1, max_size=9)),
-    min_size=1, max_size=6,
-)  # fmt: skip
+    st.tuples(
+        st.sampled_from(["flip", "insert", "cut", "repeat", "end"]), st.floats(0, 1), st.binary(min_size=1, max_size=9)
+    ),
+    min_size=1,
+    max_size=6,
+)
 
 
 def edited(raw: bytes, edits: list[tuple[str, float, bytes]]) -> bytes:
@@ -142,8 +186,18 @@ def _config(folder: Path) -> Callable[[Any], None]:
     return one
 
 
-_FULL = {**GOOD, "rank_pattern": {"v_proj": 2}, "alpha_pattern": {"q_proj": 8}, "layers_to_transform": None, "layers_pattern": None,
-         "exclude_modules": None, "auto_mapping": None, "init_lora_weights": True, "modules_to_save": None, "megatron_core": "megatron.core"}  # fmt: skip
+_FULL = {
+    **GOOD,
+    "rank_pattern": {"v_proj": 2},
+    "alpha_pattern": {"q_proj": 8},
+    "layers_to_transform": None,
+    "layers_pattern": None,
+    "exclude_modules": None,
+    "auto_mapping": None,
+    "init_lora_weights": True,
+    "modules_to_save": None,
+    "megatron_core": "megatron.core",
+}
 _ROW = {
     "prompt": "is 2 even?",
     "target": "(A)",
@@ -185,14 +239,36 @@ _ENTRY = {
     "shape": [24, 24],
 }
 _BUNDLE = {
-    "peft_type": "RADAR", "architecture": "mole", "architecture_options": {}, "gate": "radar", "gate_options": {"rotation_rank": 4},
-    "top_k": 2, "preset": None, "seed": 0, "experts": ["math", "law"], "expert_configs": {"math": GOOD, "law": GOOD},
-    "expert_facts": {"math": {"source": "math", "sha256": "0" * 64, "prefix": "base_model.model."}, "law": {"source": "law", "sha256": "1" * 64}},
-    "sites": {next(iter(SITES)): _ENTRY}, "base_fingerprint": "2" * 64, "gate_only": False, "task_type": "CAUSAL_LM",
-    "base_model_name_or_path": "tiny", "target_modules": None, "inference_mode": True,
-}  # fmt: skip
-_LOCK = {"lock": 1, "base": {"name": "tiny", "fingerprint": "2" * 64}, "experts": {"math": {"source": "math", "sha256": "0" * 64}},
-         "files": {CONFIG: "3" * 64, WEIGHTS: "4" * 64}, "versions": {"torch": "2"}, "python": "3.11"}  # fmt: skip
+    "peft_type": "RADAR",
+    "architecture": "mole",
+    "architecture_options": {},
+    "gate": "radar",
+    "gate_options": {"rotation_rank": 4},
+    "top_k": 2,
+    "preset": None,
+    "seed": 0,
+    "experts": ["math", "law"],
+    "expert_configs": {"math": GOOD, "law": GOOD},
+    "expert_facts": {
+        "math": {"source": "math", "sha256": "0" * 64, "prefix": "base_model.model."},
+        "law": {"source": "law", "sha256": "1" * 64},
+    },
+    "sites": {next(iter(SITES)): _ENTRY},
+    "base_fingerprint": "2" * 64,
+    "gate_only": False,
+    "task_type": "CAUSAL_LM",
+    "base_model_name_or_path": "tiny",
+    "target_modules": None,
+    "inference_mode": True,
+}
+_LOCK = {
+    "lock": 1,
+    "base": {"name": "tiny", "fingerprint": "2" * 64},
+    "experts": {"math": {"source": "math", "sha256": "0" * 64}},
+    "files": {CONFIG: "3" * 64, WEIGHTS: "4" * 64},
+    "versions": {"torch": "2"},
+    "python": "3.11",
+}
 
 
 def _bundle(folder: Path) -> Callable[[Any], None]:
@@ -221,10 +297,30 @@ def _lock(folder: Path) -> Callable[[Any], None]:
     return one
 
 
-_BODY = {"model": "first", "prompt": "1+1=", "max_tokens": 4, "temperature": 0.5, "top_p": 0.9, "n": 1, "seed": 1, "stop": ["x"], "stream": False,
-         "stream_options": {}, "experts": {"math": 0.5}, "logprobs": 2, "tools": [], "user": "x"}  # fmt: skip
-_CHAT = {"model": "first", "messages": [{"role": "system", "content": "a"}, {"role": "user", "content": [{"type": "text", "text": "b"}]}],
-         "max_completion_tokens": 4, "logprobs": True, "top_logprobs": 2, "response_format": {"type": "text"}}  # fmt: skip
+_BODY = {
+    "model": "first",
+    "prompt": "1+1=",
+    "max_tokens": 4,
+    "temperature": 0.5,
+    "top_p": 0.9,
+    "n": 1,
+    "seed": 1,
+    "stop": ["x"],
+    "stream": False,
+    "stream_options": {},
+    "experts": {"math": 0.5},
+    "logprobs": 2,
+    "tools": [],
+    "user": "x",
+}
+_CHAT = {
+    "model": "first",
+    "messages": [{"role": "system", "content": "a"}, {"role": "user", "content": [{"type": "text", "text": "b"}]}],
+    "max_completion_tokens": 4,
+    "logprobs": True,
+    "top_logprobs": 2,
+    "response_format": {"type": "text"},
+}
 
 
 def _body(folder: Path) -> Callable[[Any], None]:

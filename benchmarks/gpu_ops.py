@@ -87,9 +87,16 @@ class Case:
                 out, inputs = self.y + (self.x @ self.one_A.T) @ self.one_B, [self.one_A, self.one_B]
             elif form == "literal":
                 update = literal.radar(
-                    self.x.to(self.B.dtype), self.A, self.parts, None, self.down, self.up, weights=self.weights,
-                    indices=self.indices, angle_norm="unit",
-                )  # fmt: skip
+                    self.x.to(self.B.dtype),
+                    self.A,
+                    self.parts,
+                    None,
+                    self.down,
+                    self.up,
+                    weights=self.weights,
+                    indices=self.indices,
+                    angle_norm="unit",
+                )
                 out, inputs = self.y + update.to(self.y.dtype), inputs[1:]
             else:
                 backend = "codes" if form == "codes" else "triton"
@@ -104,8 +111,10 @@ def check(n: int, d: int, tokens: int, top_k: int | None, device: str) -> None:
     for count in sorted({min(tokens, FEW - 1), min(tokens, CHECKED_TOKENS)}):
         found = {}
         for name, backend, dtype in (
-            ("exact", "codes", torch.float64), ("plain", "codes", torch.float32), ("kernels", "triton", torch.float32)
-        ):  # fmt: skip
+            ("exact", "codes", torch.float64),
+            ("plain", "codes", torch.float32),
+            ("kernels", "triton", torch.float32),
+        ):
             case = Case(n, d, count, top_k, dtype, device)
             case.y = torch.zeros_like(case.y, dtype=dtype)
             out = case.update(case.rotation(backend), backend)
@@ -207,8 +216,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             runs = {form: run for form, run in runs.items() if peaks[form] is not None}
             # PyTorch's own form may wait for the device, which no graph can hold
             graphed = tokens < FEW
-            runs = {form: captured(run) if graphed and form in ("triton", "mix", "lora", "copy") else run
-                    for form, run in runs.items()}  # fmt: skip
+            runs = {
+                form: captured(run) if graphed and form in ("triton", "mix", "lora", "copy") else run
+                for form, run in runs.items()
+            }
             found = medians(runs, options.rounds)
             what = "step" if backward else "graph" if graphed else "forward"
             name = f"n={n} d={d} T={tokens} {f'top-{top_k}' if top_k else 'dense'} {what}"
@@ -219,8 +230,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 )
             if options.out:
                 seconds = {form: {"median": m, "quartiles": q} for form, (m, q) in found.items()}
-                facts = {"experts": n, "width": d, "tokens": tokens, "top_k": top_k, "blocks": blocks,
-                         "gpu": torch.cuda.get_device_name()}  # fmt: skip
+                facts = {
+                    "experts": n,
+                    "width": d,
+                    "tokens": tokens,
+                    "top_k": top_k,
+                    "blocks": blocks,
+                    "gpu": torch.cuda.get_device_name(),
+                }
                 append_records(
                     options.out, [make_record("gpu-ops", name, {"seconds": seconds, "peak_bytes": peaks}, **facts)]
                 )

@@ -173,25 +173,55 @@ REFUSED = [
     # headers
     Case("empty weights", weights(b""), "cut off"),
     Case("header of 2^60 bytes", weights(struct.pack("<Q", 1 << 60) + b"{}"), "announces a header of"),
-    Case("header of 17 MB", weights(lambda: with_header(b"{" + b" " * (17 << 20) + b"}")), "announces a header of", bomb=True),
+    Case(
+        "header of 17 MB",
+        weights(lambda: with_header(b"{" + b" " * (17 << 20) + b"}")),
+        "announces a header of",
+        bomb=True,
+    ),
     Case("header beyond the file", weights(struct.pack("<Q", 1000) + b"{}"), "cut off inside its header"),
     Case("header not UTF-8", weights(with_header(b'{"\xff": 1}')), "not valid JSON"),
     Case("header not JSON", weights(with_header(b"{]")), "not valid JSON"),
     Case("header a list", weights(with_header(b"[]")), "not a table"),
     Case("header 100,000 deep", weights(with_header(b"[" * 100_000)), "not valid JSON"),
     Case("header 900 deep", weights(with_header(b'{"a": ' + nest(900) + b"}")), "not valid JSON"),
-    Case("header of 1.3 million keys", weights(lambda: with_header(b"{" + b",".join(b'"%d":0' % i for i in range(1_300_000)) + b"}")),
-         "describes more than", bomb=True),
-    Case("header of 5 million lists", weights(lambda: with_header(b"[" + b"[]," * 5_000_000 + b"0]")), "describes more than", bomb=True),
-    Case("header of 4 million numbers", weights(lambda: with_header(b"[" + b"7.5," * 4_000_000 + b"0]")), "describes more than", bomb=True),
+    Case(
+        "header of 1.3 million keys",
+        weights(lambda: with_header(b"{" + b",".join(b'"%d":0' % i for i in range(1_300_000)) + b"}")),
+        "describes more than",
+        bomb=True,
+    ),
+    Case(
+        "header of 5 million lists",
+        weights(lambda: with_header(b"[" + b"[]," * 5_000_000 + b"0]")),
+        "describes more than",
+        bomb=True,
+    ),
+    Case(
+        "header of 4 million numbers",
+        weights(lambda: with_header(b"[" + b"7.5," * 4_000_000 + b"0]")),
+        "describes more than",
+        bomb=True,
+    ),
     Case("the same tensor twice", weights(with_header(b'{"a": 1, "a": 2}')), "stands twice"),
     Case("the same field twice", weights(with_header(b'{"a": {"dtype": "F32", "dtype": "F16"}}')), "stands twice"),
     Case("metadata that is no text", weights(lambda: packed(good_tensors(), depth={"a": 1})), "cannot be read"),
-    Case("a name of 9 million letters", weights(lambda: with_header({"x" * 9_000_000: TENSOR}, b"0000")), "9,000,000 characters", bomb=True),
+    Case(
+        "a name of 9 million letters",
+        weights(lambda: with_header({"x" * 9_000_000: TENSOR}, b"0000")),
+        "9,000,000 characters",
+        bomb=True,
+    ),
     Case("no tensor", weights(with_header({})), "holds no tensor"),
     # ranges
-    Case("overlapping ranges", weights(with_header({"a": TENSOR, "b": TENSOR}, b"0000")), "starts at byte 0, expected 4"),
-    Case("gap between ranges", weights(with_header({"a": TENSOR, "b": {**TENSOR, "data_offsets": [8, 12]}}, b"0" * 12)), "starts at byte 8, expected 4"),
+    Case(
+        "overlapping ranges", weights(with_header({"a": TENSOR, "b": TENSOR}, b"0000")), "starts at byte 0, expected 4"
+    ),
+    Case(
+        "gap between ranges",
+        weights(with_header({"a": TENSOR, "b": {**TENSOR, "data_offsets": [8, 12]}}, b"0" * 12)),
+        "starts at byte 8, expected 4",
+    ),
     Case("range too short", one(shape=[2]), "needs 8 bytes"),
     Case("range beyond the file", one(shape=[1000], span=[0, 4000]), "describes 4,000 bytes"),
     Case("range backwards", one(span=[4, 0]), "needs 4 bytes"),
@@ -230,11 +260,23 @@ REFUSED = [
     Case("alpha 0", config(lora_alpha=0), "changes nothing"),
     Case("rank_pattern 0", config(rank_pattern={"q_proj": 0}), r"rank_pattern\[q_proj\] = 0"),
     Case("rank_pattern a list", config(rank_pattern=["q_proj"]), "expected a table"),
-    Case("alpha_pattern NaN", config_bytes(json_with("alpha_pattern", '{"q_proj": NaN}')), r"alpha_pattern\[q_proj\] = nan"),
+    Case(
+        "alpha_pattern NaN",
+        config_bytes(json_with("alpha_pattern", '{"q_proj": NaN}')),
+        r"alpha_pattern\[q_proj\] = nan",
+    ),
     Case("use_rslora text", config(use_rslora="no"), "expected true or false"),
     # what a config would have others do
-    Case("auto_mapping imports", config(auto_mapping={"base_model_class": "X", "parent_library": "os"}), "auto_mapping names 'os'"),
-    Case("auto_mapping a look-alike", config(auto_mapping={"parent_library": "transformers_evil.models"}), "auto_mapping names"),
+    Case(
+        "auto_mapping imports",
+        config(auto_mapping={"base_model_class": "X", "parent_library": "os"}),
+        "auto_mapping names 'os'",
+    ),
+    Case(
+        "auto_mapping a look-alike",
+        config(auto_mapping={"parent_library": "transformers_evil.models"}),
+        "auto_mapping names",
+    ),
     Case("megatron_core imports", config(megatron_config={"a": 1}, megatron_core="evil"), "megatron_core names 'evil'"),
     Case("base at an address", config(base_model_name_or_path="https://example.org/model"), "is the address"),
     Case("base a list", config(base_model_name_or_path=["tiny"]), "expected text"),
@@ -256,8 +298,16 @@ REFUSED = [
     Case("pattern of 3,000 letters", config(target_modules="a" * 3000), "pattern of 3,000 characters"),
     Case("pattern broken", config(target_modules="(q_proj"), "not a valid pattern"),
     Case("pattern broken in rank_pattern", config(rank_pattern={"(": 2}), "not a valid pattern"),
-    Case("pattern excludes slowly", lambda f, m: (slow(".*")(f, m), config(target_modules=".*", r=1, exclude_modules="(?:a|aa)*b")(f, m))[0], "took over"),
-    Case("layers_pattern names idx", config(layers_to_transform=[0], layers_pattern="(?P<idx>l)ayers"), "not a valid pattern"),
+    Case(
+        "pattern excludes slowly",
+        lambda f, m: (slow(".*")(f, m), config(target_modules=".*", r=1, exclude_modules="(?:a|aa)*b")(f, m))[0],
+        "took over",
+    ),
+    Case(
+        "layers_pattern names idx",
+        config(layers_to_transform=[0], layers_pattern="(?P<idx>l)ayers"),
+        "not a valid pattern",
+    ),
     Case("layers_to_transform text", config(layers_to_transform="01"), "expected whole numbers"),
     Case("target_modules a number", config(target_modules=7), "neither text nor a list"),
     Case("target_modules of other layers", config(target_modules=["o_proj"]), "does not name"),
@@ -265,7 +315,12 @@ REFUSED = [
     Case("config 100,000 deep", config_bytes(b"[" * 100_000), "not valid JSON"),
     Case("config 900 deep", config_bytes(nested_field(900)), "not valid JSON"),
     Case("config 40 deep", config_bytes(nested_field(40)), "not valid JSON"),
-    Case("config of 2 MB", config_bytes(lambda: json.dumps({**GOOD, "x": " " * (2 << 20)}).encode()), "more than 1,048,576 bytes", bomb=True),
+    Case(
+        "config of 2 MB",
+        config_bytes(lambda: json.dumps({**GOOD, "x": " " * (2 << 20)}).encode()),
+        "more than 1,048,576 bytes",
+        bomb=True,
+    ),
     Case("config with a key twice", config_bytes(b'{"r": 2, "r": 4}'), "stands twice"),
     Case("config not UTF-8", config_bytes(b'{"r": "\xff"}'), "not valid JSON"),
     Case("config a list", config_bytes(b"[]"), "expected a JSON object"),
@@ -275,7 +330,18 @@ REFUSED = [
     Case("name with terminal codes", renamed("\x1b[2J\x1b[31mok"), "are not linear layers"),
     Case("name with half a surrogate", renamed("\ud800"), "are not linear layers|cannot be read|not valid"),
     Case("name with a way up", renamed("../../../etc/passwd"), "are not linear layers"),
-    Case("layer twice under two prefixes", lambda f, m: weights(packed({**good_tensors(), **{n.removeprefix("base_model.model."): t for n, t in list(good_tensors().items())[:2]}}))(f, m), "twice"),
+    Case(
+        "layer twice under two prefixes",
+        lambda f, m: weights(
+            packed(
+                {
+                    **good_tensors(),
+                    **{n.removeprefix("base_model.model."): t for n, t in list(good_tensors().items())[:2]},
+                }
+            )
+        )(f, m),
+        "twice",
+    ),
     # ways out of the folder
     Case("config links away", linked(CONFIG), "symbolic link out of its folder"),
     Case("weights link away", linked(WEIGHTS), "symbolic link out of its folder"),
@@ -289,12 +355,28 @@ REFUSED = [
     Case("Hub id with a way up", lambda f, m: "user/..", "neither a folder nor a Hub adapter"),
     Case("Hub id with a revision", lambda f, m: "user/name@refs/pr/1", "does not exist. Give a folder or a Hub id"),
     Case("network share", lambda f, m: "//host/share/adapter", "does not exist. Give a folder or a Hub id"),
-]  # fmt: skip
+]
 ACCEPTED = [
     Case("sound", lambda f, m: None, None),
     Case("sound, names another base", config(base_model_name_or_path="../../somewhere/else", revision="main"), None),
-    Case("sound, made without a task", config(auto_mapping={"base_model_class": "LlamaForCausalLM", "parent_library": "transformers.models.llama.modeling_llama"}, task_type=None), None),
-    Case("sound, with a real pattern", config(target_modules=r"(?:.*?(?:language|text).*?(?:self_attn|mlp).*?(?:q_proj|v_proj).*?)|(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|mlp)\.(?:q_proj|v_proj))"), None),
+    Case(
+        "sound, made without a task",
+        config(
+            auto_mapping={
+                "base_model_class": "LlamaForCausalLM",
+                "parent_library": "transformers.models.llama.modeling_llama",
+            },
+            task_type=None,
+        ),
+        None,
+    ),
+    Case(
+        "sound, with a real pattern",
+        config(
+            target_modules=r"(?:.*?(?:language|text).*?(?:self_attn|mlp).*?(?:q_proj|v_proj).*?)|(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|mlp)\.(?:q_proj|v_proj))"
+        ),
+        None,
+    ),
     Case("sound, in the Hub's cache", hub_cache, None),
-]  # fmt: skip
+]
 CASES = [*ACCEPTED, *REFUSED]

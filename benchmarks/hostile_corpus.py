@@ -20,17 +20,36 @@ from typing import Any
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 RANK = 2
 # a tiny llama: layer → width of its input and output
-SITES = {f"model.layers.{i}.self_attn.{name}": shape
-         for i in range(2) for name, shape in (("q_proj", (24, 24)), ("v_proj", (24, 12)))}  # fmt: skip
+SITES = {
+    f"model.layers.{i}.self_attn.{name}": shape
+    for i in range(2)
+    for name, shape in (("q_proj", (24, 24)), ("v_proj", (24, 12)))
+}
 BASE = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 24, "intermediate_size": 40,
-    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 258, "bos_token_id": None,
-    "eos_token_id": 1, "pad_token_id": 0, "max_position_embeddings": 512,
-}  # fmt: skip
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 258,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+    "max_position_embeddings": 512,
+}
 GOOD: dict[str, Any] = {
-    "peft_type": "LORA", "r": RANK, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM",
-    "base_model_name_or_path": "tiny", "bias": "none", "use_rslora": False, "inference_mode": True,
-}  # fmt: skip
+    "peft_type": "LORA",
+    "r": RANK,
+    "lora_alpha": 4,
+    "target_modules": ["q_proj", "v_proj"],
+    "task_type": "CAUSAL_LM",
+    "base_model_name_or_path": "tiny",
+    "bias": "none",
+    "use_rslora": False,
+    "inference_mode": True,
+}
 Tensor = tuple[str, list[int], bytes]
 # from a folder that holds a sound adapter, and the file that code would leave if it ran, to what the doctor is given
 Build = Callable[[Path, Path], "Path | str | None"]
@@ -141,7 +160,10 @@ def values(number: float, dtype: str = "F32") -> Build:
         kind, shape, raw = tensors[name]
         tensors[name] = (kind, shape, raw[:-4] + struct.pack("<f", number))
         if dtype == "BF16":
-            tensors = {n: ("BF16", s, b"".join(r[i + 2 : i + 4] for i in range(0, len(r), 4))) for n, (_, s, r) in tensors.items()}  # fmt: skip
+            tensors = {
+                n: ("BF16", s, b"".join(r[i + 2 : i + 4] for i in range(0, len(r), 4)))
+                for n, (_, s, r) in tensors.items()
+            }
         (folder / WEIGHTS).write_bytes(packed(tensors))
 
     return build
@@ -158,9 +180,16 @@ def run(folder: Path, selected: Iterator[Case] | list[Case], base: Path) -> list
         given = case.build(place, mark) or place
         begun = time.perf_counter()
         found = examine(str(base), {case.name: given}, probe=False)[0]
-        rows.append({"case": case.name, "expected": "accepted" if case.reason is None else "refused", "reason": found.problem,
-                     "found": "accepted" if found.ok else "refused", "seconds": round(time.perf_counter() - begun, 3),
-                     "executed": mark.exists()})  # fmt: skip
+        rows.append(
+            {
+                "case": case.name,
+                "expected": "accepted" if case.reason is None else "refused",
+                "reason": found.problem,
+                "found": "accepted" if found.ok else "refused",
+                "seconds": round(time.perf_counter() - begun, 3),
+                "executed": mark.exists(),
+            }
+        )
     return rows
 
 

@@ -93,8 +93,15 @@ def _write_data(folder: Path, tasks: tuple[str, ...]) -> None:
     folder.mkdir(parents=True)
     for place, task in enumerate(tasks):
         for split, count in (("train", 12), ("test", 3)):
-            rows = [{"prompt": f"{task} {i}?", "target": ("yes", "no")[(i + place) % 2], "choices": ["yes", "no"],
-                     "answer_index": (i + place) % 2} for i in range(count)]  # fmt: skip
+            rows = [
+                {
+                    "prompt": f"{task} {i}?",
+                    "target": ("yes", "no")[(i + place) % 2],
+                    "choices": ["yes", "no"],
+                    "answer_index": (i + place) % 2,
+                }
+                for i in range(count)
+            ]
             (folder / f"{task}.{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -127,10 +134,40 @@ def scenarios(world: World) -> list[Scenario]:
     data = ["--data", str(world.folder / "data")]
     train = ["train", world.base, *world.adapters, *data, "--steps", "18", "--save-every", "3", *SMALL]
     experts = ["experts", world.base, *data, "--steps", "6", "--rank", "2", "--target-modules", "q_proj", *SMALL]
-    compare = ["compare", world.base, *world.adapters, *data, "--gates", "stretch", "--rules", "uniform", "--steps", "2",
-               "--limit", "2", "--max-new-tokens", "2", *SMALL]  # fmt: skip
-    experiment = ["experiment", "modules", "--smoke", "--base", world.base, "--data", str(world.folder / "sources"),
-                  "--gates", "stretch", "--steps", "2", "--limit", "2", "--device", "cpu"]  # fmt: skip
+    compare = [
+        "compare",
+        world.base,
+        *world.adapters,
+        *data,
+        "--gates",
+        "stretch",
+        "--rules",
+        "uniform",
+        "--steps",
+        "2",
+        "--limit",
+        "2",
+        "--max-new-tokens",
+        "2",
+        *SMALL,
+    ]
+    experiment = [
+        "experiment",
+        "modules",
+        "--smoke",
+        "--base",
+        world.base,
+        "--data",
+        str(world.folder / "sources"),
+        "--gates",
+        "stretch",
+        "--steps",
+        "2",
+        "--limit",
+        "2",
+        "--device",
+        "cpu",
+    ]
     known = [
         Scenario("train", 5, lambda out: [*train, "--out", str(out)], _trained, _bundle),
         Scenario("experts", 3, lambda out: [*experts, "--out", str(out)], _experts, _experts),

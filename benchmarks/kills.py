@@ -175,14 +175,29 @@ def main() -> int:
         print(f"{name:<11} {tally.kills[name]:>4} kills, {tally.finished[name]:>3} runs resumed to an equal end")
     for problem in tally.problems:
         print(f"PROBLEM  {problem}")
-    print(f"{kills} kills ({', '.join(f'{n} {how}' for how, n in tally.how.items())}), {len(tally.problems)} problems, "
-          f"{time.monotonic() - begun:.0f} s.")  # fmt: skip
+    print(
+        f"{kills} kills ({', '.join(f'{n} {how}' for how, n in tally.how.items())}), {len(tally.problems)} problems, "
+        f"{time.monotonic() - begun:.0f} s."
+    )
     if args.record:
         from radargate.io.records import append_records, make_record
 
         metrics = {"kills": kills, "problems": len(tally.problems), "runs": sum(tally.finished.values())}
-        append_records(args.record, [make_record("trust", "kills", metrics, seed=args.seed, kills=tally.kills, how=tally.how,
-                                                 finished=tally.finished, problems=tally.problems)])  # fmt: skip
+        append_records(
+            args.record,
+            [
+                make_record(
+                    "trust",
+                    "kills",
+                    metrics,
+                    seed=args.seed,
+                    kills=tally.kills,
+                    how=tally.how,
+                    finished=tally.finished,
+                    problems=tally.problems,
+                )
+            ],
+        )
     return 1 if tally.problems else 0
 
 

@@ -32,15 +32,36 @@ EXPERTS, RANK, ROWS = 4, 8, 8
 IMPORTS = "import radargate.training.gates, accelerate, transformers.trainer"
 MODELS: dict[str, Any] = {
     "smollm2-135m": LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, tie_word_embeddings=True),
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    ),
     "qwen2.5-0.5b": Qwen2Config(
-        vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
-        num_key_value_heads=2, tie_word_embeddings=True),
+        vocab_size=151936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    ),
     "flan-t5-base": T5Config(
-        vocab_size=49408, d_model=768, d_kv=64, d_ff=2048, num_layers=12, num_decoder_layers=12, num_heads=12,
-        feed_forward_proj="gated-gelu", decoder_start_token_id=0, tie_word_embeddings=False),
-}  # fmt: skip
+        vocab_size=49408,
+        d_model=768,
+        d_kv=64,
+        d_ff=2048,
+        num_layers=12,
+        num_decoder_layers=12,
+        num_heads=12,
+        feed_forward_proj="gated-gelu",
+        decoder_start_token_id=0,
+        tie_word_embeddings=False,
+    ),
+}
 TARGETS = {"flan-t5-base": ["q", "v"]}
 
 
@@ -63,20 +84,49 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 chosen = GateTraining(gate=gate, steps=3, batch_size=options.batch_size, max_length=options.max_length)
                 plan = plan_training(str(folder / "base"), adapters, chosen, answer_tokens=64)
                 command = [
-                    sys.executable, "-m", "radargate.cli", "train", str(folder / "base"),
-                    *[f"{key}={path}" for key, path in adapters.items()], "--data", str(folder / "rows.jsonl"),
-                    "--gate", gate, "--steps", "3", "--batch-size", str(options.batch_size), "--max-length",
-                    str(options.max_length), "--out", str(folder / gate), "--device", "cpu"]  # fmt: skip
+                    sys.executable,
+                    "-m",
+                    "radargate.cli",
+                    "train",
+                    str(folder / "base"),
+                    *[f"{key}={path}" for key, path in adapters.items()],
+                    "--data",
+                    str(folder / "rows.jsonl"),
+                    "--gate",
+                    gate,
+                    "--steps",
+                    "3",
+                    "--batch-size",
+                    str(options.batch_size),
+                    "--max-length",
+                    str(options.max_length),
+                    "--out",
+                    str(folder / gate),
+                    "--device",
+                    "cpu",
+                ]
                 measured = peak(command)
-                metrics = {**plan.as_dict(), "imports_bytes": empty, "measured_bytes": measured,
-                           "planned_over_measured": (plan.peak_bytes + empty) / measured,
-                           "planned_over_measured_without_imports": plan.peak_bytes / (measured - empty)}  # fmt: skip
-                facts = {"model": name, "gate": gate, "experts": EXPERTS, "batch_size": options.batch_size,
-                         "max_length": options.max_length}  # fmt: skip
+                metrics = {
+                    **plan.as_dict(),
+                    "imports_bytes": empty,
+                    "measured_bytes": measured,
+                    "planned_over_measured": (plan.peak_bytes + empty) / measured,
+                    "planned_over_measured_without_imports": plan.peak_bytes / (measured - empty),
+                }
+                facts = {
+                    "model": name,
+                    "gate": gate,
+                    "experts": EXPERTS,
+                    "batch_size": options.batch_size,
+                    "max_length": options.max_length,
+                }
                 append_records(RECORDS, [make_record("plan", f"{name} {gate}", metrics, **facts)])
-                print(f"{name} {gate}: planned {(plan.peak_bytes + empty) / 1e6:,.0f} MB, measured {measured / 1e6:,.0f} MB, "
-                      f"ratio {metrics['planned_over_measured']:.3f}, without imports "
-                      f"{metrics['planned_over_measured_without_imports']:.3f}", flush=True)  # fmt: skip
+                print(
+                    f"{name} {gate}: planned {(plan.peak_bytes + empty) / 1e6:,.0f} MB, measured {measured / 1e6:,.0f} MB, "
+                    f"ratio {metrics['planned_over_measured']:.3f}, without imports "
+                    f"{metrics['planned_over_measured_without_imports']:.3f}",
+                    flush=True,
+                )
 
 
 def write_model(name: str, folder: Path) -> dict[str, str]:
@@ -90,9 +140,12 @@ def write_model(name: str, folder: Path) -> dict[str, str]:
     paths = {}
     for i in range(EXPERTS):
         lora = LoraConfig(
-            r=RANK, lora_alpha=2 * RANK, target_modules=TARGETS.get(name, ["q_proj", "v_proj"]), init_lora_weights=False,
+            r=RANK,
+            lora_alpha=2 * RANK,
+            target_modules=TARGETS.get(name, ["q_proj", "v_proj"]),
+            init_lora_weights=False,
             task_type="SEQ_2_SEQ_LM" if config.is_encoder_decoder else "CAUSAL_LM",
-        )  # fmt: skip
+        )
         wrapped = get_peft_model(model, lora)
         paths[f"e{i}"] = str(folder / f"e{i}")
         wrapped.save_pretrained(paths[f"e{i}"], save_embedding_layers=False)

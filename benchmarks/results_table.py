@@ -66,8 +66,12 @@ def pages() -> dict[str, str]:
 
 def with_blocks(text: str) -> str:
     """A page with every part between markers made anew."""
-    blocks = {"quickstart": quickstart_block, "commands": readme_tables.commands, "gates": readme_tables.gates,
-              "speed": speed_tables.readme_block}  # fmt: skip
+    blocks = {
+        "quickstart": quickstart_block,
+        "commands": readme_tables.commands,
+        "gates": readme_tables.gates,
+        "speed": speed_tables.readme_block,
+    }
     for name, make in blocks.items():
         begin, end = BEGIN.format(name), END.format(name)
         text = f"{text[: text.index(begin)]}{begin}\n\n{make()}\n\n{text[text.index(end) :]}"
@@ -107,8 +111,10 @@ def quickstart_picture() -> str:
 def page() -> str:
     """The whole page."""
     scores = [r for r in read_records(RESULTS / "main_job" / "scores.jsonl") if r["suite"] == "eval"]
-    trained = {r["case"] if r["options"]["preset"] is None else "paper": r
-               for r in read_records(RESULTS / "main_job" / "train.jsonl")}  # fmt: skip
+    trained = {
+        r["case"] if r["options"]["preset"] is None else "paper": r
+        for r in read_records(RESULTS / "main_job" / "train.jsonl")
+    }
     by_case = {(r["system"], r["task"]): r for r in scores}
     tasks = sorted({task for _, task in by_case} - {"mean"})
     systems = [name for name in NAMES if (name, "mean") in by_case]
@@ -122,22 +128,44 @@ def page() -> str:
         f"{trained['radar']['options']['batch_size']} rows, one seed; scored on the first {rows} test rows of each task. Brackets are 95 % bootstrap "
         f"intervals over rows; they say nothing about other seeds. {one['machine']['cpu']}, {one['machine']['cores']} cores; commands in "
         "[benchmarks/results/main_job/commands.sh](../benchmarks/results/main_job/commands.sh).",
-        table(["system", "accuracy", "gold-answer NLL"],
-              [[NAMES[s], cell(by_case[s, "mean"]["metrics"]["acc"]), cell(by_case[s, "mean"]["metrics"]["nll"])] for s in systems]),
+        table(
+            ["system", "accuracy", "gold-answer NLL"],
+            [
+                [NAMES[s], cell(by_case[s, "mean"]["metrics"]["acc"]), cell(by_case[s, "mean"]["metrics"]["nll"])]
+                for s in systems
+            ],
+        ),
         verdicts(by_case, tasks),
         "Paired over the same rows, averaged over tasks; p from sign flips, uncorrected:",
-        table(["difference", "accuracy", "p", "NLL", "p"], [pair(by_case, tasks, a, b) for a, b in PAIRS if (a, "mean") in by_case and (b, "mean") in by_case]),
+        table(
+            ["difference", "accuracy", "p", "NLL", "p"],
+            [pair(by_case, tasks, a, b) for a, b in PAIRS if (a, "mean") in by_case and (b, "mean") in by_case],
+        ),
         "Mind what this is not: one seed, which says little about a difference between gates, and radar trains more numbers than stretch without a control of as many beside it. "
         "Most of these tasks are near chance for a model of this size. The printed form runs at the paper's own rate "
         "of 1e-4, which hardly moves a gate in so few steps (its angle says so).",
         "### What the gates cost and did",
-        table(["gate", "trained numbers", "softmax / rotation rate", "dense start", "last loss", "mean angle (rad)", "seconds"], [train_row(n, r) for n, r in trained.items()]),
+        table(
+            [
+                "gate",
+                "trained numbers",
+                "softmax / rotation rate",
+                "dense start",
+                "last loss",
+                "mean angle (rad)",
+                "seconds",
+            ],
+            [train_row(n, r) for n, r in trained.items()],
+        ),
         "### Task by task",
         "Expert is the adapter of that task alone. An expert *counts* where it beats the base on these rows (paired p < 0.05).",
-        table(["task", *(NAMES[s] for s in systems), "expert", "counts (accuracy / NLL)"], [task_row(by_case, t, systems, "acc") for t in tasks]),
+        table(
+            ["task", *(NAMES[s] for s in systems), "expert", "counts (accuracy / NLL)"],
+            [task_row(by_case, t, systems, "acc") for t in tasks],
+        ),
         "The same for gold-answer NLL:",
         table(["task", *(NAMES[s] for s in systems), "expert"], [task_row(by_case, t, systems, "nll") for t in tasks]),
-    ]  # fmt: skip
+    ]
     parity = RESULTS / "main_job" / "lm_eval.jsonl"
     if parity.exists():
         parts.append("### The same rows through lm-eval")

@@ -57,8 +57,25 @@ def train(options: argparse.Namespace, count: int, more: list[str]) -> dict[str,
         ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m"] if count > 1 else ["-m"]
     )
     with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, *launcher, "radargate.cli", "train", "smollm2-135m", *adapters, "--data", options.data,
-                   "--steps", str(options.steps), "--max-length", "256", "--dtype", "float32", "--out", f"{out}/bundle", *more]  # fmt: skip
+        command = [
+            sys.executable,
+            *launcher,
+            "radargate.cli",
+            "train",
+            "smollm2-135m",
+            *adapters,
+            "--data",
+            options.data,
+            "--steps",
+            str(options.steps),
+            "--max-length",
+            "256",
+            "--dtype",
+            "float32",
+            "--out",
+            f"{out}/bundle",
+            *more,
+        ]
         subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(THREADS // count)})
         return json.loads(Path(out, "bundle", "record.json").read_text())["metrics"]
 

@@ -47,14 +47,16 @@ def page() -> str:
         "keeps its share. A checkpoint or bundle is the same whatever wrote it (tested: two processes stopped, one goes on, and the other way round). Gates with noise (`tutel` with `noise`) draw in "
         "every process for itself, and a resumed run of several processes gives all of them the main one's random state.",
         f"## Measured here ({one['machine']['cpu']}, {one['machine']['cores']} cores, float32)",
-        _experts(newest), _processes(newest),
+        _experts(newest),
+        _processes(newest),
         "## Arithmetic: 1,000 adapters",
         "Rank 8 on all seven linear layers, radar with shared P and Q of rank 8, bfloat16 weights, float32 gates, nothing measured:",
         _sizes(),
         "At 1,000 experts the logits x θ of every site are what grows: they have n columns. The experts themselves do not have to be "
         "expanded: under top-2 and the `merged` route two of them are.",
-        "## Arithmetic: 1,000 cells", _cells(),
-    ]  # fmt: skip
+        "## Arithmetic: 1,000 cells",
+        _cells(),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -71,8 +73,9 @@ def _experts(newest: Mapping[tuple[str, str], Any]) -> str:
 def _processes(newest: Mapping[tuple[str, str], Any]) -> str:
     rows = [
         [case, str(r["threads"]), f"{r['metrics']['seconds']:.0f} s", f"{r['metrics']['final_loss']:.4f}"]
-        for (suite, case), r in newest.items() if suite == "scale-processes"
-    ]  # fmt: skip
+        for (suite, case), r in newest.items()
+        if suite == "scale-processes"
+    ]
     text = "The same training of a radar gate on SmolLM2-135M; processes here share two cores, which one process keeps busy already:"
     return f"{text}\n\n{table(['processes', 'threads each', 'time', 'last loss'], rows)}"
 
@@ -92,16 +95,38 @@ def _sizes() -> str:
         base = layers * sum(a * b for a, b in linears) + 2 * words * width
         adapter = layers * RANK * sum(a + b for a, b in linears)
         gates = layers * sum(1000 * a + RANK * b + RANK * (b // 2) for a, b in linears)
-        rows.append([name, f"{2 * base / 1e9:.0f} GB", f"{2 * adapter / 1e6:.0f} MB", f"{2000 * adapter / 1e9:.0f} GB",
-                     f"{gates / 1e6:,.0f} M ({16 * gates / 1e9:.0f} GB with gradients and AdamW)"])  # fmt: skip
+        rows.append(
+            [
+                name,
+                f"{2 * base / 1e9:.0f} GB",
+                f"{2 * adapter / 1e6:.0f} MB",
+                f"{2000 * adapter / 1e9:.0f} GB",
+                f"{gates / 1e6:,.0f} M ({16 * gates / 1e9:.0f} GB with gradients and AdamW)",
+            ]
+        )
         activations = 2 * layers * width * TOKENS
         flops = 4 * base * TOKENS * STEPS
-        more.append([name, f"{0.56 * base / 1e9:.0f} GB", f"{activations / 1e9:.1f} GB", f"{flops / 1e15:.0f} PFLOP",
-                     f"{flops / RATE:.0f} s"])  # fmt: skip
+        more.append(
+            [
+                name,
+                f"{0.56 * base / 1e9:.0f} GB",
+                f"{activations / 1e9:.1f} GB",
+                f"{flops / 1e15:.0f} PFLOP",
+                f"{flops / RATE:.0f} s",
+            ]
+        )
     weights = table(["base", "base", "one adapter", "1,000 adapters", "gate numbers at n = 1,000"], rows)
     steps = f"{STEPS} steps of {TOKENS:,} tokens"
-    work = table(["base", "base in 4 bits", f"activations of {TOKENS:,} tokens, recomputed by layer", f"work of {steps}",
-                  f"at {RATE / 1e12:.0f} TFLOP/s"], more)  # fmt: skip
+    work = table(
+        [
+            "base",
+            "base in 4 bits",
+            f"activations of {TOKENS:,} tokens, recomputed by layer",
+            f"work of {steps}",
+            f"at {RATE / 1e12:.0f} TFLOP/s",
+        ],
+        more,
+    )
     return (
         f"{weights}\n\nGates are whole in every process: what `--shard` shares out is the base and the experts, so the last column has to fit on each "
         "device. On a 70B base 1,000 adapters on all seven layers do not leave an 80 GB device that room; fewer adapters or fewer layers do.\n\n"

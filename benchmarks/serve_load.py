@@ -83,9 +83,15 @@ async def client(http: httpx.AsyncClient, number: int, until: float, expert: str
     """Ask until the time is up."""
     count = number
     while time.monotonic() < until:
-        fields = {"model": "bundle", "max_tokens": max_tokens, "temperature": 0, "stream": True, "stream_options": {"include_usage": True},
-                  "prompt": PROMPTS[count % len(PROMPTS)],
-                  "experts": {expert: 0.0} if count % 2 else {}}  # fmt: skip
+        fields = {
+            "model": "bundle",
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "prompt": PROMPTS[count % len(PROMPTS)],
+            "experts": {expert: 0.0} if count % 2 else {},
+        }
         count += 1
         begun, first, tokens, ended, failed = time.monotonic(), None, 0, False, False
         try:
@@ -140,12 +146,20 @@ def metrics_of(seen: Seen, seconds: float) -> dict[str, object]:
     memory = [size / 1e6 for _, size in seen.memory]
     third = max(len(memory) // 3, 1)
     return {
-        "requests": len(seen.whole), "errors": dict(seen.errors), "seconds": round(seconds, 2), "tokens": seen.tokens,
-        "tokens_per_second": round(seen.tokens / seconds, 2), "requests_per_second": round(len(seen.whole) / seconds, 3),
-        "first_token_s": spread(seen.first), "whole_answer_s": spread(seen.whole),
-        "memory_mb": {"highest": round(max(memory), 1), "rise": round(max(memory[-third:]) - max(memory[:third]), 1),
-                      "over_time": [[at, round(size / 1e6, 1)] for at, size in seen.memory]},
-    }  # fmt: skip
+        "requests": len(seen.whole),
+        "errors": dict(seen.errors),
+        "seconds": round(seconds, 2),
+        "tokens": seen.tokens,
+        "tokens_per_second": round(seen.tokens / seconds, 2),
+        "requests_per_second": round(len(seen.whole) / seconds, 3),
+        "first_token_s": spread(seen.first),
+        "whole_answer_s": spread(seen.whole),
+        "memory_mb": {
+            "highest": round(max(memory), 1),
+            "rise": round(max(memory[-third:]) - max(memory[:third]), 1),
+            "over_time": [[at, round(size / 1e6, 1)] for at, size in seen.memory],
+        },
+    }
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -182,10 +196,18 @@ def main(argv: list[str] | None = None) -> int:
         for clients in dict.fromkeys((1, args.clients)):
             seen, seconds = asyncio.run(load(url, process, clients, args.seconds, args.max_tokens))
             record = make_record(
-                "serve_load", f"{clients}-clients", metrics_of(seen, seconds), clients=clients, asked_seconds=args.seconds,
-                max_tokens=args.max_tokens, batch_size=args.batch_size, bundle=Path(args.bundle).resolve().name, gate=config["gate"],
-                experts=config["experts"], base=config["base_model_name_or_path"],
-            )  # fmt: skip
+                "serve_load",
+                f"{clients}-clients",
+                metrics_of(seen, seconds),
+                clients=clients,
+                asked_seconds=args.seconds,
+                max_tokens=args.max_tokens,
+                batch_size=args.batch_size,
+                bundle=Path(args.bundle).resolve().name,
+                gate=config["gate"],
+                experts=config["experts"],
+                base=config["base_model_name_or_path"],
+            )
             records.append(record)
             shown = {key: value for key, value in record["metrics"].items() if key != "memory_mb"}
             print(json.dumps({"clients": clients, **shown, "memory_rise_mb": record["metrics"]["memory_mb"]["rise"]}))

@@ -14,10 +14,16 @@ from radargate.report import charts
 SPEED = Path(__file__).parent / "results" / "speed"
 SUITES = ("ops", "step", "decode", "footprint")
 SYSTEMS = {
-    "base": "base alone", "lora": "one PEFT LoRA", "stretch": "RadarGate stretch", "radar": "RadarGate radar",
-    "radar, PyTorch alone": "RadarGate radar, no compiler", "loramoe": "LoRAMoE (dense, its equations)",
-    "arrow": "PEFT Arrow", "xlora": "PEFT X-LoRA", "literal": "the paper's equations",
-}  # fmt: skip
+    "base": "base alone",
+    "lora": "one PEFT LoRA",
+    "stretch": "RadarGate stretch",
+    "radar": "RadarGate radar",
+    "radar, PyTorch alone": "RadarGate radar, no compiler",
+    "loramoe": "LoRAMoE (dense, its equations)",
+    "arrow": "PEFT Arrow",
+    "xlora": "PEFT X-LoRA",
+    "literal": "the paper's equations",
+}
 Record = dict[str, Any]
 
 
@@ -75,8 +81,13 @@ def page() -> str:
         parts.append(title)
         for record in _of(found, suite):
             parts += [_conditions(record), _systems(record)]
-    parts += ["## One site", _ops_text(found), "![time against the number of experts](speed-experts.svg)",
-              "![time against the number of tokens](speed-tokens.svg)", _ops_table(found)]  # fmt: skip
+    parts += [
+        "## One site",
+        _ops_text(found),
+        "![time against the number of experts](speed-experts.svg)",
+        "![time against the number of tokens](speed-tokens.svg)",
+        _ops_table(found),
+    ]
     parts += ["## One site with its base product", _growth(found)]
     parts += ["## Parameters and arithmetic beside the paper's formulas (Eq. 40-42)", _complexity(found)]
     parts += ["## Loading", _loading(found)]
@@ -98,14 +109,20 @@ def pictures() -> dict[str, str]:
 
     return {
         "speed-experts.svg": charts.curves(
-            lines(by_experts, "experts"), "experts", "ms, forward + backward",
-            f"Time of one update, width 2048, {tokens} tokens, top-2, against the number of experts", logarithmic=True,
+            lines(by_experts, "experts"),
+            "experts",
+            "ms, forward + backward",
+            f"Time of one update, width 2048, {tokens} tokens, top-2, against the number of experts",
+            logarithmic=True,
         ),
         "speed-tokens.svg": charts.curves(
-            lines(by_tokens, "tokens"), "tokens", "ms, forward + backward",
-            f"Time of one update, width 2048, {experts} experts, top-2, against the number of tokens", logarithmic=True,
+            lines(by_tokens, "tokens"),
+            "tokens",
+            "ms, forward + backward",
+            f"Time of one update, width 2048, {experts} experts, top-2, against the number of tokens",
+            logarithmic=True,
         ),
-    }  # fmt: skip
+    }
 
 
 def _of(found: list[Record], suite: str) -> list[Record]:
@@ -184,13 +201,32 @@ def _ops_table(found: list[Record]) -> str:
     for r in _of(found, "bench-ops"):
         m = r["metrics"]
         mark = "*" if r["literal_on_tokens"] < r["tokens"] else ""
-        rows.append([
-            str(r["width"]), str(r["experts"]), str(r["tokens"]), str(r["top_k"]), r["pass"], f"{m['seconds']['ours'] * 1e3:.2f}",
-            _times(m["ours_over_lora"]), _times(m.get("eager_over_lora")), _times(m["literal_over_ours"]) + mark,
-            f"{m['peak_bytes']['literal'] / max(m['peak_bytes']['ours'], 1):.1f}{mark}",
-        ])  # fmt: skip
-    header = ["width", "experts", "tokens", "top-k", "pass", "ms", "ours / one LoRA", "PyTorch alone / one LoRA", "literal / ours",
-              "literal / ours, peak memory"]  # fmt: skip
+        rows.append(
+            [
+                str(r["width"]),
+                str(r["experts"]),
+                str(r["tokens"]),
+                str(r["top_k"]),
+                r["pass"],
+                f"{m['seconds']['ours'] * 1e3:.2f}",
+                _times(m["ours_over_lora"]),
+                _times(m.get("eager_over_lora")),
+                _times(m["literal_over_ours"]) + mark,
+                f"{m['peak_bytes']['literal'] / max(m['peak_bytes']['ours'], 1):.1f}{mark}",
+            ]
+        )
+    header = [
+        "width",
+        "experts",
+        "tokens",
+        "top-k",
+        "pass",
+        "ms",
+        "ours / one LoRA",
+        "PyTorch alone / one LoRA",
+        "literal / ours",
+        "literal / ours, peak memory",
+    ]
     return table(header, rows)
 
 
@@ -216,11 +252,19 @@ def _complexity(found: list[Record]) -> str:
     for r in _of(found, "bench-complexity"):
         m = r["metrics"]
         flop = m["flop_per_token"]
-        rows.append([
-            r["gate"], str(r["experts"]), f"{m['parameters']:,}", f"{m['parameters_formula']:,}", f"{flop['ours'] / 1e6:.2f}",
-            f"{flop['literal'] / 1e6:.2f}", f"{m['flop_per_token_formula'] / 1e6:.2f}", f"{m['peak_bytes']['ours'] / 2**20:.2f}",
-            f"{m['peak_bytes']['literal'] / 2**20:.2f}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                r["gate"],
+                str(r["experts"]),
+                f"{m['parameters']:,}",
+                f"{m['parameters_formula']:,}",
+                f"{flop['ours'] / 1e6:.2f}",
+                f"{flop['literal'] / 1e6:.2f}",
+                f"{m['flop_per_token_formula'] / 1e6:.2f}",
+                f"{m['peak_bytes']['ours'] / 2**20:.2f}",
+                f"{m['peak_bytes']['literal'] / 2**20:.2f}",
+            ]
+        )
     text = (
         f"One site of width {r['width']}, top-{r['top_k']}, {r['tokens']} tokens. Mflop a token of matrix products as PyTorch counts them in our form "
         "without the compiler and in the literal form, beside what the formulas say. The formulas count the chosen adapters only, but "
@@ -242,9 +286,14 @@ def _complexity(found: list[Record]) -> str:
 
 def _loading(found: list[Record]) -> str:
     rows = [
-        [str(r["experts"]), f"{r['metrics']['compose_seconds']:.2f}", f"{r['metrics']['load_seconds']:.2f}", f"{r['metrics']['expert_bytes'] / 2**20:.0f}"]
+        [
+            str(r["experts"]),
+            f"{r['metrics']['compose_seconds']:.2f}",
+            f"{r['metrics']['load_seconds']:.2f}",
+            f"{r['metrics']['expert_bytes'] / 2**20:.0f}",
+        ]
         for r in _of(found, "bench-load")
-    ]  # fmt: skip
+    ]
     light = _of(found, "bench-import")[0]["metrics"]["import_seconds"]
     text = f"Composing adapter files and loading a bundle onto a base that is in memory; `import radargate` takes {light * 1e3:.0f} ms."
     return "\n\n".join([text, table(["adapters", "compose, s", "load, s", "experts, MiB"], rows)])

@@ -42,8 +42,9 @@ class Scores:
         """The seeds a system was scored with."""
         return sorted(seed for name, of, seed in self.rows if (name, of) == (system, task))
 
-    def values(self, system: str, metric: str, tasks: Sequence[str] | None = None, seed: int | None = None
-               ) -> dict[str, np.ndarray]:  # fmt: skip
+    def values(
+        self, system: str, metric: str, tasks: Sequence[str] | None = None, seed: int | None = None
+    ) -> dict[str, np.ndarray]:
         """Task → one value a row: of one seed, or averaged over all of them.
 
         Raises:
@@ -101,7 +102,7 @@ def section(folder: Path) -> list[str]:
         f"A task counts where its own expert, alone, beats the base on these rows (paired p < {LEVEL:g}, one test a task and metric): elsewhere "
         f"there is nothing to compose. By accuracy {_number(len(counting['acc']), scores)}"
         f"{_listed(counting['acc'])}, by NLL {_number(len(counting['nll']), scores)}{_listed(counting['nll'])}.",
-    ]  # fmt: skip
+    ]
     for metric, tasks in counting.items():
         if tasks and len(tasks) < len(scores.tasks):
             parts += [
@@ -128,7 +129,7 @@ def _conditions(scores: Scores, training: list[dict[str, Any]], experts: list[di
         f"{' to '.join(map(str, dict.fromkeys((rows[0], rows[-1]))))} test rows of each task. Brackets are 95 % bootstrap intervals over rows, "
         f"each row averaged over seeds; *seeds* is the lowest and the highest mean of a single seed. {one['machine']['cpu']}, "
         f"{one['machine']['cores']} cores; commands in [benchmarks/results/three_seeds/commands.sh](../benchmarks/results/three_seeds/commands.sh)."
-    )  # fmt: skip
+    )
 
 
 def _means(scores: Scores, tasks: Sequence[str]) -> str:
@@ -137,8 +138,10 @@ def _means(scores: Scores, tasks: Sequence[str]) -> str:
         row = [NAMES[system]]
         for metric in METRICS:
             single = scores.spread(system, metric, tasks)
-            row += [cell(scores.mean(system, metric, tasks)),
-                    f"{min(single):.3f} to {max(single):.3f}" if len(single) > 1 else ""]  # fmt: skip
+            row += [
+                cell(scores.mean(system, metric, tasks)),
+                f"{min(single):.3f} to {max(single):.3f}" if len(single) > 1 else "",
+            ]
         rows.append(row)
     return table(["system", "accuracy", "seeds", "gold-answer NLL", "seeds"], rows)
 
@@ -187,8 +190,11 @@ def _in_words(scores: Scores, a: str, b: str, metric: str) -> str:
 
 def _caution(training: Sequence[dict[str, Any]]) -> str:
     numbers = {r["case"]: r["metrics"]["trained_parameters"] for r in training}
-    more = f"; radar trains {numbers['radar'] / numbers['stretch']:.1f} times as many numbers as stretch" if {
-        "radar", "stretch"} <= numbers.keys() else ""  # fmt: skip
+    more = (
+        f"; radar trains {numbers['radar'] / numbers['stretch']:.1f} times as many numbers as stretch"
+        if {"radar", "stretch"} <= numbers.keys()
+        else ""
+    )
     commits = len({r["commit"] for r in training})
     code = (
         f" The gates were trained by {commits} versions of the code, so their seconds do not compare."
@@ -212,9 +218,15 @@ def _listed(tasks: Sequence[str]) -> str:
 def _by_task(scores: Scores, metric: str, counting: Sequence[str]) -> str:
     return table(
         ["task", *(NAMES[s] for s in scores.systems), "counts"],
-        [[task, *(f"{scores.mean(s, metric, [task])['value']:.3f}" for s in scores.systems),
-          "yes" if task in counting else "no"] for task in scores.tasks],
-    )  # fmt: skip
+        [
+            [
+                task,
+                *(f"{scores.mean(s, metric, [task])['value']:.3f}" for s in scores.systems),
+                "yes" if task in counting else "no",
+            ]
+            for task in scores.tasks
+        ],
+    )
 
 
 def _training(training: list[dict[str, Any]]) -> str:
@@ -224,6 +236,14 @@ def _training(training: list[dict[str, Any]]) -> str:
         if not metrics["trained_parameters"]:
             continue
         angle = metrics["mean_angle"]
-        rows.append([NAMES[record["case"]], str(record["options"]["seed"]), f"{metrics['trained_parameters']:,}",
-                     f"{metrics['final_loss']:.3f}", "" if angle is None else f"{angle:.3f}", f"{metrics['seconds']:.0f}"])  # fmt: skip
+        rows.append(
+            [
+                NAMES[record["case"]],
+                str(record["options"]["seed"]),
+                f"{metrics['trained_parameters']:,}",
+                f"{metrics['final_loss']:.3f}",
+                "" if angle is None else f"{angle:.3f}",
+                f"{metrics['seconds']:.0f}",
+            ]
+        )
     return table(["gate", "seed", "trained numbers", "last loss", "mean angle (rad)", "seconds"], rows)

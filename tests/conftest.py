@@ -58,20 +58,45 @@ def build(family: str) -> torch.nn.Module:
     torch.manual_seed(0)
     if family == "llama":
         config = LlamaConfig(
-            hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            vocab_size=258, eos_token_id=1, pad_token_id=0, bos_token_id=None, max_position_embeddings=512,
-        )  # fmt: skip
+            hidden_size=24,
+            intermediate_size=40,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=258,
+            eos_token_id=1,
+            pad_token_id=0,
+            bos_token_id=None,
+            max_position_embeddings=512,
+        )
         return LlamaForCausalLM(config)
     if family == "gpt2":
         config = GPT2Config(
-            n_embd=24, n_layer=2, n_head=2, n_positions=512, vocab_size=258, eos_token_id=1, bos_token_id=None,
-            pad_token_id=0, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0,
-        )  # fmt: skip
+            n_embd=24,
+            n_layer=2,
+            n_head=2,
+            n_positions=512,
+            vocab_size=258,
+            eos_token_id=1,
+            bos_token_id=None,
+            pad_token_id=0,
+            attn_pdrop=0.0,
+            embd_pdrop=0.0,
+            resid_pdrop=0.0,
+        )
         return GPT2LMHeadModel(config)
     config = T5Config(
-        d_model=24, d_kv=6, d_ff=40, num_layers=2, num_heads=4, vocab_size=258, dropout_rate=0.0,
-        decoder_start_token_id=0, eos_token_id=1, pad_token_id=0,
-    )  # fmt: skip
+        d_model=24,
+        d_kv=6,
+        d_ff=40,
+        num_layers=2,
+        num_heads=4,
+        vocab_size=258,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
     return T5ForConditionalGeneration(config)
 
 
@@ -100,14 +125,25 @@ def zoo(tmp_path_factory) -> dict[str, dict]:
         adapters = {}
         for i, name in enumerate(("math", "law", "code")):
             adapters[name] = make_adapter(
-                base, root / f"{family}-{name}", seed=i + 1, r=RANKS[i], lora_alpha=ALPHAS[i], use_rslora=RSLORA[i],
+                base,
+                root / f"{family}-{name}",
+                seed=i + 1,
+                r=RANKS[i],
+                lora_alpha=ALPHAS[i],
+                use_rslora=RSLORA[i],
                 target_modules=TARGETS[family][i],
-            )  # fmt: skip
+            )
         equal = {
-            name: make_adapter(base, root / f"{family}-equal-{name}", seed=i + 11, r=4, lora_alpha=(16, 16, 8)[i],
-                               target_modules=TARGETS[family][i])
+            name: make_adapter(
+                base,
+                root / f"{family}-equal-{name}",
+                seed=i + 11,
+                r=4,
+                lora_alpha=(16, 16, 8)[i],
+                target_modules=TARGETS[family][i],
+            )
             for i, name in enumerate(("math", "law", "code"))
-        }  # fmt: skip
+        }
         made[family] = {"base": base, "adapters": adapters, "equal": equal}
     return made
 
@@ -117,10 +153,16 @@ def same_sites(zoo, tmp_path_factory):
     """Four llama adapters of one rank and the same targets, as PEFT's own merges and arrow want them."""
     root = tmp_path_factory.mktemp("same")
     return {
-        name: make_adapter(zoo["llama"]["base"], root / name, seed=i + 21, r=4, lora_alpha=(16, 16, 8, 12)[i],
-                           target_modules=["q_proj", "v_proj", "down_proj"])
+        name: make_adapter(
+            zoo["llama"]["base"],
+            root / name,
+            seed=i + 21,
+            r=4,
+            lora_alpha=(16, 16, 8, 12)[i],
+            target_modules=["q_proj", "v_proj", "down_proj"],
+        )
         for i, name in enumerate(("math", "law", "code", "general"))
-    }  # fmt: skip
+    }
 
 
 def adapters_for(tiny: dict, gate: str, options: dict | None = None) -> dict[str, Path]:
@@ -147,10 +189,15 @@ def tasks(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tasks")
     for split, count in (("train", 48), ("validation", 8), ("test", 12)):
         yes = [
-            {"prompt": f"is {i} even?", "target": "yes" if i % 2 == 0 else "no", "choices": ["yes", "no"],
-             "answer_index": i % 2, "task": "even"}
+            {
+                "prompt": f"is {i} even?",
+                "target": "yes" if i % 2 == 0 else "no",
+                "choices": ["yes", "no"],
+                "answer_index": i % 2,
+                "task": "even",
+            }
             for i in range(count)
-        ]  # fmt: skip
+        ]
         add = [{"prompt": f"{i}+1=", "target": str(i + 1)} for i in range(count)]
         for task, rows in (("even", yes), ("add", add)):
             (folder / f"{task}.{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -44,8 +44,21 @@ def scored(rows: list[Row], texts: list[str]) -> list[RowScore]:
     made = []
     for row, text in zip(rows, texts, strict=True):
         verdict = judge(row, text)
-        made.append(RowScore(row.id, verdict.correct, None, text, None, 1.0, 1, metric=metric_of(row),
-                             values=verdict.values, stats=verdict.stats, timed_out=verdict.timed_out))  # fmt: skip
+        made.append(
+            RowScore(
+                row.id,
+                verdict.correct,
+                None,
+                text,
+                None,
+                1.0,
+                1,
+                metric=metric_of(row),
+                values=verdict.values,
+                stats=verdict.stats,
+                timed_out=verdict.timed_out,
+            )
+        )
     return made
 
 
@@ -74,17 +87,41 @@ def test_a_translation_ends_with_its_line():
 
 
 RIGHT = [
-    ("42", "First 17, then more.\n#### 42"), ("42", "The answer is 42 dollars."), ("1234", "She pays $1,234."),
-    ("1234", "#### 1,234"), ("8", "8.0"), ("-3", "#### -3"), ("42", "It is \\boxed{42}."), ("2000", "the total is 2,000.00"),
-    ("\\frac{1}{2}", "0.5"), ("\\frac{1}{2}", "so $\\boxed{\\frac{2}{4}}$."), ("\\frac{1}{2}", "\\frac{1}{2}"),
-    ("\\frac12", "1/2"), ("5\\text{ cm}", "5"), ("5", "5 cm"), ("90^\\circ", "90"), ("\\text{Evelyn}", "Evelyn"),
-    ("(3,4)", "(3, 4)"), ("x^2+2x+1", "(x+1)^2"), ("2\\sqrt{3}", "$\\sqrt{12}$"), ("[2,5)", "$[2,5)$"),
-    ("42", "#### 42\n\nQuestion: what is three threes?\n#### 9"), ("It adds up. #### 72", "72"),
-]  # fmt: skip
+    ("42", "First 17, then more.\n#### 42"),
+    ("42", "The answer is 42 dollars."),
+    ("1234", "She pays $1,234."),
+    ("1234", "#### 1,234"),
+    ("8", "8.0"),
+    ("-3", "#### -3"),
+    ("42", "It is \\boxed{42}."),
+    ("2000", "the total is 2,000.00"),
+    ("\\frac{1}{2}", "0.5"),
+    ("\\frac{1}{2}", "so $\\boxed{\\frac{2}{4}}$."),
+    ("\\frac{1}{2}", "\\frac{1}{2}"),
+    ("\\frac12", "1/2"),
+    ("5\\text{ cm}", "5"),
+    ("5", "5 cm"),
+    ("90^\\circ", "90"),
+    ("\\text{Evelyn}", "Evelyn"),
+    ("(3,4)", "(3, 4)"),
+    ("x^2+2x+1", "(x+1)^2"),
+    ("2\\sqrt{3}", "$\\sqrt{12}$"),
+    ("[2,5)", "$[2,5)$"),
+    ("42", "#### 42\n\nQuestion: what is three threes?\n#### 9"),
+    ("It adds up. #### 72", "72"),
+]
 WRONG = [
-    ("42", "41"), ("42", "it is 4.2"), ("42", ""), ("42", "no idea"), ("3", "We have 5 + 2 = 7"), ("(3,4)", "(4, 3)"),
-    ("\\frac{1}{2}", "\\frac{2}{1}"), ("\\pi", "3.14159"), ("42", "42 is not it; #### 43"), ("\\text{Evelyn}", "Angela"),
-]  # fmt: skip
+    ("42", "41"),
+    ("42", "it is 4.2"),
+    ("42", ""),
+    ("42", "no idea"),
+    ("3", "We have 5 + 2 = 7"),
+    ("(3,4)", "(4, 3)"),
+    ("\\frac{1}{2}", "\\frac{2}{1}"),
+    ("\\pi", "3.14159"),
+    ("42", "42 is not it; #### 43"),
+    ("\\text{Evelyn}", "Angela"),
+]
 
 
 def test_math_answers_are_equal_by_value():

@@ -73,20 +73,26 @@ def literal_update(x, A, B, gate, out, architecture, options):
             rows = []
             for t in range(flat.shape[0]):
                 order = dense[t].sort(descending=True, stable=True).indices.tolist()
-                rows.append(literal.gram_schmidt(
-                    flat[t], options["norm"], order if options["order"] == "weight" else None,
-                    chosen[t].tolist() if options["orthogonalize"] == "selected" and chosen is not None else None,
-                ))  # fmt: skip
+                rows.append(
+                    literal.gram_schmidt(
+                        flat[t],
+                        options["norm"],
+                        order if options["order"] == "weight" else None,
+                        chosen[t].tolist() if options["orthogonalize"] == "selected" and chosen is not None else None,
+                    )
+                )
             return torch.stack(rows).view(v.shape)
 
     down = getattr(gate, "rotation_down", None)
     turn = {}
     if out.turn is not None:
         turn = {
-            "down": None if down is None else down * down.shape[-2] ** -0.5, "up": gate.rotation_up,
-            "angle_norm": gate.options.angle_norm, "reference": gate.options.reference,
+            "down": None if down is None else down * down.shape[-2] ** -0.5,
+            "up": gate.rotation_up,
+            "angle_norm": gate.options.angle_norm,
+            "reference": gate.options.reference,
             "rotation_input": gate.options.rotation_input,
-        }  # fmt: skip
+        }
     update = literal.radar(x, A, B, weights=out.weights, indices=out.indices, outputs=transform, **turn)
     return update if out.extra is None else update + out.extra
 
@@ -142,8 +148,9 @@ def test_gates_that_read_outputs_read_orthogonal_ones_under_omoe(gate_input, nor
         v = literal.rotate(v, literal.angles(v, down, gate.rotation_up))
     expected = literal.concat_logits(v, gate.softmax_theta, norm)
     torch.testing.assert_close(gate.logits(Call(x, codes, 2)), expected, rtol=1e-8, atol=1e-9)
-    torch.testing.assert_close(ops.expert_norms(codes.h, codes.B, None), literal.gram_schmidt(
-        literal.expert_outputs(x, A, B)).norm(dim=-1))  # fmt: skip
+    torch.testing.assert_close(
+        ops.expert_norms(codes.h, codes.B, None), literal.gram_schmidt(literal.expert_outputs(x, A, B)).norm(dim=-1)
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -180,16 +187,52 @@ def test_orthogonalising_is_calm_at_zero_and_at_collinear_outputs():
 
 def shared_A(tmp_path, zoo, tasks, family="llama"):
     base = str(zoo[family]["base"])
-    assert main(["experts", base, "--data", str(tasks), "--architecture", "hydra", "--steps", "3", "--batch-size", "2",
-                 "--rank", "4", "--device", "cpu", "--out", str(tmp_path / "hydra")]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "experts",
+                base,
+                "--data",
+                str(tasks),
+                "--architecture",
+                "hydra",
+                "--steps",
+                "3",
+                "--batch-size",
+                "2",
+                "--rank",
+                "4",
+                "--device",
+                "cpu",
+                "--out",
+                str(tmp_path / "hydra"),
+            ]
+        )
+        == 0
+    )
     return {task: tmp_path / "hydra" / task for task in ("add", "even")}
 
 
 def test_a_shared_A_of_other_options_is_not_taken_over(zoo, tasks, tmp_path, capsys):
     shared_A(tmp_path, zoo, tasks)
     shutil.rmtree(tmp_path / "hydra" / "add")
-    words = ["experts", str(zoo["llama"]["base"]), "--data", str(tasks), "--architecture", "hydra", "--steps", "3",
-             "--batch-size", "2", "--device", "cpu", "--out", str(tmp_path / "hydra"), "--resume"]  # fmt: skip
+    words = [
+        "experts",
+        str(zoo["llama"]["base"]),
+        "--data",
+        str(tasks),
+        "--architecture",
+        "hydra",
+        "--steps",
+        "3",
+        "--batch-size",
+        "2",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "hydra"),
+        "--resume",
+    ]
     assert main([*words, "--rank", "2"]) == 1
     assert "was trained with rank 4, not 2. Repeat its options" in capsys.readouterr().err
     assert main([*words, "--rank", "4"]) == 0 and (tmp_path / "hydra" / "add").is_dir()
@@ -223,8 +266,9 @@ def test_hydra_experts_share_A_and_compose_train_save_and_load(zoo, load_tiny, t
 def test_independent_adapters_are_refused_by_hydra_or_converted_and_say_what_was_lost(zoo, load_tiny, tmp_path):
     with pytest.raises(AdapterError, match=r"share A.*convert=True"):
         radargate.compose(load_tiny(), zoo["llama"]["adapters"], architecture="hydra")
-    model = radargate.compose(load_tiny(), zoo["llama"]["adapters"], architecture="hydra",
-                              architecture_options={"convert": True})  # fmt: skip
+    model = radargate.compose(
+        load_tiny(), zoo["llama"]["adapters"], architecture="hydra", architecture_options={"convert": True}
+    )
     facts = model.peft_config["default"].expert_facts
     assert all(f["converted"] and 0 < f["residual"] < 1 for f in facts.values())
     bank, found = load_bank(zoo["llama"]["adapters"], load_tiny()), expert_bank(model)
@@ -245,8 +289,30 @@ def test_independent_adapters_are_refused_by_hydra_or_converted_and_say_what_was
 
 def test_joint_training_moves_A_heads_and_router_and_leaves_adapters_and_a_bundle(zoo, load_tiny, tasks, tmp_path):
     base = str(zoo["llama"]["base"])
-    assert main(["experts", base, "--data", str(tasks), "--architecture", "hydra", "--joint", "--heads", "3", "--steps", "4",
-                 "--batch-size", "2", "--device", "cpu", "--out", str(tmp_path / "h")]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "experts",
+                base,
+                "--data",
+                str(tasks),
+                "--architecture",
+                "hydra",
+                "--joint",
+                "--heads",
+                "3",
+                "--steps",
+                "4",
+                "--batch-size",
+                "2",
+                "--device",
+                "cpu",
+                "--out",
+                str(tmp_path / "h"),
+            ]
+        )
+        == 0
+    )
     heads = [load_file(tmp_path / "h" / f"head{i}" / "adapter_model.safetensors") for i in (1, 2, 3)]
     for name in heads[0]:
         assert torch.equal(heads[0][name], heads[1][name]) == ("lora_A" in name)

@@ -94,9 +94,11 @@ def test_every_system_is_built_over_the_same_weights_and_acts(tmp_path):
 
 def test_goals_are_read_from_records_and_missing_ones_stay_open():
     record = {
-        "suite": "bench-step", "experts": 8, "device": "cpu",
+        "suite": "bench-step",
+        "experts": 8,
+        "device": "cpu",
         "metrics": {"times_lora": {"radar": {"value": 1.9, "low": 1.8, "high": 2.0}}, "over_radar": {}},
-    }  # fmt: skip
+    }
     found = {f.text: f for f in targets.figures([record])}
     step = found["training step / one PEFT LoRA, n = 8, compiled"]
     assert (step.found, step.met) == (1.9, False)
@@ -106,8 +108,28 @@ def test_goals_are_read_from_records_and_missing_ones_stay_open():
 
 def test_the_command_prints_and_stores_records(tmp_path, capsys):
     out = tmp_path / "records.jsonl"
-    assert main(["bench", "ops", "--experts", "3", "--widths", "24", "--tokens", "5", "--top-k", "2", "--rounds", "2",
-                 "--json", "--out", str(out)]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "bench",
+                "ops",
+                "--experts",
+                "3",
+                "--widths",
+                "24",
+                "--tokens",
+                "5",
+                "--top-k",
+                "2",
+                "--rounds",
+                "2",
+                "--json",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [r["case"] for r in lines[:-1]] == ["n=3 d=24 T=5 k=2 forward", "n=3 d=24 T=5 k=2 step"]
     assert read_records(out) == lines[:-1] and lines[-1] == {"goals": []}

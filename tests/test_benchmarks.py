@@ -20,11 +20,17 @@ from radargate.io.records import read_records
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 CHOICE = {"prompt": "is it?", "target": "yes", "choices": ["yes", "no"], "answer_index": 0}
 ROWS = {
-    "glue/rte": CHOICE, "mmlu/race": CHOICE, "reasoning/logiqa_en": CHOICE, "reasoning/lsat_ar": CHOICE,
-    "reasoning/lsat_lr": CHOICE, "reasoning/bbh_snarks": CHOICE, "math/gsm8k": {"prompt": "1+1=", "target": "#### 2"},
-    "math/math": {"prompt": "half?", "target": "\\frac{1}{2}"}, "math/svamp": {"prompt": "3-1=", "target": "2"},
+    "glue/rte": CHOICE,
+    "mmlu/race": CHOICE,
+    "reasoning/logiqa_en": CHOICE,
+    "reasoning/lsat_ar": CHOICE,
+    "reasoning/lsat_lr": CHOICE,
+    "reasoning/bbh_snarks": CHOICE,
+    "math/gsm8k": {"prompt": "1+1=", "target": "#### 2"},
+    "math/math": {"prompt": "half?", "target": "\\frac{1}{2}"},
+    "math/svamp": {"prompt": "3-1=", "target": "2"},
     **{f"translation/wmt14_en_{x}": {"prompt": "say: yes", "target": "ja, gern"} for x in ("cs", "de", "fr", "ru")},
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -60,8 +66,22 @@ def test_the_preset_runs_from_local_rows(zoo, benchmarks, tmp_path, capsys):
     tiny = zoo["llama"]
     bundle, out = tmp_path / "bundle", tmp_path / "scores.jsonl"
     radargate.compose(str(tiny["base"]), tiny["adapters"], gate="radar").save_pretrained(bundle)
-    words = ["eval", str(bundle), "--preset", "paper", "--data", str(benchmarks), "--limit", "2", "--max-new-tokens", "3",
-             "--device", "cpu", "--out", str(out)]  # fmt: skip
+    words = [
+        "eval",
+        str(bundle),
+        "--preset",
+        "paper",
+        "--data",
+        str(benchmarks),
+        "--limit",
+        "2",
+        "--max-new-tokens",
+        "3",
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+    ]
     assert main(words) == 0
     shown = capsys.readouterr().out.splitlines()
     assert [line.split("\t")[0] for line in shown] == [f"bundle/{b.name}" for b in PRESETS["paper"].benchmarks]
@@ -141,13 +161,20 @@ def test_lm_eval_generates_through_a_composed_model_with_its_cache(zoo, tmp_path
     file.write_text("".join(json.dumps({"q": p, "a": a}) + "\n" for p, a in zip(prompts, answers, strict=True)))
     task = ConfigurableTask(
         config={
-            "task": "say", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(file)}}, "test_split": "test",
-            "output_type": "generate_until", "doc_to_text": "{{q}}", "doc_to_target": "a",
+            "task": "say",
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(file)}},
+            "test_split": "test",
+            "output_type": "generate_until",
+            "doc_to_text": "{{q}}",
+            "doc_to_target": "a",
             "generation_kwargs": {"until": ["\n\n\n"], "do_sample": False},
-            "filter_list": [{"name": "none", "filter": [{"function": "remove_whitespace"}, {"function": "take_first"}]}],
+            "filter_list": [
+                {"name": "none", "filter": [{"function": "remove_whitespace"}, {"function": "take_first"}]}
+            ],
             "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
         }
-    )  # fmt: skip
+    )
     seen: list[bool] = []
     original = model.generate
 

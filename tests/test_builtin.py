@@ -65,8 +65,18 @@ def test_answers_hold_when_computed_another_way(rows):
     english = {v: k for k, v in Locale("en").months["format"]["wide"].items()}
     mass = {e.name: e.mass for e in periodictable.elements}
     days = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-    factor = {"metres": 1000, "centimetres": 100, "millimetres": 10, "grams": 1000, "kilograms": 1000, "millilitres": 1000,
-              "minutes": 60, "seconds": 60, "hours": 24, "days": 7}  # fmt: skip
+    factor = {
+        "metres": 1000,
+        "centimetres": 100,
+        "millimetres": 10,
+        "grams": 1000,
+        "kilograms": 1000,
+        "millilitres": 1000,
+        "minutes": 60,
+        "seconds": 60,
+        "hours": 24,
+        "days": 7,
+    }
     codes = {name: code for code, name in LANGUAGES.items()}
     for (task, _), items in rows.items():
         for row in items:

@@ -29,8 +29,24 @@ def test_the_main_path_through_the_entry_point(zoo, tasks, tmp_path, capsys):
         assert main(list(words)) == 0
         return capsys.readouterr().out
 
-    out = run("experts", base, "--data", str(tasks), "--steps", "3", "--batch-size", "4", "--rank", "2",
-              "--target-modules", "q_proj,v_proj", "--out", str(tmp_path / "experts"), "--device", "cpu")  # fmt: skip
+    out = run(
+        "experts",
+        base,
+        "--data",
+        str(tasks),
+        "--steps",
+        "3",
+        "--batch-size",
+        "4",
+        "--rank",
+        "2",
+        "--target-modules",
+        "q_proj,v_proj",
+        "--out",
+        str(tmp_path / "experts"),
+        "--device",
+        "cpu",
+    )
     adapters = [line.split("\t")[1] for line in out.splitlines()]
     assert [Path(a).name for a in adapters] == ["add", "even"]
     assert main(["experts", base, "--data", str(tasks), "--out", str(tmp_path / "experts")]) == 1
@@ -38,13 +54,40 @@ def test_the_main_path_through_the_entry_point(zoo, tasks, tmp_path, capsys):
     assert "2 of 2 adapters can be used" in run("doctor", base, *adapters)
     config = tmp_path / "flags.yaml"
     config.write_text("gate: stretch\nsteps: 99\nbatch_size: 4\nsave-every: 2\noption: [temperature=2.0]\n")
-    record = json.loads(run("train", base, *adapters, "--data", str(tasks), "--config", str(config), "--steps", "4",
-                            "--out", str(tmp_path / "bundle"), "--json", "--tensorboard", "--device", "cpu"))  # fmt: skip
+    record = json.loads(
+        run(
+            "train",
+            base,
+            *adapters,
+            "--data",
+            str(tasks),
+            "--config",
+            str(config),
+            "--steps",
+            "4",
+            "--out",
+            str(tmp_path / "bundle"),
+            "--json",
+            "--tensorboard",
+            "--device",
+            "cpu",
+        )
+    )
     assert record["options"]["gate"] == "stretch" and record["options"]["steps"] == 4
     assert record["options"]["gate_options"] == {"temperature": 2.0}
     assert list((tmp_path / "bundle" / "checkpoints").rglob("events.out.*"))
-    out = run("eval", str(tmp_path / "bundle"), "--data", str(tasks), "--limit", "4", "--max-new-tokens", "3",
-              "--out", str(tmp_path / "scores.jsonl"))  # fmt: skip
+    out = run(
+        "eval",
+        str(tmp_path / "bundle"),
+        "--data",
+        str(tasks),
+        "--limit",
+        "4",
+        "--max-new-tokens",
+        "3",
+        "--out",
+        str(tmp_path / "scores.jsonl"),
+    )
     assert out.startswith("bundle\taccuracy")
     run(
         "eval",
@@ -60,8 +103,19 @@ def test_the_main_path_through_the_entry_point(zoo, tasks, tmp_path, capsys):
         str(tmp_path / "scores.jsonl"),
     )
     assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 9
-    answers = run("generate", str(tmp_path / "bundle"), "--prompt", "1+1=", "--prompt", "is 4 even?", "--max-new-tokens", "3",
-                  "--expert", "add=0.5", "--json").splitlines()  # fmt: skip
+    answers = run(
+        "generate",
+        str(tmp_path / "bundle"),
+        "--prompt",
+        "1+1=",
+        "--prompt",
+        "is 4 even?",
+        "--max-new-tokens",
+        "3",
+        "--expert",
+        "add=0.5",
+        "--json",
+    ).splitlines()
     assert [json.loads(a)["prompt"] for a in answers] == ["1+1=", "is 4 even?"]
 
 
@@ -71,17 +125,42 @@ def test_the_main_path_through_the_entry_point(zoo, tasks, tmp_path, capsys):
         (["trian"], "Unknown command 'trian'. Did you mean 'train'"),
         (["eval", "{base}", "--out", "x"], "nothing to score"),
         (["eval", "{base}", "--data", "nowhere", "--out", "x"], "no such file or folder"),
-        (["train", "{base}", "{math}", "--data", "{tasks}", "--gate", "rader", "--out", "{tmp}/b"], "Did you mean 'radar'"),
-        (["train", "{base}", "{math}", "--data", "{tasks}", "--top-k", "3", "--out", "{tmp}/b"], "top_k is 3, expected 1 to 1"),
+        (
+            ["train", "{base}", "{math}", "--data", "{tasks}", "--gate", "rader", "--out", "{tmp}/b"],
+            "Did you mean 'radar'",
+        ),
+        (
+            ["train", "{base}", "{math}", "--data", "{tasks}", "--top-k", "3", "--out", "{tmp}/b"],
+            "top_k is 3, expected 1 to 1",
+        ),
         (["train", "{base}", "{math}", "{math}", "--data", "{tasks}", "--out", "{tmp}/b"], "two adapters are called"),
-        (["train", "{base}", "{math}", "--data", "{tasks}", "--option", "x", "--out", "{tmp}/b"], "expected NAME=VALUE"),
-        (["train", "{base}", "{math}", "--data", "{tasks}", "--top-k", "1", "--dense-start", "2", "--out", "{tmp}/b"], "dense_start is 2"),
-        (["doctor", "no/such-base", "{math}"], "was not found"), (["doctor", "{tmp}", "{math}"], "has no config.json"),
+        (
+            ["train", "{base}", "{math}", "--data", "{tasks}", "--option", "x", "--out", "{tmp}/b"],
+            "expected NAME=VALUE",
+        ),
+        (
+            [
+                "train",
+                "{base}",
+                "{math}",
+                "--data",
+                "{tasks}",
+                "--top-k",
+                "1",
+                "--dense-start",
+                "2",
+                "--out",
+                "{tmp}/b",
+            ],
+            "dense_start is 2",
+        ),
+        (["doctor", "no/such-base", "{math}"], "was not found"),
+        (["doctor", "{tmp}", "{math}"], "has no config.json"),
         (["generate", "{base}", "--prompt", "x", "--expert", "law=0"], "holds no composition"),
         (["eval", "x.gguf", "--data", "{tasks}", "--out", "x"], "does not exist"),
         (["train", "--config", "{tmp}/none.yaml"], "cannot be read"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_clear_line_and_exit_code_one(words, message, zoo, tasks, tmp_path, capsys):
     tiny = zoo["llama"]
     values = {"base": tiny["base"], "math": tiny["adapters"]["math"], "tasks": tasks, "tmp": tmp_path}

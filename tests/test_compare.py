@@ -27,13 +27,37 @@ from radargate.io.records import read_records
 def adapters(zoo, tmp_path_factory):
     """Two adapters of one rank, named like the tasks."""
     root = tmp_path_factory.mktemp("adapters")
-    return [str(make_adapter(zoo["llama"]["base"], root / name, seed, r=4, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
-            for seed, name in enumerate(("add", "even"))]  # fmt: skip
+    return [
+        str(
+            make_adapter(
+                zoo["llama"]["base"], root / name, seed, r=4, lora_alpha=16, target_modules=["q_proj", "v_proj"]
+            )
+        )
+        for seed, name in enumerate(("add", "even"))
+    ]
 
 
 def command(zoo, adapters, tasks, out, *words):
-    return ["compare", str(zoo["llama"]["base"]), *adapters, "--data", str(tasks), "--steps", "2", "--batch-size", "2",
-            "--limit", "3", "--max-new-tokens", "2", "--device", "cpu", "--out", str(out), *words]  # fmt: skip
+    return [
+        "compare",
+        str(zoo["llama"]["base"]),
+        *adapters,
+        "--data",
+        str(tasks),
+        "--steps",
+        "2",
+        "--batch-size",
+        "2",
+        "--limit",
+        "3",
+        "--max-new-tokens",
+        "2",
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+        *words,
+    ]
 
 
 def cells(out):
@@ -61,8 +85,12 @@ def test_every_gate_rule_and_architecture_runs_and_the_report_shows_them(zoo, ad
 def test_a_grid_stopped_in_the_middle_goes_on_and_recomputes_nothing(zoo, adapters, tasks, tmp_path):
     out = tmp_path / "grid"
     words = command(zoo, adapters, tasks, out, "--gates", "stretch,radar", "--rules", "uniform", "--seeds", "2")
-    running = subprocess.Popen([sys.executable, "-m", "radargate.cli", *words], stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    running = subprocess.Popen(
+        [sys.executable, "-m", "radargate.cli", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     for line in running.stderr:
         if line.startswith("[4/"):
             running.send_signal(signal.SIGKILL)
@@ -98,7 +126,11 @@ def test_a_gate_trains_with_its_own_rates_and_the_others_with_the_grids(zoo, ada
     records = read_records(tmp_path / "rates" / "records.jsonl")
     found = {r["cell"]["label"]: r for r in records if r["suite"] == "cell" and r["cell"]["kind"] == "gate"}
     rates = {label: (r["options"]["rotation_lr"], r["options"]["dense_start"]) for label, r in found.items()}
-    assert rates == {"radar (mole)": (0.005, 0.5), "radar rotation_lr=0.2 (mole)": (0.2, 0.5), "radar dense_start=0 (mole)": (0.005, 0)}  # fmt: skip
+    assert rates == {
+        "radar (mole)": (0.005, 0.5),
+        "radar rotation_lr=0.2 (mole)": (0.2, 0.5),
+        "radar dense_start=0 (mole)": (0.005, 0),
+    }
     assert all(r["options"]["gate_options"] == {} for r in found.values())
     angle = {label: r["metrics"]["mean_angle"] for label, r in found.items()}
     assert angle["radar rotation_lr=0.2 (mole)"] > 2 * angle["radar (mole)"] > 0
@@ -111,18 +143,24 @@ def test_a_dry_run_prints_cells_and_hours_and_writes_nothing(zoo, adapters, task
     assert not (tmp_path / "dry" / "records.jsonl").exists()
 
 
-@pytest.mark.parametrize("words,message", [
-    (("--gates", "radr"), "Did you mean 'radar'"), (("--rules", "arow"), "Did you mean 'arrow'"),
-    (("--architectures", "hidra"), "Did you mean 'hydra'"), (("--top-k", "5"), "top_k is 5, expected 1 to 2"),
-    (("--gates", "stretch:temperature=0"), "temperature is 0"), (("--experts", "hydra"), "expected ARCHITECTURE=DIR"),
-    (("--experts", "hydra=/nowhere"), "holds no folder with an adapter_config.json"),
-    (("--rules", "pems", "--architectures", "omoe"), "mixes A and B apart"),
-    (("--gates", "stretch:temperature"), "stretch: temperature: expected NAME=VALUE"),
-    (("--gates", "radar:rotation_lr=0"), "rotation_lr is 0, expected a number above 0"),
-    (("--gates", "radar:lr=.nan"), "lr is nan, expected a number above 0"),
-    (("--gates", "radar:dense_start=2"), "dense_start is 2, expected a share"),
-    (("--rules", "ties:lr=0.1"), "lr"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words,message",
+    [
+        (("--gates", "radr"), "Did you mean 'radar'"),
+        (("--rules", "arow"), "Did you mean 'arrow'"),
+        (("--architectures", "hidra"), "Did you mean 'hydra'"),
+        (("--top-k", "5"), "top_k is 5, expected 1 to 2"),
+        (("--gates", "stretch:temperature=0"), "temperature is 0"),
+        (("--experts", "hydra"), "expected ARCHITECTURE=DIR"),
+        (("--experts", "hydra=/nowhere"), "holds no folder with an adapter_config.json"),
+        (("--rules", "pems", "--architectures", "omoe"), "mixes A and B apart"),
+        (("--gates", "stretch:temperature"), "stretch: temperature: expected NAME=VALUE"),
+        (("--gates", "radar:rotation_lr=0"), "rotation_lr is 0, expected a number above 0"),
+        (("--gates", "radar:lr=.nan"), "lr is nan, expected a number above 0"),
+        (("--gates", "radar:dense_start=2"), "dense_start is 2, expected a share"),
+        (("--rules", "ties:lr=0.1"), "lr"),
+    ],
+)
 def test_what_cannot_work_is_said_before_a_model_is_loaded(adapters, tasks, tmp_path, capsys, words, message):
     argv = [
         "compare",
@@ -151,8 +189,15 @@ def test_one_adapter_or_no_common_site_or_no_shared_A_is_refused(zoo, adapters, 
 
 
 def test_what_a_cell_does_not_depend_on_is_not_in_its_id():
-    given = {"base": "b", "dtype": None, "scoring": {"limit": 3}, "test_hash": "t", "train_hash": "r", "training": {"steps": 2},
-             "experts": {"mole": {"add": "1", "even": "2"}}}  # fmt: skip
+    given = {
+        "base": "b",
+        "dtype": None,
+        "scoring": {"limit": 3},
+        "test_hash": "t",
+        "train_hash": "r",
+        "training": {"steps": 2},
+        "experts": {"mole": {"add": "1", "even": "2"}},
+    }
     longer = {**given, "training": {"steps": 9}}
     other = {**given, "experts": {"mole": {"add": "1", "even": "3"}}}
     turned = {**given, "experts": {"mole": {"even": "2", "add": "1"}}}
@@ -183,7 +228,8 @@ def test_systems_are_named_with_their_options():
 
 
 def test_a_new_gate_is_one_file_and_one_line(zoo, adapters, tasks, tmp_path, capsys, monkeypatch):
-    (tmp_path / "toy_gate.py").write_text(textwrap.dedent('''
+    (tmp_path / "toy_gate.py").write_text(
+        textwrap.dedent('''
         """A toy."""
         from dataclasses import dataclass
         import torch
@@ -201,7 +247,8 @@ def test_a_new_gate_is_one_file_and_one_line(zoo, adapters, tasks, tmp_path, cap
             def weigh(self, call):
                 logits = self.softmax_taste.to(call.x).expand(*call.x.shape[:-1], self.site.n)
                 return ops.select(logits, call.top_k, multipliers=call.multipliers)
-    '''))  # fmt: skip
+    ''')
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(GATES, "_entries", dict(GATES._entries))
     GATES.register("toy", "toy_gate:ToyGate")

@@ -94,8 +94,12 @@ def test_costs_gates_and_curves_are_the_records(records, report):
         *(f"{np.mean([m[key] for m in radar]):,.0f}" for key in ("train_seconds", "score_seconds", "peak_memory_mb")),
     ]
     gate = next(row for row in table_of(report, "What each gate does") if row[0] == "radar (mole)")
-    assert gate[1:5] == ["2", f"{np.mean([m['entropy'] for m in radar]):.3f}",
-                         f"{np.mean([m['experts_in_use'] for m in radar]):.2f}", f"{np.mean([m['mean_angle'] for m in radar]):.3f}"]  # fmt: skip
+    assert gate[1:5] == [
+        "2",
+        f"{np.mean([m['entropy'] for m in radar]):.3f}",
+        f"{np.mean([m['experts_in_use'] for m in radar]):.2f}",
+        f"{np.mean([m['mean_angle'] for m in radar]):.3f}",
+    ]
     files = files_of(report)
     curve = {float(r["step"]): float(r["loss"]) for r in files["curves_mole.csv"] if r["system"] == "radar (mole)"}
     assert curve == pytest.approx({s: np.mean([m["curve"][s - 1][1] for m in radar]) for s in range(1, 31)})
@@ -246,9 +250,22 @@ def test_the_page_opens_without_console_error_and_fits(report, tmp_path, width):
     outer.write_text(
         f'<!doctype html><meta charset="utf-8">{measure}<iframe width={width} height=900 style="border:0" srcdoc="{html.escape(report)}"></iframe>'
     )
-    words = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
-             "--v=0", "--window-size=1400,1000", "--dump-dom", outer.as_uri()]  # fmt: skip
+    words = [
+        chromium,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--enable-logging=stderr",
+        "--v=0",
+        "--window-size=1400,1000",
+        "--dump-dom",
+        outer.as_uri(),
+    ]
     result = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert "CONSOLE" not in result.stderr
     wide, drawn, shown = map(int, re.search(r"wide (\d+) drawn (\d+) tables (\d+)", result.stdout).groups())

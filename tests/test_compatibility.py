@@ -34,8 +34,15 @@ def version(package):
 
 
 def parameters(owner, name):
-    return [p for p in inspect.signature(inspect.getattr_static(owner, name).__get__(None, owner) if isinstance(
-        inspect.getattr_static(owner, name), (classmethod, staticmethod)) else getattr(owner, name)).parameters if p != "self"]  # fmt: skip
+    return [
+        p
+        for p in inspect.signature(
+            inspect.getattr_static(owner, name).__get__(None, owner)
+            if isinstance(inspect.getattr_static(owner, name), (classmethod, staticmethod))
+            else getattr(owner, name)
+        ).parameters
+        if p != "self"
+    ]
 
 
 # what is overridden or called → its parameters as we rely on them
@@ -73,9 +80,10 @@ TRAINER = {
 
 @pytest.mark.parametrize(
     ("package", "theirs", "ours", "name"),
-    [("peft", BaseTuner, RadarModel, name) for name in TUNER] + [("transformers", Trainer, AnswerTrainer, name) for name in TRAINER],
+    [("peft", BaseTuner, RadarModel, name) for name in TUNER]
+    + [("transformers", Trainer, AnswerTrainer, name) for name in TRAINER],
     ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_a_method_we_override_is_there_and_takes_what_it_took(package, theirs, ours, name):
     wanted = (TUNER if theirs is BaseTuner else TRAINER)[name]
     assert hasattr(theirs, name), (
@@ -108,8 +116,19 @@ def test_pefts_tables_of_methods_are_plain_dicts_that_hold_ours(kind):
     assert f"`{name}`" in PAGE
 
 
-@pytest.mark.parametrize("name", ["adapter_layer_names", "other_param_names", "active_adapters", "active_adapter", "disable_adapters",
-                                  "set_adapter", "enable_adapters", "_disable_adapters"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adapter_layer_names",
+        "other_param_names",
+        "active_adapters",
+        "active_adapter",
+        "disable_adapters",
+        "set_adapter",
+        "enable_adapters",
+        "_disable_adapters",
+    ],
+)
 def test_a_layers_attributes_are_still_those_of_peft(name):
     assert hasattr(BaseTunerLayer, name), f"{version('peft')}: BaseTunerLayer has no {name}; RadarLayer relies on it"
     layer = RadarLayer(torch.nn.Linear(4, 4), "site")
@@ -157,8 +176,15 @@ def test_patterns_mean_what_they_mean_to_peft(key):
     assert "`get_pattern_key`" in PAGE
 
 
-@pytest.mark.parametrize("place", ["peft.tuners.tuners_utils:check_target_module_exists", "peft.utils.merge_utils:ties",
-                                   "peft.utils.merge_utils:dare_ties", "peft.utils.merge_utils:dare_linear"])  # fmt: skip
+@pytest.mark.parametrize(
+    "place",
+    [
+        "peft.tuners.tuners_utils:check_target_module_exists",
+        "peft.utils.merge_utils:ties",
+        "peft.utils.merge_utils:dare_ties",
+        "peft.utils.merge_utils:dare_linear",
+    ],
+)
 def test_a_function_we_import_from_inside_peft_is_there(place):
     module, _, name = place.partition(":")
     assert hasattr(importlib.import_module(module), name), f"{version('peft')}: {module} has no {name} any more"

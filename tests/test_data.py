@@ -22,13 +22,20 @@ GOOD = {"prompt": "p", "target": "a", "choices": ["a", "b"], "answer_index": 0}
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prompt": ""}, "field 'prompt' is ''"), ({"target": 3}, "field 'target' is 3, expected non-empty text"),
-        ({"target": None}, "field 'target' is None"), ({"choices": ["a"]}, "at least 2"), ({"choices": "ab"}, "'choices'"),
-        ({"answer_index": 2}, "'answer_index' is 2, expected 0 to 1"), ({"answer_index": None}, "'answer_index' is None"),
-        ({"answer_index": True}, "'answer_index' is True"), ({"choices": None}, "without 'choices'"),
-        ({"target": "z"}, "neither choices"), ({"choices": ["a", "a"]}, "twice"), ({"task": ["x"]}, "'task'"),
+        ({"prompt": ""}, "field 'prompt' is ''"),
+        ({"target": 3}, "field 'target' is 3, expected non-empty text"),
+        ({"target": None}, "field 'target' is None"),
+        ({"choices": ["a"]}, "at least 2"),
+        ({"choices": "ab"}, "'choices'"),
+        ({"answer_index": 2}, "'answer_index' is 2, expected 0 to 1"),
+        ({"answer_index": None}, "'answer_index' is None"),
+        ({"answer_index": True}, "'answer_index' is True"),
+        ({"choices": None}, "without 'choices'"),
+        ({"target": "z"}, "neither choices"),
+        ({"choices": ["a", "a"]}, "twice"),
+        ({"task": ["x"]}, "'task'"),
     ],
-)  # fmt: skip
+)
 def test_a_row_that_does_not_fit_names_file_line_and_field(change, message, tmp_path):
     file = tmp_path / "t.jsonl"
     file.write_text(json.dumps(GOOD) + "\n" + json.dumps({**GOOD, **change}) + "\n")
@@ -39,11 +46,15 @@ def test_a_row_that_does_not_fit_names_file_line_and_field(change, message, tmp_
 
 def test_broken_files_are_named(tmp_path):
     for name, content, message in (
-        ("a.jsonl", b"{not json}\n", "line 1: not valid JSON"), ("b.jsonl", b"\xff\xfe\n", "UTF-8"),
-        ("c.jsonl.gz", b"no gzip", "cannot be read"), ("d.jsonl", b"\n", "holds no row"), ("e.csv", b"a,b\n", "expected a .jsonl"),
-        ("f.jsonl", b"[1]\n", "expected a JSON object"), ("g.jsonl", b"[" * 200_000, "not valid JSON"),
+        ("a.jsonl", b"{not json}\n", "line 1: not valid JSON"),
+        ("b.jsonl", b"\xff\xfe\n", "UTF-8"),
+        ("c.jsonl.gz", b"no gzip", "cannot be read"),
+        ("d.jsonl", b"\n", "holds no row"),
+        ("e.csv", b"a,b\n", "expected a .jsonl"),
+        ("f.jsonl", b"[1]\n", "expected a JSON object"),
+        ("g.jsonl", b"[" * 200_000, "not valid JSON"),
         ("h.jsonl.gz", gzip.compress(b'{"prompt": "p"}')[:-9], "cannot be read"),
-    ):  # fmt: skip
+    ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=message):
             load_rows(tmp_path / name, "test")

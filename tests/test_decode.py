@@ -41,9 +41,18 @@ def in_one_call(inputs, k, temperature=1.0, renormalize="auto", angle_norm="none
             scaled = [b.to(dtype) * s for b, s in zip(inputs["B"], scales, strict=True)]
             rotation = (down.to(dtype) * 0.3, up.to(dtype)) if turns else ()
             update = ops.radar(
-                x.to(dtype), [a.to(dtype) for a in inputs["A"]], scaled, stretch.to(dtype), *rotation, top_k=k,
-                temperature=temperature, renormalize=renormalize, angle_norm=angle_norm, reference=reference, backend="literal",
-            )  # fmt: skip
+                x.to(dtype),
+                [a.to(dtype) for a in inputs["A"]],
+                scaled,
+                stretch.to(dtype),
+                *rotation,
+                top_k=k,
+                temperature=temperature,
+                renormalize=renormalize,
+                angle_norm=angle_norm,
+                reference=reference,
+                backend="literal",
+            )
             return onto.to(dtype) + update
 
         return got, literal(x.dtype), literal(F64)
@@ -291,9 +300,13 @@ def test_only_gates_that_take_the_same_steps_have_a_recipe():
 
     assert {name for name in GATES.names() if recipe(name) is not None} == {"radar", "stretch"}
     for options in (
-        {"gate_input": "experts"}, {"gate_input": "rotated"}, {"rotation_input": "input"}, {"rotation_sharing": "expert"},
-        {"rotation_rank": 0}, {"gate_input": "rotated", "rotate_output": False},
-    ):  # fmt: skip
+        {"gate_input": "experts"},
+        {"gate_input": "rotated"},
+        {"rotation_input": "input"},
+        {"rotation_sharing": "expert"},
+        {"rotation_rank": 0},
+        {"gate_input": "rotated", "rotate_output": False},
+    ):
         assert recipe("radar", **options) is None
 
     class Half(StretchGate):

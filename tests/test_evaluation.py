@@ -117,11 +117,24 @@ def test_eval_scores_each_adapter_alone_and_keeps_complete_records(zoo, tasks, t
     tiny = zoo["llama"]
     adapters = {name: str(path) for name, path in list(tiny["adapters"].items())[:2]}
     out = tmp_path / "scores.jsonl"
-    records = evaluate(str(tiny["base"]), adapters, out, data=str(tasks), tasks=None, lm_eval_tasks=None,
-                       scoring=Scoring(limit=5, max_new_tokens=4), device="cpu")  # fmt: skip
+    records = evaluate(
+        str(tiny["base"]),
+        adapters,
+        out,
+        data=str(tasks),
+        tasks=None,
+        lm_eval_tasks=None,
+        scoring=Scoring(limit=5, max_new_tokens=4),
+        device="cpu",
+    )
     assert [json.loads(line)["case"] for line in out.read_text().splitlines()] == [
-        "math/add", "math/even", "math/mean", "law/add", "law/even", "law/mean",
-    ]  # fmt: skip
+        "math/add",
+        "math/even",
+        "math/mean",
+        "law/add",
+        "law/even",
+        "law/mean",
+    ]
     assert records[0]["metrics"]["n"] == 5 and len(records[0]["rows"]["correct"]) == 5
     assert records[0]["commit"] and records[0]["versions"]["torch"] and records[0]["data_hash"]
     assert records[0]["metrics"]["nll"]["value"] != records[3]["metrics"]["nll"]["value"]

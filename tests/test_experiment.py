@@ -38,15 +38,38 @@ def sources(tmp_path_factory):
                 if source in ("flan_cot", "natural_instructions")
                 else (("test", 6),)
             ):
-                rows = [{"prompt": f"{task} {i}?" + "." * place, "target": ("yes", "no")[(i + place) % 2], "choices": ["yes", "no"],
-                         "answer_index": (i + place) % 2} for i in range(count)]  # fmt: skip
+                rows = [
+                    {
+                        "prompt": f"{task} {i}?" + "." * place,
+                        "target": ("yes", "no")[(i + place) % 2],
+                        "choices": ["yes", "no"],
+                        "answer_index": (i + place) % 2,
+                    }
+                    for i in range(count)
+                ]
                 (root / source / f"{task}.{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root
 
 
 def command(name, zoo, sources, out, *words, base="llama"):
-    return ["experiment", name, "--smoke", "--base", str(zoo[base]["base"]), "--data", str(sources), "--out", str(out),
-            "--device", "cpu", "--steps", "2", "--limit", "3", *words]  # fmt: skip
+    return [
+        "experiment",
+        name,
+        "--smoke",
+        "--base",
+        str(zoo[base]["base"]),
+        "--data",
+        str(sources),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        "--steps",
+        "2",
+        "--limit",
+        "3",
+        *words,
+    ]
 
 
 def cells(out):
@@ -133,8 +156,12 @@ def test_without_data_an_experiment_runs_on_the_built_in_tasks(zoo, tmp_path, mo
 
 def test_named_tasks_are_learned_where_the_data_have_them_and_gates_may_have_rates_of_their_own(zoo, sources, tmp_path):
     design = EXPERIMENTS.get("ablation").plan("cpu", smoke=True)
-    named = dataclasses.replace(design, named=("flan_cot/esnli", "natural_instructions/creak"),
-                                rates=("radar:lr=0.02,rotation_lr=0.05",), gates=("stretch", "radar"))  # fmt: skip
+    named = dataclasses.replace(
+        design,
+        named=("flan_cot/esnli", "natural_instructions/creak"),
+        rates=("radar:lr=0.02,rotation_lr=0.05",),
+        gates=("stretch", "radar"),
+    )
     material = load_material(str(sources), named)
     assert set(material.train) == set(material.test) == {"esnli", "creak"}
     (point,) = points(named, material)
@@ -149,8 +176,12 @@ def test_named_tasks_are_learned_where_the_data_have_them_and_gates_may_have_rat
 
 def test_a_bank_grows_by_experts_of_other_tasks_that_nothing_learns(sources):
     # the source of the others names aqua's rows as quickest, and they must not push a learned task out
-    design = dataclasses.replace(EXPERIMENTS.get("crowded").plan("cpu", smoke=True), experts=(2, 3),
-                                 named=("flan_cot/esnli", "flan_cot/creak"), others="natural_instructions")  # fmt: skip
+    design = dataclasses.replace(
+        EXPERIMENTS.get("crowded").plan("cpu", smoke=True),
+        experts=(2, 3),
+        named=("flan_cot/esnli", "flan_cot/creak"),
+        others="natural_instructions",
+    )
     material = load_material(str(sources), design)
     assert list(material.train) == ["creak", "esnli", "aqua"] and list(material.test) == ["creak", "esnli"]
     alone, crowded = points(design, material)
@@ -162,10 +193,12 @@ def test_a_bank_grows_by_experts_of_other_tasks_that_nothing_learns(sources):
 
 def test_tasks_count_where_their_own_expert_beats_the_base():
     right = {
-        "base": {"learnt": 0, "chance": 20}, "expert: learnt": {"learnt": 40, "chance": 20},
-        "expert: chance": {"learnt": 0, "chance": 20}, "radar (mole)": {"learnt": 30, "chance": 20},
+        "base": {"learnt": 0, "chance": 20},
+        "expert: learnt": {"learnt": 40, "chance": 20},
+        "expert: chance": {"learnt": 0, "chance": 20},
+        "radar (mole)": {"learnt": 30, "chance": 20},
         "stretch (mole)": {"learnt": 10, "chance": 20},
-    }  # fmt: skip
+    }
     found = read_findings(compared({None: right}))
     assert found.counting(None, "acc") == ["learnt"]
     (test,) = found.where_it_counts["acc"]
@@ -184,19 +217,45 @@ def compared(right, axis=None, **columns):
         for label, tasks in systems.items():
             kind = "gate" if "mole" in label else label.partition(":")[0]
             name = label.removeprefix("expert: ").removesuffix(" (mole)")
-            cell = {"id": f"{label} {place}", "system": name, "kind": kind, "architecture": "mole" if kind == "gate" else None,
-                    "label": label, "seed": 0 if kind == "gate" else None}  # fmt: skip
+            cell = {
+                "id": f"{label} {place}",
+                "system": name,
+                "kind": kind,
+                "architecture": "mole" if kind == "gate" else None,
+                "label": label,
+                "seed": 0 if kind == "gate" else None,
+            }
             plan.append({**cell, "at": {"experts": place, "leave_one_out": None, "train_rows": 1}})
             for task, count in tasks.items():
-                rows = {"id": list(range(40)), "correct": [int(i < count) for i in range(40)], "nll_sum": [1.0] * 40,
-                        "tokens": [1] * 40, **columns.get(task, {})}  # fmt: skip
+                rows = {
+                    "id": list(range(40)),
+                    "correct": [int(i < count) for i in range(40)],
+                    "nll_sum": [1.0] * 40,
+                    "tokens": [1] * 40,
+                    **columns.get(task, {}),
+                }
                 records.append(
                     make_record("eval", f"{label}/{task}", {}, cell=cell, task=task, system=label, rows=rows)
                 )
             records.append(make_record("cell", cell["id"], {"trained_parameters": 1}, cell=cell, options={}))
     design = {"seeds": 1, "limit": 40, "steps": 1, "batch_size": 1, "expert_steps": 1}
-    return [make_record("experiment", "ablation", {}, plan=plan, axis=axis, layout="axis" if axis else "tasks", preset="cpu",
-                        smoke=False, design=design, question="?", paper="", left_out=[]), *records]  # fmt: skip
+    return [
+        make_record(
+            "experiment",
+            "ablation",
+            {},
+            plan=plan,
+            axis=axis,
+            layout="axis" if axis else "tasks",
+            preset="cpu",
+            smoke=False,
+            design=design,
+            question="?",
+            paper="",
+            left_out=[],
+        ),
+        *records,
+    ]
 
 
 def test_translations_count_by_chrf_and_nll_and_not_by_accuracy():
@@ -212,8 +271,10 @@ def test_translations_count_by_chrf_and_nll_and_not_by_accuracy():
 
 
 def test_what_more_experts_do_to_radar_is_held_against_what_they_do_to_others():
-    right = {5: {"radar (mole)": {"a": 30}, "stretch (mole)": {"a": 30}},
-             40: {"radar (mole)": {"a": 25}, "stretch (mole)": {"a": 15}}}  # fmt: skip
+    right = {
+        5: {"radar (mole)": {"a": 30}, "stretch (mole)": {"a": 30}},
+        40: {"radar (mole)": {"a": 25}, "stretch (mole)": {"a": 15}},
+    }
     found = read_findings(compared(right, "experts"))
     assert [t.result.difference for t in found.change["acc"]] == pytest.approx([-0.125, -0.375])
     (test,) = found.resists["acc"]
@@ -270,15 +331,19 @@ def test_a_dry_run_prints_cells_and_hours_and_loads_no_model(sources, tmp_path, 
     assert not (tmp_path / "dry").exists()
 
 
-@pytest.mark.parametrize("words,message", [
-    (["ablatoin"], "Did you mean 'ablation'"), (["ablation", "--preset", "cpus"], "Did you mean 'cpu'"),
-    (["ablation", "--smoke", "--top-k", "5"], "top_k is 5, expected 1 to 2"),
-    (["ablation", "--smoke", "--gates", "radr"], "Did you mean 'radar'"),
-    (["ablation", "--smoke", "--top-k", "1", "--top-k", "2"], "ablation has one value of top_k"),
-    (["modules"], "has 3 tasks with training rows, expected at least 40"),
-    (["ablation", "--smoke", "--experts", "nowhere"], "no adapter for"),
-    (["model-size", "--experts", "nowhere"], "add --base NAME"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words,message",
+    [
+        (["ablatoin"], "Did you mean 'ablation'"),
+        (["ablation", "--preset", "cpus"], "Did you mean 'cpu'"),
+        (["ablation", "--smoke", "--top-k", "5"], "top_k is 5, expected 1 to 2"),
+        (["ablation", "--smoke", "--gates", "radr"], "Did you mean 'radar'"),
+        (["ablation", "--smoke", "--top-k", "1", "--top-k", "2"], "ablation has one value of top_k"),
+        (["modules"], "has 3 tasks with training rows, expected at least 40"),
+        (["ablation", "--smoke", "--experts", "nowhere"], "no adapter for"),
+        (["model-size", "--experts", "nowhere"], "add --base NAME"),
+    ],
+)
 def test_what_cannot_work_is_said_before_a_model_is_loaded(sources, tmp_path, capsys, words, message):
     base = [] if words[0] == "model-size" else ["--base", "no/such-model"]
     assert (

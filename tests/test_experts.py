@@ -87,7 +87,10 @@ BAD = {
     "only a pickle": (only_pickle, "pickled file, which can run code"),
     "pickle in disguise": (pickle_in_disguise, "pickle or zip archive under a safetensors name"),
     "no weights": (lambda f, m: (f / WEIGHTS).unlink() or f, f"no {WEIGHTS}"),
-    "header bomb": (lambda f, m: (f / WEIGHTS).write_bytes(struct.pack("<Q", 1 << 60) + b"{}") and f, "announces a header of"),
+    "header bomb": (
+        lambda f, m: (f / WEIGHTS).write_bytes(struct.pack("<Q", 1 << 60) + b"{}") and f,
+        "announces a header of",
+    ),
     "header too deep": (lambda f, m: with_header(f, b"[" * 100_000), "not valid JSON"),
     "duplicate key": (lambda f, m: with_header(f, b'{"a": 1, "a": 2}'), "stands twice"),
     "overlap": (
@@ -95,15 +98,23 @@ BAD = {
         "starts at byte 0, expected 4",
     ),
     "shape overflow": (
-        lambda f, m: with_header(f, {"a": {"dtype": "F32", "shape": [1 << 35, 1 << 35], "data_offsets": [0, 4]}}, b"0000"),
+        lambda f, m: with_header(
+            f, {"a": {"dtype": "F32", "shape": [1 << 35, 1 << 35], "data_offsets": [0, 4]}}, b"0000"
+        ),
         "needs",
     ),
     "r = 10^9": (lambda f, m: edit_config(f, r=10**9), "r = 1000000000, expected a whole number"),
     "rank mismatch": (lambda f, m: edit_config(f, r=5), "config.json says 5|says 5"),
-    "unknown layer": (lambda f, m: rename(edit_config(f, target_modules=["q_proj", "v_proj", "z_proj"]), "v_proj", "z_proj"), "not linear layers"),
+    "unknown layer": (
+        lambda f, m: rename(edit_config(f, target_modules=["q_proj", "v_proj", "z_proj"]), "v_proj", "z_proj"),
+        "not linear layers",
+    ),
     "no such target": (lambda f, m: edit_config(f, target_modules=["o_proj"]), "target_modules .* does not name"),
     "DoRA": (lambda f, m: edit_config(f, use_dora=True), "DoRA rescales the base weights"),
-    "PiSSA": (lambda f, m: edit_config(f, init_lora_weights="pissa_niter_4"), "loading such an adapter changes the base"),
+    "PiSSA": (
+        lambda f, m: edit_config(f, init_lora_weights="pissa_niter_4"),
+        "loading such an adapter changes the base",
+    ),
     "CorDA": (lambda f, m: edit_config(f, init_lora_weights="corda"), "loading such an adapter changes the base"),
     "OLoRA": (lambda f, m: edit_config(f, init_lora_weights="olora"), "loading such an adapter changes the base"),
     "LoftQ": (lambda f, m: edit_config(f, init_lora_weights="loftq"), "loading such an adapter changes the base"),
@@ -120,8 +131,11 @@ BAD = {
     "bad JSON": (lambda f, m: (f / CONFIG).write_text("{") and f, "not valid JSON"),
     "no config": (lambda f, m: (f / CONFIG).unlink() or f, "does not exist"),
     "embedding": (lambda f, m: rename(f, "lora_A.weight", "lora_embedding_A"), "embeddings are not supported"),
-    "A alone": (lambda f, m: (save_file({k: v for k, v in load_file(f / WEIGHTS).items() if "lora_A" in k}, f / WEIGHTS), f)[1], "alone"),
-}  # fmt: skip
+    "A alone": (
+        lambda f, m: (save_file({k: v for k, v in load_file(f / WEIGHTS).items() if "lora_A" in k}, f / WEIGHTS), f)[1],
+        "alone",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -157,8 +171,16 @@ def test_doctor_accepts_ranks_targets_and_rslora_and_measures_their_effect(zoo, 
 def test_doctor_names_the_width_of_a_wrong_base(zoo, tmp_path):
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    other = LlamaForCausalLM(LlamaConfig(hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
-                                         num_key_value_heads=2, vocab_size=258))  # fmt: skip
+    other = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=32,
+            intermediate_size=40,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=258,
+        )
+    )
     other.save_pretrained(tmp_path / "wide")
     problem = examine(str(tmp_path / "wide"), zoo["llama"]["adapters"])[0].problem
     assert "maps 24 to 24" in problem and "maps 32 to 32" in problem
@@ -205,9 +227,16 @@ def test_half_precision_experts_keep_their_bits_beside_wider_ones(zoo, tmp_path,
 
 def test_rank_and_alpha_patterns_give_pefts_own_output(zoo, tmp_path, load_tiny):
     folder = make_adapter(
-        zoo["llama"]["base"], tmp_path / "p", 3, r=4, lora_alpha=8, target_modules=r".*\.(q_proj|v_proj|up_proj)",
-        rank_pattern={"q_proj": 6}, alpha_pattern={r"layers\.1\..*v_proj": 40}, layers_to_transform=None,
-    )  # fmt: skip
+        zoo["llama"]["base"],
+        tmp_path / "p",
+        3,
+        r=4,
+        lora_alpha=8,
+        target_modules=r".*\.(q_proj|v_proj|up_proj)",
+        rank_pattern={"q_proj": 6},
+        alpha_pattern={r"layers\.1\..*v_proj": 40},
+        layers_to_transform=None,
+    )
     ids = torch.randint(2, 250, (2, 9))
     with torch.no_grad():
         ours = radargate.compose(load_tiny(), {"p": folder}, gate="uniform", top_k=1)(ids).logits
@@ -261,8 +290,13 @@ def test_base_sites_need_no_weights_and_know_conv1d(zoo):
 
 
 def test_every_refused_lora_form_is_one_that_peft_can_make(load_tiny, tmp_path):
-    for name, change in {"dora": {"use_dora": True}, "pissa": {"init_lora_weights": "pissa"}, "olora": {"init_lora_weights": "olora"},
-                         "bias": {"bias": "all"}, "lora_bias": {"lora_bias": True}}.items():  # fmt: skip
+    for name, change in {
+        "dora": {"use_dora": True},
+        "pissa": {"init_lora_weights": "pissa"},
+        "olora": {"init_lora_weights": "olora"},
+        "bias": {"bias": "all"},
+        "lora_bias": {"lora_bias": True},
+    }.items():
         model = get_peft_model(load_tiny(), LoraConfig(r=2, target_modules=["q_proj"], **change))
         model.save_pretrained(tmp_path / name)
         with pytest.raises(AdapterError):

@@ -37,9 +37,12 @@ HOSTILE = [
     "",
 ]
 CHARTS = {
-    "layers": ("weights-prompt", "weights-answer"), "norms": ("norms",), "effect": ("effect",),
-    "rotation": ("map", "polar", "angles-before", "angles-after"), "collapse": ("entropy", "in-use", "load"),
-}  # fmt: skip
+    "layers": ("weights-prompt", "weights-answer"),
+    "norms": ("norms",),
+    "effect": ("effect",),
+    "rotation": ("map", "polar", "angles-before", "angles-after"),
+    "collapse": ("entropy", "in-use", "load"),
+}
 
 
 @pytest.fixture
@@ -60,16 +63,42 @@ def made(folder, tokens, experts, sites, k=2, dense=False):
         weights = torch.rand(chosen.shape, generator=g).softmax(-1)
         unit = torch.nn.functional.normalize(torch.randn(n, 64, generator=g), dim=-1)
         norms = torch.rand(length, n, generator=g)
-        write_site(folder, SiteTrace(
-            name, tuple(experts), chosen.to(torch.int16), weights, torch.rand(chosen.shape, generator=g), torch.rand(chosen.shape, generator=g),
-            norms, weights * norms.gather(1, chosen), torch.rand(length, generator=g), 9 + torch.rand(length, generator=g),
-            unit @ unit.T, unit @ unit.T, torch.randn(n, 2, generator=g), torch.randn(n, 2, generator=g),
-        ))  # fmt: skip
-    write_facts(folder, {
-        "tokens": tokens, "prompt_length": len(tokens) // 2, "experts": experts, "sites": dict.fromkeys(sites, experts),
-        "nll": [1.0] * (length - 1), "without": {name: [1.5] * (length - 1) for name in experts}, "gate": "radar",
-        "architecture": "mole", "top_k": k, "base": "a/base", "encoder_tokens": [], "on_encoder": [],
-    })  # fmt: skip
+        write_site(
+            folder,
+            SiteTrace(
+                name,
+                tuple(experts),
+                chosen.to(torch.int16),
+                weights,
+                torch.rand(chosen.shape, generator=g),
+                torch.rand(chosen.shape, generator=g),
+                norms,
+                weights * norms.gather(1, chosen),
+                torch.rand(length, generator=g),
+                9 + torch.rand(length, generator=g),
+                unit @ unit.T,
+                unit @ unit.T,
+                torch.randn(n, 2, generator=g),
+                torch.randn(n, 2, generator=g),
+            ),
+        )
+    write_facts(
+        folder,
+        {
+            "tokens": tokens,
+            "prompt_length": len(tokens) // 2,
+            "experts": experts,
+            "sites": dict.fromkeys(sites, experts),
+            "nll": [1.0] * (length - 1),
+            "without": {name: [1.5] * (length - 1) for name in experts},
+            "gate": "radar",
+            "architecture": "mole",
+            "top_k": k,
+            "base": "a/base",
+            "encoder_tokens": [],
+            "on_encoder": [],
+        },
+    )
     return Trace(folder)
 
 
@@ -186,10 +215,22 @@ def drawn(folder, page, place=""):
     """What a browser makes of a page, and what it logs."""
     (folder / "page.html").write_text(page)
     found = subprocess.run(
-        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}",
-         "--enable-logging=stderr", "--virtual-time-budget=8000", "--dump-dom", f"file://{folder / 'page.html'}{place}"],
-        capture_output=True, text=True, timeout=280, check=True,
-    )  # fmt: skip
+        [
+            "chromium",
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={folder / 'profile'}",
+            "--enable-logging=stderr",
+            "--virtual-time-budget=8000",
+            "--dump-dom",
+            f"file://{folder / 'page.html'}{place}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=True,
+    )
     return found.stdout, found.stderr
 
 

@@ -112,8 +112,9 @@ def rows(tasks):
 
 
 def sites_of(model, rows, rank=4, batch_size=8):
-    batches, _ = make_batches(model, tiny_tokenizer(), [r for group in rows.values() for r in group],
-                              batch_size=batch_size, max_length=512)  # fmt: skip
+    batches, _ = make_batches(
+        model, tiny_tokenizer(), [r for group in rows.values() for r in group], batch_size=batch_size, max_length=512
+    )
     layers = radar_layers(model)
     return fit_sites(model, layers, batches, rank)
 

@@ -166,9 +166,11 @@ def test_float32_is_as_good_as_the_literal_form_in_it(form, angle_norm, referenc
     inputs = problem(9, 48, 192, (96,), 8, dtype=torch.float32, size=0.02, seed=1)
     kwargs = {"indices": chosen(96, 9, k), "angle_norm": angle_norm, "reference": reference}
     wide = {
-        name: [t.detach().double().requires_grad_() for t in v] if isinstance(v, list) else v.detach().double().requires_grad_()
+        name: [t.detach().double().requires_grad_() for t in v]
+        if isinstance(v, list)
+        else v.detach().double().requires_grad_()
         for name, v in inputs.items()
-    }  # fmt: skip
+    }
     exact, exact_grads = gradients(wide, backend="literal", **kwargs)
     plain, plain_grads = gradients(inputs, backend="literal", **kwargs)
     got, got_grads = gradients(inputs, backend="codes", **kwargs)
@@ -316,9 +318,12 @@ print(ops.choose_backend())
 
 @pytest.mark.parametrize(
     ("environment", "reason"),
-    [({"CXX": "/nonexistent"}, "CXX=/nonexistent is no program"), ({"CXX": "false"}, "false failed"),
-     ({"RADARGATE_FUSED": "0"}, "RADARGATE_FUSED=0")],
-)  # fmt: skip
+    [
+        ({"CXX": "/nonexistent"}, "CXX=/nonexistent is no program"),
+        ({"CXX": "false"}, "false failed"),
+        ({"RADARGATE_FUSED": "0"}, "RADARGATE_FUSED=0"),
+    ],
+)
 def test_without_a_compiler_pytorch_does_the_work(tmp_path, environment, reason):
     assert reason in probe(WORKS, tmp_path, **environment)
     assert not list(tmp_path.glob("compiled/*.so")) and not list(tmp_path.glob("compiled/*.building"))

@@ -36,7 +36,7 @@ def test_what_escapes_is_seen_and_counted(tmp_path):
 
     result = fuzz.fuzz(fuzz.Target(st.sampled_from("abc"), prepare), tmp_path, 50)
     assert result.taken and result.refused["RadarGateError"] and result.inputs == 50
-    (place, facts), = result.escapes.items()  # fmt: skip
+    ((place, facts),) = result.escapes.items()
     assert (
         place.startswith("KeyError at test_fuzz.py")
         and facts["times"] + result.taken + sum(result.refused.values()) == 50

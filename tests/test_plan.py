@@ -70,8 +70,10 @@ def test_planning_reads_no_weights_and_leaves_nothing_behind(zoo, monkeypatch):
     monkeypatch.setattr("radargate.experts.adapters.safe_open", None)
     before = F.scaled_dot_product_attention
     tiny = zoo["llama"]
-    small, long, wide = (plan_training(str(tiny["base"]), tiny["adapters"], options(**more))
-                         for more in ({}, {"max_length": 96}, {"batch_size": 9}))  # fmt: skip
+    small, long, wide = (
+        plan_training(str(tiny["base"]), tiny["adapters"], options(**more))
+        for more in ({}, {"max_length": 96}, {"batch_size": 9})
+    )
     assert small.step_bytes < long.step_bytes and 2.5 < wide.step_bytes / small.step_bytes < 3.5
     assert 1.8 < long.seconds / small.seconds < 2.6
     half = plan_training(str(tiny["base"]), tiny["adapters"], options(), dtype="bfloat16")
@@ -126,8 +128,22 @@ def test_running_out_of_memory_says_what_to_lower(error, zoo, tasks, tmp_path, m
     tiny = zoo["llama"]
     with pytest.raises(OutOfMemoryError, match=r"--batch-size \(now 3\) or --max-length \(now 48\).*radargate plan"):
         train_gates(str(tiny["base"]), tiny["adapters"], str(tasks), tmp_path / "out", options(), device="cpu")
-    words = ["experts", str(tiny["base"]), "--data", str(tasks), "--target-modules", "q_proj", "--out", str(tmp_path / "e"),
-             "--batch-size", "3", "--max-length", "48", "--device", "cpu"]  # fmt: skip
+    words = [
+        "experts",
+        str(tiny["base"]),
+        "--data",
+        str(tasks),
+        "--target-modules",
+        "q_proj",
+        "--out",
+        str(tmp_path / "e"),
+        "--batch-size",
+        "3",
+        "--max-length",
+        "48",
+        "--device",
+        "cpu",
+    ]
     assert main(words) == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("radargate: error: training needs more memory") and "Lower --batch-size (now 3)" in line

@@ -21,16 +21,38 @@ OPTIONS = ["--steps", "4", "--batch-size", "4", "--save-every", "2", "--device",
 
 
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-ACCELERATE = ("accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", "2", "--dynamo_backend",
-              "no", "--mixed_precision", "no")  # fmt: skip
+ACCELERATE = (
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_machines",
+    "1",
+    "--num_processes",
+    "2",
+    "--dynamo_backend",
+    "no",
+    "--mixed_precision",
+    "no",
+)
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def command(zoo, tasks, out, launcher: tuple[str, ...], *more: str, family: str = "llama") -> list[str]:
     adapters = [f"{name}={path}" for name, path in zoo[family]["adapters"].items()]
     through = ["-m", *launcher, "-m"] if launcher else ["-m"]
-    return [sys.executable, *through, "radargate.cli", "train", str(zoo[family]["base"]), *adapters, "--data", str(tasks),
-            "--out", str(out), *OPTIONS, *more]  # fmt: skip
+    return [
+        sys.executable,
+        *through,
+        "radargate.cli",
+        "train",
+        str(zoo[family]["base"]),
+        *adapters,
+        "--data",
+        str(tasks),
+        "--out",
+        str(out),
+        *OPTIONS,
+        *more,
+    ]
 
 
 def train(zoo, tasks, out, launcher: tuple[str, ...], *more: str, family: str = "llama") -> subprocess.CompletedProcess:
@@ -51,8 +73,9 @@ def alone(zoo, tasks, tmp_path_factory):
     return outcome(out)
 
 
-@pytest.mark.parametrize("launcher,more", [(TORCHRUN, []), (TORCHRUN, ["--shard"]), (ACCELERATE, [])],
-                         ids=["ddp", "fsdp2", "accelerate"])  # fmt: skip
+@pytest.mark.parametrize(
+    "launcher,more", [(TORCHRUN, []), (TORCHRUN, ["--shard"]), (ACCELERATE, [])], ids=["ddp", "fsdp2", "accelerate"]
+)
 def test_two_processes_train_as_one_does(zoo, tasks, tmp_path, alone, launcher, more):
     out = tmp_path / "bundle"
     done = train(zoo, tasks, out, launcher, *more)
@@ -69,8 +92,11 @@ def same(tensors: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) ->
         torch.testing.assert_close(tensors[name], tensor, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("first,then", [((TORCHRUN, "--shard"), ((),)), (((),), (ACCELERATE,))],
-                         ids=["fsdp2-then-one", "one-then-accelerate"])  # fmt: skip
+@pytest.mark.parametrize(
+    "first,then",
+    [((TORCHRUN, "--shard"), ((),)), (((),), (ACCELERATE,))],
+    ids=["fsdp2-then-one", "one-then-accelerate"],
+)
 def test_a_checkpoint_of_any_number_of_processes_serves_any_other(zoo, tasks, tmp_path, first, then):
     steps = ("--steps", "12")
     whole, out = tmp_path / "whole", tmp_path / "stopped"

@@ -33,8 +33,15 @@ PAIRS = [(name, a) for name in (*GATES, *RULES) for a in ARCHITECTURES if works(
 def composed(zoo, base, name, architecture, names=("math", "law", "code"), **options):
     adapters = adapters_for(zoo["llama"], name)
     extra = {"architecture_options": {"convert": True}} if architecture == "hydra" else {}
-    model = radargate.compose(base, {n: adapters[n] for n in names}, gate=name, architecture=architecture, seed=3,
-                              **extra, **{**NEEDED.get(name, {}), **options})  # fmt: skip
+    model = radargate.compose(
+        base,
+        {n: adapters[n] for n in names},
+        gate=name,
+        architecture=architecture,
+        seed=3,
+        **extra,
+        **{**NEEDED.get(name, {}), **options},
+    )
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -33,8 +33,10 @@ def wide(tmp_path_factory) -> dict:
         root / "base"
     )
     tiny_tokenizer().save_pretrained(root / "base")
-    adapters = {name: make_adapter(root / "base", root / name, seed, r=4, target_modules=["q_proj", "v_proj"])
-                for seed, name in enumerate(("math", "law"))}  # fmt: skip
+    adapters = {
+        name: make_adapter(root / "base", root / name, seed, r=4, target_modules=["q_proj", "v_proj"])
+        for seed, name in enumerate(("math", "law"))
+    }
     return {"base": root / "base", "adapters": adapters}
 
 

@@ -139,9 +139,21 @@ def test_the_report_opens_in_a_browser_without_a_console_error(run, tmp_path):
     if chromium is None:
         pytest.skip("no chromium on this machine")
     report = Path(run[0]) / "report.html"
-    words = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path}", "--enable-logging=stderr", "--v=0",
-             "--dump-dom", report.as_uri()]  # fmt: skip
+    words = [
+        chromium,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={tmp_path}",
+        "--enable-logging=stderr",
+        "--v=0",
+        "--dump-dom",
+        report.as_uri(),
+    ]
     result = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert "CONSOLE" not in result.stderr
     assert result.stdout.count('class="chart"') == 3 and "RadarGate quickstart" in result.stdout

@@ -89,10 +89,15 @@ def test_sign_flips_find_the_exact_p_of_a_small_sample():
 
 def test_wins_ties_and_losses_are_counted_a_task_and_seed_at_a_time(records, grid):
     def by_seed(label, task, metric):
-        rows = {r["cell"]["seed"]: r["rows"] for r in records
-                if r["suite"] == "eval" and r["system"] == label and r["task"] == task}  # fmt: skip
-        return {s: np.mean(r["correct"]) if metric == "acc" else np.mean(np.divide(r["nll_sum"], r["tokens"]))
-                for s, r in rows.items()}  # fmt: skip
+        rows = {
+            r["cell"]["seed"]: r["rows"]
+            for r in records
+            if r["suite"] == "eval" and r["system"] == label and r["task"] == task
+        }
+        return {
+            s: np.mean(r["correct"]) if metric == "acc" else np.mean(np.divide(r["nll_sum"], r["tokens"]))
+            for s, r in rows.items()
+        }
 
     for first, second, count in [
         ("radar (omoe)", "mlp (omoe)", 2 * 4),  # one seed of mlp is missing

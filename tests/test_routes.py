@@ -42,11 +42,20 @@ def site(n, k, route="merged", gate="radar", d_in=6, d=7, dtype=F64, seed=0, **o
     g = torch.Generator().manual_seed(seed)
     ranks = ranks_of(n)
     entry = {
-        "experts": list(range(n)), "ranks": list(ranks), "scales": [1.0 + i % 3 for i in range(n)],
-        "dtypes": [["F32", "F32"]] * n, "shape": [d_in, d],
-    }  # fmt: skip
-    config = RadarConfig(experts=[f"e{i}" for i in range(n)], sites={"site": entry}, gate=gate, gate_options=options, top_k=k,
-                         architecture_options={"route": route})  # fmt: skip
+        "experts": list(range(n)),
+        "ranks": list(ranks),
+        "scales": [1.0 + i % 3 for i in range(n)],
+        "dtypes": [["F32", "F32"]] * n,
+        "shape": [d_in, d],
+    }
+    config = RadarConfig(
+        experts=[f"e{i}" for i in range(n)],
+        sites={"site": entry},
+        gate=gate,
+        gate_options=options,
+        top_k=k,
+        architecture_options={"route": route},
+    )
     layer = RadarLayer(torch.nn.Linear(d_in, d, bias=False).to(dtype).requires_grad_(False), "site")
     layer.add("default", config, 0)
     layer._active_adapter = "default"
@@ -74,8 +83,12 @@ def literal_form(layer, x, k):
     turn = {}
     if hasattr(gate, "rotation_up"):
         down = gate.rotation_down * gate.rotation_down.shape[-2] ** -0.5
-        turn = {"down": down, "up": gate.rotation_up, "angle_norm": gate.options.angle_norm,
-                "reference": gate.options.reference}  # fmt: skip
+        turn = {
+            "down": down,
+            "up": gate.rotation_up,
+            "angle_norm": gate.options.angle_norm,
+            "reference": gate.options.reference,
+        }
     return literal.radar(x, A, B, gate.softmax_theta, top_k=k, **turn)
 
 
@@ -166,8 +179,9 @@ def test_chosen_codes_and_their_sum_serve_as_all_codes_do(n, d, d_in, seed, data
     few = ops.chosen_codes(x, A, scale, ranks, indices)
     every = ops.codes(x, A, scale)
     # (a reference that cancels by chance is rounding in both)
-    got = ops.rotation_codes(few, B, ranks, P, indices=indices, angle_norm=angle_norm, total=total,
-                             rounding=ops.rounding(x, sizes, total))  # fmt: skip
+    got = ops.rotation_codes(
+        few, B, ranks, P, indices=indices, angle_norm=angle_norm, total=total, rounding=ops.rounding(x, sizes, total)
+    )
     want = ops.rotation_codes(every, B, ranks, P, indices=indices, angle_norm=angle_norm)
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-8 * float(1 + want.abs().max()))
 
@@ -263,8 +277,10 @@ def test_dense_steps_and_experts_that_learn_take_the_direct_route():
     layer.dense = False
     bank = layer.bank("default")
     bank.A.requires_grad_(True), bank.B.requires_grad_(True)
-    found = [torch.autograd.grad(f(), (bank.A, bank.B)) for f in (
-        lambda: layer.update(x, "default").square().sum(), lambda: direct_with(bank, x).square().sum())]  # fmt: skip
+    found = [
+        torch.autograd.grad(f(), (bank.A, bank.B))
+        for f in (lambda: layer.update(x, "default").square().sum(), lambda: direct_with(bank, x).square().sum())
+    ]
     agree(*found)
     assert layer.architectures["default"]._merged is None
 
@@ -321,9 +337,16 @@ def test_composed_saved_loaded_and_masked_it_is_the_direct_one(form, zoo, load_t
 
 @pytest.mark.parametrize(
     ("gate", "options"),
-    [("radar", {"gate_input": "experts"}), ("radar", {"gate_input": "rotated"}), ("mole", {}), ("rotation", {}),
-     ("uniform", {}), ("lorahub", {}), ("arrow", {})],
-)  # fmt: skip
+    [
+        ("radar", {"gate_input": "experts"}),
+        ("radar", {"gate_input": "rotated"}),
+        ("mole", {}),
+        ("rotation", {}),
+        ("uniform", {}),
+        ("lorahub", {}),
+        ("arrow", {}),
+    ],
+)
 def test_a_gate_that_looks_at_all_experts_is_refused_before_anything_is_loaded(gate, options):
     with pytest.raises(OptionError, match=f"route='merged'.*{gate!r}.*route='direct'"):
         radargate.compose(

@@ -118,8 +118,13 @@ def test_with_one_scale_mixing_apart_is_the_printed_form(zoo, load_tiny):
 @torch.no_grad()
 def test_pems_under_a_shared_a_is_linear_in_the_heads(zoo, load_tiny):
     adapters = {name: zoo["llama"]["equal"][name] for name in ("math", "law")}
-    model = radargate.compose(load_tiny(dtype=torch.float64), adapters, gate="pems", architecture="hydra",
-                              architecture_options={"convert": True})  # fmt: skip
+    model = radargate.compose(
+        load_tiny(dtype=torch.float64),
+        adapters,
+        gate="pems",
+        architecture="hydra",
+        architecture_options={"convert": True},
+    )
     layer = next(layer for layer in radar_layers(model) if len(layer.entries["default"][1]["experts"]) == 2)
     x, bank = torch.randn(5, 24, dtype=torch.float64), layer.bank("default")
     expected = 4.0 * (x @ bank.A.double().T) @ bank.B.double().view(2, 4, -1).mean(0)
@@ -201,10 +206,11 @@ def test_arrow_equals_pefts_arrow(same_sites, load_tiny, monkeypatch, general):
         ArrowLoraLinearLayer, "top_right_singular_vec_from_BA", lambda self, A, B: short(self, A, B, iters=3000)
     )
     peer = create_arrow_model(
-        load_tiny(), [str(same_sites[n]) for n in NAMES],
+        load_tiny(),
+        [str(same_sites[n]) for n in NAMES],
         ArrowConfig(top_k=2, router_temperature=0.7, use_gks=general, rng_seed=0),
         general_adapter_paths=[str(same_sites["general"])] if general else None,
-    ).eval()  # fmt: skip
+    ).eval()
     expected = peer(**inputs()).logits
     adapters = same_sites if general else three(same_sites)
     options = {"general": ["general"]} if general else {}
@@ -250,8 +256,15 @@ def test_masking_an_expert_equals_leaving_it_out(zoo, load_tiny):
 def search(zoo, tasks, out, lines=None, **options):
     tiny = zoo["llama"]
     training = GateTraining(gate="lorahub", gate_options=options, max_length=64, seed=options.pop("seed", 0))
-    return train_gates(str(tiny["base"]), tiny["equal"], str(tasks), out, training, device="cpu",
-                       say=(lines if lines is not None else []).append)  # fmt: skip
+    return train_gates(
+        str(tiny["base"]),
+        tiny["equal"],
+        str(tasks),
+        out,
+        training,
+        device="cpu",
+        say=(lines if lines is not None else []).append,
+    )
 
 
 def test_the_search_starts_at_the_base_ends_lower_and_repeats_itself(zoo, tasks, tmp_path):
@@ -322,7 +335,7 @@ def test_a_search_with_given_weights_or_too_few_rows_is_not_run(zoo, tasks, tmp_
         ("pems", {"architecture": "omoe"}, "does not work under architecture 'omoe'"),
         ("arrow", {"architecture": "omoe", "mixing": "ab"}, "made orthogonal"),
     ],
-)  # fmt: skip
+)
 def test_bad_options_say_so_before_anything_is_loaded(zoo, gate, options, message):
     with pytest.raises((OptionError, RadarGateError), match=message):
         radargate.compose("no/such-model", zoo["llama"]["equal"], gate=gate, **options)
@@ -330,8 +343,14 @@ def test_bad_options_say_so_before_anything_is_loaded(zoo, gate, options, messag
 
 @pytest.mark.parametrize(
     ("gate", "options"),
-    [("pems", {}), ("lorahub", {}), ("arrow", {"mixing": "ab"}), ("arrow", {"general": "law"}), ("ties", {"space": "factors"})],
-)  # fmt: skip
+    [
+        ("pems", {}),
+        ("lorahub", {}),
+        ("arrow", {"mixing": "ab"}),
+        ("arrow", {"general": "law"}),
+        ("ties", {"space": "factors"}),
+    ],
+)
 def test_unequal_ranks_are_refused_from_the_headers_alone(zoo, gate, options):
     with pytest.raises(AdapterError, match=r"at .*_proj the ranks are: 'math' 4, 'law' 8") as error:
         radargate.compose("no/such-model", zoo["llama"]["adapters"], gate=gate, **options)

@@ -73,8 +73,18 @@ def test_slots_give_the_same_records_and_a_killed_one_loses_nothing(zoo, sources
 
 
 def test_slots_end_with_the_process_that_runs_them(zoo, sources, tmp_path, alone):  # noqa: F811
-    words = command("ablation", zoo, sources, tmp_path / "killed", "--gates", "stretch", "--slots", "2",
-                    "--experts", str(next((alone / "experts").iterdir())))  # fmt: skip
+    words = command(
+        "ablation",
+        zoo,
+        sources,
+        tmp_path / "killed",
+        "--gates",
+        "stretch",
+        "--slots",
+        "2",
+        "--experts",
+        str(next((alone / "experts").iterdir())),
+    )
     running = psutil.Popen(
         [sys.executable, "-m", "radargate.cli", *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )

@@ -132,9 +132,12 @@ def test_greedy_answers_are_those_of_generate(server, expected):
                 got = server.complete(prompt, model, experts=experts)
                 assert got.choices[0].text.strip() == expected(prompt, model, experts)
                 chat = server.client.chat.completions.create(
-                    model=model, messages=[{"role": "user", "content": prompt}], max_completion_tokens=12, temperature=0,
+                    model=model,
+                    messages=[{"role": "user", "content": prompt}],
+                    max_completion_tokens=12,
+                    temperature=0,
                     extra_body={"experts": experts} if experts else None,
-                )  # fmt: skip
+                )
                 assert chat.choices[0].message.content.strip() == expected(prompt, model, experts)
     assert got.usage.prompt_tokens == len("is a whale a fish?") and got.usage.completion_tokens <= 12
     assert got.usage.total_tokens == got.usage.prompt_tokens + got.usage.completion_tokens
@@ -144,8 +147,13 @@ def test_greedy_answers_are_those_of_generate(server, expected):
 def test_a_stream_is_the_answer_in_pieces(server):
     whole = server.complete("tell me", max_tokens=40).choices[0]
     for chat in (False, True):
-        options = {"model": "first", "max_tokens": 40, "temperature": 0, "stream": True,
-                   "stream_options": {"include_usage": True}}  # fmt: skip
+        options = {
+            "model": "first",
+            "max_tokens": 40,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
         if chat:
             chunks = list(
                 server.client.chat.completions.create(messages=[{"role": "user", "content": "tell me"}], **options)
@@ -231,8 +239,12 @@ def test_a_client_that_leaves_frees_its_slot(server):
     stream.close()
     assert wait_until(lambda: server.engine.running == 0)
     with pytest.raises(httpx.TimeoutException):
-        httpx.post(server.url + "/v1/completions", headers={"Authorization": f"Bearer {KEY}"}, timeout=0.15,
-                   json={"model": "first", "prompt": "y", "max_tokens": 450, "n": 8})  # fmt: skip
+        httpx.post(
+            server.url + "/v1/completions",
+            headers={"Authorization": f"Bearer {KEY}"},
+            timeout=0.15,
+            json={"model": "first", "prompt": "y", "max_tokens": 450, "n": 8},
+        )
     assert wait_until(lambda: server.engine.running == 0 and server.engine.waiting == 0)
     assert server.metrics()[("radargate_cancelled_total",)] >= before + 2
 
@@ -269,7 +281,8 @@ MESSAGES = [{"role": "user", "content": "x"}]
 @pytest.mark.parametrize(
     ("fields", "path", "status", "param", "message"),
     [
-        ("{not json", "completions", 400, None, "not JSON"), ("[1]", "completions", 400, None, "expected an object"),
+        ("{not json", "completions", 400, None, "not JSON"),
+        ("[1]", "completions", 400, None, "expected an object"),
         ({"model": "frist"}, "completions", 404, "model", "Did you mean 'first'"),
         ({"prompt": "x"}, "completions", 400, "model", "expected one of"),
         ({"model": "first"}, "completions", 400, "prompt", "prompt is missing"),
@@ -285,26 +298,92 @@ MESSAGES = [{"role": "user", "content": "x"}]
         ({"model": "first", "prompt": "x", "stop": [""]}, "completions", 400, "stop", "none empty"),
         ({"model": "first", "prompt": "x", "experts": {"lwa": 0}}, "completions", 400, "experts", "Did you mean 'law'"),
         ({"model": "first", "prompt": "x", "experts": {"law": -1}}, "completions", 400, "experts", "finite number"),
-        ({"model": "first", "prompt": "x", "experts": {"law": 1e39}}, "completions", 400, "experts", "at most 1,000,000"),
-        ({"model": "first", "prompt": "x", "experts": {"law": 10**400}}, "completions", 400, "experts", "at most 1,000,000"),
+        (
+            {"model": "first", "prompt": "x", "experts": {"law": 1e39}},
+            "completions",
+            400,
+            "experts",
+            "at most 1,000,000",
+        ),
+        (
+            {"model": "first", "prompt": "x", "experts": {"law": 10**400}},
+            "completions",
+            400,
+            "experts",
+            "at most 1,000,000",
+        ),
         ({"model": "first", "prompt": "x", "temperature": 10**400}, "completions", 400, "temperature", "from 0 to 2"),
         ({"model": "first", "prompt": "\ud83d"}, "completions", 400, None, "not JSON"),
         ({"\ud800": 1}, "completions", 400, None, "not JSON"),
         ({"model": "first", "prompt": "x", "experts": ["law"]}, "completions", 400, "experts", "expected an object"),
-        ({"model": "first", "prompt": "x", "temprature": 1}, "completions", 400, "temprature", "Did you mean 'temperature'"),
-        ({"model": "first", "prompt": "x", "frequency_penalty": 1}, "completions", 400, "frequency_penalty", "not supported"),
-        ({"model": "first", "prompt": "x", "stream_options": {"include_usage": True}}, "completions", 400, "stream_options", "only for"),
+        (
+            {"model": "first", "prompt": "x", "temprature": 1},
+            "completions",
+            400,
+            "temprature",
+            "Did you mean 'temperature'",
+        ),
+        (
+            {"model": "first", "prompt": "x", "frequency_penalty": 1},
+            "completions",
+            400,
+            "frequency_penalty",
+            "not supported",
+        ),
+        (
+            {"model": "first", "prompt": "x", "stream_options": {"include_usage": True}},
+            "completions",
+            400,
+            "stream_options",
+            "only for",
+        ),
         ({"model": "first", "messages": []}, "chat/completions", 400, "messages", "missing or empty"),
-        ({"model": "first", "messages": [{"role": "tool", "content": "x"}]}, "chat/completions", 400, "messages", "'tool'"),
-        ({"model": "first", "messages": [{"role": "user", "content": 3}]}, "chat/completions", 400, "messages", "expected text"),
-        ({"model": "first", "messages": [{**MESSAGES[0], "name": "Ada"}]}, "chat/completions", 400, "messages[0]", "'name'"),
-        ({"model": "first", "messages": [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]}, "chat/completions", 400, "messages", "no text"),
-        ({"model": "first", "messages": MESSAGES, "stream": True, "stream_options": {"usage": True}}, "chat/completions", 400, "stream_options", "'include_usage'"),
-        ({"model": "first", "messages": MESSAGES, "top_logprobs": 2}, "chat/completions", 400, "top_logprobs", "needs logprobs"),
+        (
+            {"model": "first", "messages": [{"role": "tool", "content": "x"}]},
+            "chat/completions",
+            400,
+            "messages",
+            "'tool'",
+        ),
+        (
+            {"model": "first", "messages": [{"role": "user", "content": 3}]},
+            "chat/completions",
+            400,
+            "messages",
+            "expected text",
+        ),
+        (
+            {"model": "first", "messages": [{**MESSAGES[0], "name": "Ada"}]},
+            "chat/completions",
+            400,
+            "messages[0]",
+            "'name'",
+        ),
+        (
+            {"model": "first", "messages": [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]},
+            "chat/completions",
+            400,
+            "messages",
+            "no text",
+        ),
+        (
+            {"model": "first", "messages": MESSAGES, "stream": True, "stream_options": {"usage": True}},
+            "chat/completions",
+            400,
+            "stream_options",
+            "'include_usage'",
+        ),
+        (
+            {"model": "first", "messages": MESSAGES, "top_logprobs": 2},
+            "chat/completions",
+            400,
+            "top_logprobs",
+            "needs logprobs",
+        ),
         ({"model": "first", "messages": MESSAGES, "tools": [{}]}, "chat/completions", 400, "tools", "not supported"),
         ({}, "embeddings", 404, None, "There are /v1/models"),
     ],
-)  # fmt: skip
+)
 def test_wrong_requests_get_openais_error(server, fields, path, status, param, message):
     response = server.raw(fields, f"/v1/{path}")
     error = response.json()["error"]
@@ -367,8 +446,9 @@ def test_what_cannot_be_served_is_refused_at_the_start(zoo, tmp_path, bundles, c
     with pytest.raises(RadarGateError, match="causal model"):
         Residents({"t5": str(save_bundle(zoo, tmp_path / "t5", "t5"))})
     with pytest.raises(RadarGateError, match=r"TutelGate at .* depend on the other tokens"):
-        radargate.compose(str(zoo["llama"]["base"]), zoo["llama"]["adapters"], gate="tutel", top_k=2,
-                          capacity=1.0).save_pretrained(tmp_path / "tutel")  # fmt: skip
+        radargate.compose(
+            str(zoo["llama"]["base"]), zoo["llama"]["adapters"], gate="tutel", top_k=2, capacity=1.0
+        ).save_pretrained(tmp_path / "tutel")
         Residents({"first": bundles["first"], "tutel": str(tmp_path / "tutel")})
     with pytest.raises(BundleError, match="One server holds one base"):
         Residents({"first": bundles["first"], "gpt2": str(save_bundle(zoo, tmp_path / "gpt2", "gpt2"))})

@@ -80,10 +80,30 @@ def test_every_command_that_writes_ends_in_one_line_on_a_full_or_read_only_disk(
     data = ["--data", str(tasks), "--device", "cpu"]
     commands = {
         "train": train_words(zoo, tasks, out),
-        "experts": ["experts", str(tiny["base"]), *data, "--steps", "1", "--target-modules", "q_proj", "--out", str(out)],
-        "eval": ["eval", str(tiny["base"]), *data, "--limit", "1", "--max-new-tokens", "1", "--out", str(out / "s.jsonl")],
+        "experts": [
+            "experts",
+            str(tiny["base"]),
+            *data,
+            "--steps",
+            "1",
+            "--target-modules",
+            "q_proj",
+            "--out",
+            str(out),
+        ],
+        "eval": [
+            "eval",
+            str(tiny["base"]),
+            *data,
+            "--limit",
+            "1",
+            "--max-new-tokens",
+            "1",
+            "--out",
+            str(out / "s.jsonl"),
+        ],
         "quickstart": ["quickstart", "--out", str(out), "--device", "cpu"],
-    }  # fmt: skip
+    }
     disk.leave(0)
     for name in ("train", "experts", "eval"):  # the quickstart writes through these
         capsys.readouterr()
@@ -127,12 +147,19 @@ def test_a_full_disk_behind_the_output_or_the_records_is_reported(zoo, tasks):
     base = str(zoo["llama"]["base"])
     words = [sys.executable, "-m", "radargate.cli"]
     with open("/dev/full", "w") as full:
-        result = subprocess.run([*words, "generate", base, "--prompt", "x", "--max-new-tokens", "1"], stdout=full,
-                                stderr=subprocess.PIPE, text=True)  # fmt: skip
+        result = subprocess.run(
+            [*words, "generate", base, "--prompt", "x", "--max-new-tokens", "1"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
     assert result.returncode == 1 and "Traceback" not in result.stderr and "Exception ignored" not in result.stderr
     assert "radargate: error: the output: the disk is full" in result.stderr
-    result = subprocess.run([*words, "eval", base, "--data", str(tasks), "--limit", "1", "--max-new-tokens", "1",
-                             "--out", "/dev/full"], capture_output=True, text=True)  # fmt: skip
+    result = subprocess.run(
+        [*words, "eval", base, "--data", str(tasks), "--limit", "1", "--max-new-tokens", "1", "--out", "/dev/full"],
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 1
     assert "the records could not be written to /dev/full: the disk is full" in result.stderr.splitlines()[-1]
 

@@ -105,8 +105,15 @@ def test_read_in_pieces_padded_or_at_once(zoo, family, gate):
                 input_ids=ids[:, 3:5], attention_mask=mask[:, :5], past_key_values=first.past_key_values, use_cache=True
             )
         ]
-        rest += [model(input_ids=ids[:, i : i + 1], attention_mask=mask[:, : i + 1],
-                       past_key_values=first.past_key_values, use_cache=True) for i in (5, 6)]  # fmt: skip
+        rest += [
+            model(
+                input_ids=ids[:, i : i + 1],
+                attention_mask=mask[:, : i + 1],
+                past_key_values=first.past_key_values,
+                use_cache=True,
+            )
+            for i in (5, 6)
+        ]
         pieces = torch.cat([first.logits, *(out.logits for out in rest)], 1)
         torch.testing.assert_close(pieces, whole, atol=1e-4, rtol=1e-4)
         padded = torch.cat([torch.zeros(1, 4, dtype=torch.long), ids], 1)
@@ -275,8 +282,12 @@ def test_what_it_cannot_do_is_said(zoo, load_tiny, tmp_path):
 def test_training_learns_where_texts_differ_and_experts_help(zoo, tmp_path):
     """Two kinds of prompts whose best experts differ by construction: the router finds them."""
     base = zoo["llama"]["base"]
-    adapters = {name: make_adapter(base, tmp_path / name, seed=i, r=4, lora_alpha=64, target_modules=["q_proj", "v_proj", "down_proj"])
-                for i, name in enumerate(("one", "two"))}  # fmt: skip
+    adapters = {
+        name: make_adapter(
+            base, tmp_path / name, seed=i, r=4, lora_alpha=64, target_modules=["q_proj", "v_proj", "down_proj"]
+        )
+        for i, name in enumerate(("one", "two"))
+    }
     g = torch.Generator().manual_seed(0)
     prompts = {"one": torch.randint(20, 60, (12, 8), generator=g), "two": torch.randint(120, 160, (12, 8), generator=g)}
     # the right answer is what the right expert alone would say
@@ -313,8 +324,26 @@ def test_options_come_through_the_command_line(zoo, tmp_path, family):
         (data / f"sums.{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     given = [f"{name}={path}" for name, path in zoo[family]["adapters"].items()]
     base = str(zoo[family]["base"])
-    assert main(["train", base, *given, "--data", str(data), "--steps", "2", "--batch-size", "2", "--option", "router=text",
-                 "--out", str(tmp_path / "bundle")]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "train",
+                base,
+                *given,
+                "--data",
+                str(data),
+                "--steps",
+                "2",
+                "--batch-size",
+                "2",
+                "--option",
+                "router=text",
+                "--out",
+                str(tmp_path / "bundle"),
+            ]
+        )
+        == 0
+    )
     assert main(["eval", str(tmp_path / "bundle"), "--data", str(data), "--out", str(tmp_path / "scores.jsonl")]) == 0
     assert main(["generate", str(tmp_path / "bundle"), "--prompt", "1 plus 1", "--max-new-tokens", "3"]) == 0
     loaded = radargate.load(base, tmp_path / "bundle")
@@ -431,14 +460,29 @@ def seq2seq(zoo, tmp_path_factory):
     """The zoo with a BART, whose stacks look tokens up in modules of their own."""
     root = tmp_path_factory.mktemp("bart")
     torch.manual_seed(0)
-    sizes = {f"{stack}_{name}": size for stack in ("encoder", "decoder")
-             for name, size in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 40))}  # fmt: skip
+    sizes = {
+        f"{stack}_{name}": size
+        for stack in ("encoder", "decoder")
+        for name, size in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 40))
+    }
     BartForConditionalGeneration(
-        BartConfig(d_model=24, vocab_size=258, max_position_embeddings=64, dropout=0.0, pad_token_id=0, bos_token_id=None,
-                   eos_token_id=1, decoder_start_token_id=0, forced_eos_token_id=None, **sizes)
-    ).save_pretrained(root / "tiny-bart")  # fmt: skip
-    adapters = {name: make_adapter(root / "tiny-bart", root / name, seed=i, r=4, target_modules=["q_proj", "k_proj", "fc1"])
-                for i, name in enumerate(("math", "law", "code"))}  # fmt: skip
+        BartConfig(
+            d_model=24,
+            vocab_size=258,
+            max_position_embeddings=64,
+            dropout=0.0,
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=1,
+            decoder_start_token_id=0,
+            forced_eos_token_id=None,
+            **sizes,
+        )
+    ).save_pretrained(root / "tiny-bart")
+    adapters = {
+        name: make_adapter(root / "tiny-bart", root / name, seed=i, r=4, target_modules=["q_proj", "k_proj", "fc1"])
+        for i, name in enumerate(("math", "law", "code"))
+    }
     return {**zoo, "bart": {"base": root / "tiny-bart", "adapters": adapters}}
 
 
@@ -469,8 +513,13 @@ def test_an_encoder_decoder_goes_by_all_that_its_encoder_reads(seq2seq, family, 
         torch.testing.assert_close(later, both)
         cache = None
         for place, token in enumerate((0, 60, 61)):
-            step = model(encoder_outputs=outputs, attention_mask=mask, decoder_input_ids=torch.tensor([[token]] * 2),
-                         past_key_values=cache, use_cache=True)  # fmt: skip
+            step = model(
+                encoder_outputs=outputs,
+                attention_mask=mask,
+                decoder_input_ids=torch.tensor([[token]] * 2),
+                past_key_values=cache,
+                use_cache=True,
+            )
             cache = step.past_key_values
             torch.testing.assert_close(step.logits[:, 0], both[:, place], atol=1e-4, rtol=1e-4)
         direct = model.get_base_model()(input_ids=padded, attention_mask=mask, labels=labels.repeat(2, 1)).logits

@@ -14,17 +14,31 @@ ROWS = 40
 TASKS = ("law", "math", "poetry")
 # mean NLL of each system on each task; poetry's own expert is no better than the base
 LEVELS = {
-    BASE: (3.0, 2.0, 1.5), "uniform": (2.0, 1.6, 1.5), "stretch": (1.0, 1.2, 1.4), "radar": (0.8, 1.0, 1.4), EXPERT: (0.7, 0.9, 1.5),
-}  # fmt: skip
+    BASE: (3.0, 2.0, 1.5),
+    "uniform": (2.0, 1.6, 1.5),
+    "stretch": (1.0, 1.2, 1.4),
+    "radar": (0.8, 1.0, 1.4),
+    EXPERT: (0.7, 0.9, 1.5),
+}
 
 
 def scored(target: str, task: str, nll: np.ndarray, correct: np.ndarray) -> dict:
     return {
-        "schema": 1, "suite": "eval", "case": f"{target}/{task}", "system": target, "task": task, "limit": ROWS,
-        "metrics": {"n": ROWS}, "machine": {"cpu": "a CPU", "cores": 2},
-        "rows": {"id": [f"{task}/{i}" for i in range(ROWS)], "correct": correct.astype(int).tolist(),
-                 "nll_sum": (3 * nll).tolist(), "tokens": [3] * ROWS},
-    }  # fmt: skip
+        "schema": 1,
+        "suite": "eval",
+        "case": f"{target}/{task}",
+        "system": target,
+        "task": task,
+        "limit": ROWS,
+        "metrics": {"n": ROWS},
+        "machine": {"cpu": "a CPU", "cores": 2},
+        "rows": {
+            "id": [f"{task}/{i}" for i in range(ROWS)],
+            "correct": correct.astype(int).tolist(),
+            "nll_sum": (3 * nll).tolist(),
+            "tokens": [3] * ROWS,
+        },
+    }
 
 
 def make_scores(seeds: int = 3, radar_is: str = "radar") -> list[dict]:
@@ -55,10 +69,17 @@ def make_folder(folder, scores: list[dict]):
         }
     ]
     training += [
-        {"schema": 1, "suite": "train", "case": gate, "commit": str(seed), "metrics": {**metrics, "mean_angle": 0.3 if gate == "radar" else None},
-         "options": {**options, "seed": seed}}
-        for seed in (2, 0, 1) for gate in ("radar", "stretch")
-    ]  # fmt: skip
+        {
+            "schema": 1,
+            "suite": "train",
+            "case": gate,
+            "commit": str(seed),
+            "metrics": {**metrics, "mean_angle": 0.3 if gate == "radar" else None},
+            "options": {**options, "seed": seed},
+        }
+        for seed in (2, 0, 1)
+        for gate in ("radar", "stretch")
+    ]
     experts = [
         {
             "schema": 1,
@@ -85,10 +106,13 @@ def tables(text: str) -> list[list[list[str]]]:
 
 def by_hand(records: list[dict], system: str, task: str) -> np.ndarray:
     """Rows of one system and task, [seeds, rows]."""
-    return np.array([
-        [s / t for s, t in zip(r["rows"]["nll_sum"], r["rows"]["tokens"], strict=True)]
-        for r in records if r["task"] == task and re.fullmatch(rf"{system}(-\d)?", r["system"])
-    ])  # fmt: skip
+    return np.array(
+        [
+            [s / t for s, t in zip(r["rows"]["nll_sum"], r["rows"]["tokens"], strict=True)]
+            for r in records
+            if r["task"] == task and re.fullmatch(rf"{system}(-\d)?", r["system"])
+        ]
+    )
 
 
 def test_every_number_follows_from_the_records(tmp_path):

@@ -57,9 +57,13 @@ def literal_site(layer, x, omoe=False):
     alpha = literal.angles(v, down, gate.rotation_up, angle_norm="unit")
     turned = literal.rotate(v, alpha)
     return {
-        "v": v, "turned": turned, "dense": dense, "indices": indices, "angles": alpha.abs().mean(-1),
+        "v": v,
+        "turned": turned,
+        "dense": dense,
+        "indices": indices,
+        "angles": alpha.abs().mean(-1),
         "update": (turned * dense[..., None]).sum(-2),
-    }  # fmt: skip
+    }
 
 
 def mean_cosine(v):
@@ -69,9 +73,13 @@ def mean_cosine(v):
 
 @pytest.mark.parametrize(
     ("architecture", "which", "options"),
-    [("mole", "adapters", {}), ("mole", "adapters", {"route": "merged"}), ("hydra", "equal", {"convert": True}),
-     ("omoe", "adapters", {})],
-)  # fmt: skip
+    [
+        ("mole", "adapters", {}),
+        ("mole", "adapters", {"route": "merged"}),
+        ("hydra", "equal", {"convert": True}),
+        ("omoe", "adapters", {}),
+    ],
+)
 @torch.no_grad()
 def test_every_number_is_that_of_a_literal_recomputation(zoo, load_tiny, architecture, which, options):
     model = compose(zoo, load_tiny(), which=which, architecture=architecture, architecture_options=options)

@@ -75,8 +75,9 @@ def test_a_machine_without_triton_says_so(monkeypatch):
     gpu._available.cache_clear()
     try:
         assert ops.choose_backend("auto", "cuda:0") == (
-            "codes", "in PyTorch, slot by slot: Triton is not installed (pip install triton)"
-        )  # fmt: skip
+            "codes",
+            "in PyTorch, slot by slot: Triton is not installed (pip install triton)",
+        )
     finally:
         gpu._available.cache_clear()
 

@@ -44,11 +44,16 @@ def test_what_nobody_touched_is_as_it_was(world, bundle, capsys):
 
 
 FILES = {
-    ("whole", f"whole/{WEIGHTS}"): WEIGHTS, ("whole", f"whole/{CONFIG}"): CONFIG, ("whole", f"whole/{LOCK}"): LOCK,
-    ("whole", "base/model.safetensors"): "base: model.safetensors", ("whole", "base/config.json"): "base: config.json",
-    ("whole", "base/tokenizer.json"): "base: tokenizer.json", ("gates", f"gates/{WEIGHTS}"): WEIGHTS,
-    ("gates", f"law/{WEIGHTS}"): "law", ("gates", "base/model.safetensors"): "base: model.safetensors",
-}  # fmt: skip
+    ("whole", f"whole/{WEIGHTS}"): WEIGHTS,
+    ("whole", f"whole/{CONFIG}"): CONFIG,
+    ("whole", f"whole/{LOCK}"): LOCK,
+    ("whole", "base/model.safetensors"): "base: model.safetensors",
+    ("whole", "base/config.json"): "base: config.json",
+    ("whole", "base/tokenizer.json"): "base: tokenizer.json",
+    ("gates", f"gates/{WEIGHTS}"): WEIGHTS,
+    ("gates", f"law/{WEIGHTS}"): "law",
+    ("gates", "base/model.safetensors"): "base: model.safetensors",
+}
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

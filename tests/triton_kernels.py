@@ -46,8 +46,10 @@ def on_device(inputs, dtype, learns=True):
     def move(name, t):
         return t.detach().to(DEVICE, dtype).requires_grad_(learns and name != "B")
 
-    return {name: [move(name, t) for t in v] if isinstance(v, list) else None if v is None else move(name, v)
-            for name, v in inputs.items()}  # fmt: skip
+    return {
+        name: [move(name, t) for t in v] if isinstance(v, list) else None if v is None else move(name, v)
+        for name, v in inputs.items()
+    }
 
 
 def radar(inputs, dtype, backend, order=None, indices=None, **kwargs):
@@ -101,8 +103,11 @@ def turned(h, B, down, up, weights, ranks, indices, onto=None, angle_norm="unit"
 
 
 @pytest.mark.parametrize("angle_norm", ops.ANGLE_NORMS)
-@pytest.mark.parametrize("sizes", [(1, 2, 1, 1), (2, 7, 3, 2), (3, 33, 17, 2), (4, 35, 18, None), (5, 16, 35, 1)],
-                         ids=lambda s: "n{} d{} T{} k{}".format(*s))  # fmt: skip
+@pytest.mark.parametrize(
+    "sizes",
+    [(1, 2, 1, 1), (2, 7, 3, 2), (3, 33, 17, 2), (4, 35, 18, None), (5, 16, 35, 1)],
+    ids=lambda s: "n{} d{} T{} k{}".format(*s),
+)
 def test_values_and_gradients_are_the_literal_forms(angle_norm, sizes):
     n, d, tokens, k = sizes
     agree(problem(n, 4, d, (tokens,), size=SIZE), indices=chosen(tokens, n, k), angle_norm=angle_norm)
@@ -295,10 +300,14 @@ def test_frozen_inputs_get_no_gradient_and_do_not_disturb_the_others(learning):
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [({"reference": "selected", "indices": [[0, 1]] * 4}, "relate to all others"), ({"route": "table"}, "no table"),
-     ({"down": None}, "no low-rank"), ({"up": torch.zeros(3, 3, 3)}, "of its own"),
-     ({"up": None, "down": None}, "no low-rank|nothing turns")],
-)  # fmt: skip
+    [
+        ({"reference": "selected", "indices": [[0, 1]] * 4}, "relate to all others"),
+        ({"route": "table"}, "no table"),
+        ({"down": None}, "no low-rank"),
+        ({"up": torch.zeros(3, 3, 3)}, "of its own"),
+        ({"up": None, "down": None}, "no low-rank|nothing turns"),
+    ],
+)
 def test_what_the_kernels_lack_is_refused_when_asked_for_and_else_done_in_pytorch(change, reason):
     change = {k: torch.tensor(v, device=DEVICE) if k == "indices" else v for k, v in change.items()}
     inputs = on_device(problem(3, 5, 6, (4,), size=SIZE), torch.float32, False)

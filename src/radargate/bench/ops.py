@@ -30,9 +30,18 @@ def cases(
     return list(found.values())
 
 
-def bench(grid: Sequence[dict[str, int]], *, device: str, dtype: torch.dtype, rounds: int, most_gigaflops: float,
-          say: Callable[[str], None], passes: Sequence[str] = ("forward", "step"),
-          literal_bytes: int | None = None, **options: Any) -> Iterator[dict[str, Any]]:  # fmt: skip
+def bench(
+    grid: Sequence[dict[str, int]],
+    *,
+    device: str,
+    dtype: torch.dtype,
+    rounds: int,
+    most_gigaflops: float,
+    say: Callable[[str], None],
+    passes: Sequence[str] = ("forward", "step"),
+    literal_bytes: int | None = None,
+    **options: Any,
+) -> Iterator[dict[str, Any]]:
     """Metrics of each case, forward alone and with backward, checked against float64 before they are timed.
 
     Sizes whose arithmetic alone passes ``most_gigaflops`` are left out, and named. The literal form is timed where its
@@ -67,8 +76,9 @@ def bench(grid: Sequence[dict[str, int]], *, device: str, dtype: torch.dtype, ro
                 "seconds": {form: measure.median(found) for form, found in times.items()},
                 "literal_over_ours": measure.ratio(times, "literal", "ours"),
                 "ours_over_lora": measure.ratio(times, "ours", "lora"),
-                "peak_bytes": memory, "rounds": rounds,
-            }  # fmt: skip
+                "peak_bytes": memory,
+                "rounds": rounds,
+            }
             if "eager" in times:
                 metrics["literal_over_eager"] = measure.ratio(times, "literal", "eager")
                 metrics["eager_over_lora"] = measure.ratio(times, "eager", "lora")
@@ -77,8 +87,9 @@ def bench(grid: Sequence[dict[str, int]], *, device: str, dtype: torch.dtype, ro
             yield {**case, "pass": which, "literal_on_tokens": few, "metrics": metrics}
 
 
-def whole_site(experts: Sequence[int], *, width: int, tokens: int, device: str, dtype: torch.dtype, rounds: int,
-               route: str) -> dict[str, Any]:  # fmt: skip
+def whole_site(
+    experts: Sequence[int], *, width: int, tokens: int, device: str, dtype: torch.dtype, rounds: int, route: str
+) -> dict[str, Any]:
     """One site with its base product, forward and backward, as the number of experts grows: seconds by number.
 
     All numbers of experts are taken by turns in one run; ``route`` is the architecture's.

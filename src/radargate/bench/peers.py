@@ -82,8 +82,13 @@ def _gate(bases: Bases, adapters: dict[str, str], name: str) -> Any:
 
 
 _BUILDERS: dict[str, Callable[[Bases, dict[str, str]], nn.Module]] = {
-    "base": _base, "lora": _lora, "xlora": _xlora, "arrow": _arrow, "loramoe": _loramoe, "literal": _literal,
-}  # fmt: skip
+    "base": _base,
+    "lora": _lora,
+    "xlora": _xlora,
+    "arrow": _arrow,
+    "loramoe": _loramoe,
+    "literal": _literal,
+}
 
 
 def _loramoe_update(self: Any, x: Tensor, name: str, onto: Tensor) -> Tensor:
@@ -104,10 +109,15 @@ def literal_update(self: Any, x: Tensor, name: str, onto: Tensor) -> Tensor:
     dtype = compute_dtype(x, bank.A)
     A, B = (t.to(dtype).split(list(bank.ranks)) for t in (bank.A, bank.B))
     update = literal.radar(
-        x.to(dtype), list(A), [s * b.T for s, b in zip(bank.scales, B, strict=True)], gate.softmax_theta,
-        gate.rotation_down * gate.rotation_down.shape[-2] ** -0.5, gate.rotation_up, top_k=gate.site.top_k,
+        x.to(dtype),
+        list(A),
+        [s * b.T for s, b in zip(bank.scales, B, strict=True)],
+        gate.softmax_theta,
+        gate.rotation_down * gate.rotation_down.shape[-2] ** -0.5,
+        gate.rotation_up,
+        top_k=gate.site.top_k,
         angle_norm=gate.options.angle_norm,
-    )  # fmt: skip
+    )
     return onto + update.to(onto.dtype)
 
 

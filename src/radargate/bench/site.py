@@ -31,8 +31,19 @@ class Site:
         **options: of the gate.
     """
 
-    def __init__(self, n: int, d: int, tokens: int, top_k: int, *, gate: str = "radar", dtype: torch.dtype = torch.float32,
-                 device: str = "cpu", route: str = "direct", **options: Any) -> None:  # fmt: skip
+    def __init__(
+        self,
+        n: int,
+        d: int,
+        tokens: int,
+        top_k: int,
+        *,
+        gate: str = "radar",
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        route: str = "direct",
+        **options: Any,
+    ) -> None:
         g = torch.Generator().manual_seed(0)
 
         def new(*size: int, scale: float) -> Tensor:
@@ -41,11 +52,20 @@ class Site:
         names = [f"e{i}" for i in range(n)]
         kind = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}[dtype]
         entry = {
-            "experts": list(range(n)), "ranks": [RANK] * n, "scales": [2.0] * n, "dtypes": [[kind, kind]] * n,
+            "experts": list(range(n)),
+            "ranks": [RANK] * n,
+            "scales": [2.0] * n,
+            "dtypes": [[kind, kind]] * n,
             "shape": [d, d],
-        }  # fmt: skip
-        config = RadarConfig(experts=names, sites={"site": entry}, gate=gate, gate_options=options, top_k=top_k,
-                             architecture_options={} if route == "direct" else {"route": route})  # fmt: skip
+        }
+        config = RadarConfig(
+            experts=names,
+            sites={"site": entry},
+            gate=gate,
+            gate_options=options,
+            top_k=top_k,
+            architecture_options={} if route == "direct" else {"route": route},
+        )
         base = nn.Linear(d, d, bias=False).requires_grad_(False)
         base.weight.data = new(d, d, scale=d**-0.5)
         self.layer = RadarLayer(base, "site")
@@ -80,10 +100,15 @@ class Site:
         gate, x = self.gate, self.x.to(compute_dtype(self.x))
         down = gate.rotation_down * gate.rotation_down.shape[-2] ** -0.5 if self.turns else None
         return literal.radar(
-            x, [a.to(x.dtype) for a in self.A], [b.to(x.dtype) for b in self.B], gate.softmax_theta, down,
-            gate.rotation_up if self.turns else None, top_k=self.top_k,
+            x,
+            [a.to(x.dtype) for a in self.A],
+            [b.to(x.dtype) for b in self.B],
+            gate.softmax_theta,
+            down,
+            gate.rotation_up if self.turns else None,
+            top_k=self.top_k,
             angle_norm=gate.options.angle_norm if self.turns else "none",
-        )  # fmt: skip
+        )
 
     def site(self, form: str) -> Tensor:
         """Base product and update: [tokens, d]."""

@@ -97,8 +97,11 @@ def _figure(text: str, bound: float, at_least: bool, record: Record | None, *pat
 
 def _last(records: list[Record], suite: str, least_tokens: int = 0, **facts: Any) -> Record | None:
     found = [
-        r for r in records
-        if r["suite"] == suite and all(r.get(k) == v for k, v in facts.items()) and r.get("tokens", 0) >= least_tokens
+        r
+        for r in records
+        if r["suite"] == suite
+        and all(r.get(k) == v for k, v in facts.items())
+        and r.get("tokens", 0) >= least_tokens
         and r.get("device", "cpu") == "cpu"
-    ]  # fmt: skip
+    ]
     return found[-1] if found else None

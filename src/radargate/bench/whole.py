@@ -78,8 +78,15 @@ def step(setting: Setting, experts: Sequence[int], say: Callable[[str], None]) -
             for name, count in few.items():
                 times[name] = [t * prompts / count for t in times[name]]
                 memory[name] = memory[name] * prompts // count
-            yield {"experts": n, "prompts": prompts, **_metrics(times), "peak_bytes": memory, "trained": trained,
-                   "scaled_from_rows": few, "forward_only": [name for name in forms if name in FORWARD_ONLY]}  # fmt: skip
+            yield {
+                "experts": n,
+                "prompts": prompts,
+                **_metrics(times),
+                "peak_bytes": memory,
+                "trained": trained,
+                "scaled_from_rows": few,
+                "forward_only": [name for name in forms if name in FORWARD_ONLY],
+            }
         del systems, forms, model
         gc.collect()
 
@@ -98,8 +105,9 @@ def decode(setting: Setting, experts: Sequence[int], say: Callable[[str], None])
             taken = {name: model for name, model in systems.items() if name not in left_out}
             runs = {
                 f"{name}|{count}": functools.partial(_answer, model, ids, count, name == EAGER)
-                for name, model in taken.items() for count in (1, 1 + _answered(name))
-            }  # fmt: skip
+                for name, model in taken.items()
+                for count in (1, 1 + _answered(name))
+            }
             counts = {run: measure.launches(call) for run, call in runs.items()}  # warms up on the way
             found = measure.by_turns(runs, setting.rounds, warmup=0)
             rounds = [{run: ts[i] for run, ts in found.items()} for i in range(setting.rounds)]
@@ -126,8 +134,9 @@ def _cases(setting: Setting, experts: Sequence[int]) -> Iterator[tuple[int, Base
             yield n, bases, dict(itertools.islice(adapters.items(), n))
 
 
-def _systems(setting: Setting, others: Sequence[str], n: int, bases: Bases, adapters: dict[str, str],
-             say: Callable[[str], None]) -> dict[str, nn.Module]:  # fmt: skip
+def _systems(
+    setting: Setting, others: Sequence[str], n: int, bases: Bases, adapters: dict[str, str], say: Callable[[str], None]
+) -> dict[str, nn.Module]:
     wanted = [name for name in (*others, *OURS, EAGER) if setting.systems is None or name in (*setting.systems, "lora")]
     if setting.device != "cpu":
         wanted = [name for name in wanted if name != EAGER]
@@ -162,9 +171,14 @@ def _train(model: nn.Module, ids: torch.Tensor, labels: torch.Tensor, eager: boo
 def _answer(model: Any, ids: torch.Tensor, count: int, eager: bool) -> None:
     with peers.compiled(not eager), torch.no_grad():
         out = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, min_new_tokens=count,
-            do_sample=False, use_cache=True, pad_token_id=0,
-        )  # fmt: skip
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=count,
+            min_new_tokens=count,
+            do_sample=False,
+            use_cache=True,
+            pad_token_id=0,
+        )
     assert out.shape[1] == ids.shape[1] + count
 
 

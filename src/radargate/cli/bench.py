@@ -16,9 +16,12 @@ WHAT = ("ops", "step", "decode", "footprint")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
-    parser.add_argument("what", choices=WHAT,
-                        help="ops: one site against the literal form and one LoRA; step: a training step of a whole model; "
-                             "decode: answers token by token; footprint: parameters, loading, import")  # fmt: skip
+    parser.add_argument(
+        "what",
+        choices=WHAT,
+        help="ops: one site against the literal form and one LoRA; step: a training step of a whole model; "
+        "decode: answers token by token; footprint: parameters, loading, import",
+    )
     parser.add_argument(
         "--quick", action="store_true", help="the few sizes that the goals name, under a minute for ops"
     )
@@ -29,11 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rounds", type=flags.positive_int, default=5, help="times each is taken (default %(default)s)"
     )
-    parser.add_argument("--most-gigaflops", type=flags.positive_float, default=400.0,
-                        help="ops: leave larger sizes out, by name (default %(default)s)")  # fmt: skip
-    parser.add_argument("--literal-megabytes", type=flags.positive_float, metavar="MB",
-                        help="ops: time the literal form on as many tokens as fit this, and scale up (default half of the "
-                             "free memory)")  # fmt: skip
+    parser.add_argument(
+        "--most-gigaflops",
+        type=flags.positive_float,
+        default=400.0,
+        help="ops: leave larger sizes out, by name (default %(default)s)",
+    )
+    parser.add_argument(
+        "--literal-megabytes",
+        type=flags.positive_float,
+        metavar="MB",
+        help="ops: time the literal form on as many tokens as fit this, and scale up (default half of the free memory)",
+    )
     parser.add_argument("--shape", help="step, decode: shape of the base (default smollm2-135m; llama-3.2-1b on a GPU)")
     parser.add_argument("--layers", type=flags.positive_int, help="step, decode: layers of the base (default all)")
     parser.add_argument("--systems", nargs="+", metavar="NAME", help="step, decode: only these beside one LoRA")
@@ -70,8 +80,17 @@ def run(args: argparse.Namespace) -> int:
                 append_records(args.out, records[-1:])
     found = figures(records)
     if args.json:
-        print(json.dumps({"goals": [{"text": f.text, "goal": f.bound, "found": f.found, "reached": f.met} for f in found
-                                    if f.found is not None]}))  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    "goals": [
+                        {"text": f.text, "goal": f.bound, "found": f.found, "reached": f.met}
+                        for f in found
+                        if f.found is not None
+                    ]
+                }
+            )
+        )
     elif device == "cpu":
         print(table(found))
     return 0
@@ -99,8 +118,15 @@ def _ops(args: argparse.Namespace, device: str, dtype: Any) -> Iterator[tuple[st
     )
     rounds, passes = (min(args.rounds, 2), ["step"]) if quick else (args.rounds, ["forward", "step"])
     most = int(args.literal_megabytes * 1e6) if args.literal_megabytes else None
-    for result in ops.bench(grid, device=device, dtype=dtype, rounds=rounds, most_gigaflops=args.most_gigaflops,
-                            passes=passes, literal_bytes=most):  # fmt: skip
+    for result in ops.bench(
+        grid,
+        device=device,
+        dtype=dtype,
+        rounds=rounds,
+        most_gigaflops=args.most_gigaflops,
+        passes=passes,
+        literal_bytes=most,
+    ):
         yield "bench-ops", f"{ops.label(result)} {result['pass']}", result
     if args.experts is None and args.tokens is None:
         for route in ("merged",) if quick else ("merged", "direct"):

@@ -34,8 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) answers greedily")
     parser.add_argument("--top-p", type=float, default=1.0, help="share of probability to sample from (default 1)")
     parser.add_argument("--seed", type=int, default=0, help="of sampling")
-    parser.add_argument("--expert", action="append", default=[], metavar="NAME=FACTOR",
-                        help="scale an expert's weight, 0 switches it off (may be repeated)")  # fmt: skip
+    parser.add_argument(
+        "--expert",
+        action="append",
+        default=[],
+        metavar="NAME=FACTOR",
+        help="scale an expert's weight, 0 switches it off (may be repeated)",
+    )
     parser.add_argument("--base", help="the base to put under the bundle, if not the one it names")
     flags.machine_flags(parser)
 
@@ -177,8 +182,14 @@ class Talk:
         def look() -> Trace:
             model = self.residents.activate("bundle")
             with using(model, factors):
-                return trace(model, prompt + answer, tokenizer=self.residents.tokenizer, pairs=False, leave_one_out=False,
-                             adapter_name=self.residents.adapter("bundle"))  # fmt: skip
+                return trace(
+                    model,
+                    prompt + answer,
+                    tokenizer=self.residents.tokenizer,
+                    pairs=False,
+                    leave_one_out=False,
+                    adapter_name=self.residents.adapter("bundle"),
+                )
 
         # in the thread that owns the model: after Ctrl-C it may still be in its last step
         traced = self.engine.between(look).result()

@@ -24,17 +24,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.adapters_argument(parser, required=True)
     flags.data_flag(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for records.jsonl and report.html")
-    parser.add_argument("--gates", default="stretch,radar", metavar="NAMES",
-                        help=f"comma-separated, or all: {', '.join(GATES.names())} (default %(default)s)")  # fmt: skip
-    parser.add_argument("--rules", default="uniform", metavar="NAMES",
-                        help=f"comma-separated, or all: {', '.join(RULES.names())} (default %(default)s). "
-                             "NAME:option=value sets an option, for gates also lr, rotation_lr and dense_start; separate several systems by spaces then")  # fmt: skip
-    parser.add_argument("--architectures", default="mole", metavar="NAMES",
-                        help=f"comma-separated, or all: {', '.join(ARCHITECTURES.names())} (default mole)")  # fmt: skip
-    parser.add_argument("--experts", action="append", default=[], metavar="ARCHITECTURE=DIR",
-                        help="a folder of adapters of its own for an architecture, such as hydra=experts_hydra")  # fmt: skip
-    parser.add_argument("--convert", action="store_true",
-                        help="let hydra convert adapters that do not share A; lossy, and labelled so")  # fmt: skip
+    parser.add_argument(
+        "--gates",
+        default="stretch,radar",
+        metavar="NAMES",
+        help=f"comma-separated, or all: {', '.join(GATES.names())} (default %(default)s)",
+    )
+    parser.add_argument(
+        "--rules",
+        default="uniform",
+        metavar="NAMES",
+        help=f"comma-separated, or all: {', '.join(RULES.names())} (default %(default)s). "
+        "NAME:option=value sets an option, for gates also lr, rotation_lr and dense_start; separate several systems by spaces then",
+    )
+    parser.add_argument(
+        "--architectures",
+        default="mole",
+        metavar="NAMES",
+        help=f"comma-separated, or all: {', '.join(ARCHITECTURES.names())} (default mole)",
+    )
+    parser.add_argument(
+        "--experts",
+        action="append",
+        default=[],
+        metavar="ARCHITECTURE=DIR",
+        help="a folder of adapters of its own for an architecture, such as hydra=experts_hydra",
+    )
+    parser.add_argument(
+        "--convert", action="store_true", help="let hydra convert adapters that do not share A; lossy, and labelled so"
+    )
     parser.add_argument("--seeds", type=flags.positive_int, default=1, help="seeds of everything trained (default 1)")
     parser.add_argument("--limit", type=flags.positive_int, help="scoring rows a task (default all)")
     parser.add_argument("--max-new-tokens", type=flags.positive_int, default=32, help="of free answers (default 32)")
@@ -57,19 +75,37 @@ def run(args: argparse.Namespace) -> int:
     from radargate.training.gates import GateTraining
 
     training = GateTraining(
-        architecture_options={"convert": True} if args.convert else {}, top_k=args.top_k, steps=args.steps,
-        batch_size=args.batch_size, lr=args.lr, rotation_lr=args.rotation_lr, dense_start=args.dense_start,
+        architecture_options={"convert": True} if args.convert else {},
+        top_k=args.top_k,
+        steps=args.steps,
+        batch_size=args.batch_size,
+        lr=args.lr,
+        rotation_lr=args.rotation_lr,
+        dense_start=args.dense_start,
         max_length=args.max_length,
-    )  # fmt: skip
+    )
     options = Comparison(
-        gates=names(args.gates), rules=names(args.rules), architectures=names(args.architectures), seeds=args.seeds,
-        training=training, scoring=Scoring(limit=args.limit, max_new_tokens=args.max_new_tokens),
-    )  # fmt: skip
+        gates=names(args.gates),
+        rules=names(args.rules),
+        architectures=names(args.architectures),
+        seeds=args.seeds,
+        training=training,
+        scoring=Scoring(limit=args.limit, max_new_tokens=args.max_new_tokens),
+    )
     with contextlib.nullcontext() if args.dry_run else alone(args.out):
         file = compare(
-            args.base, flags.named_adapters(args.adapters), args.data, args.out, options, experts=_experts(args.experts),
-            tasks=args.task, resume=args.resume, dry_run=args.dry_run, dtype=args.dtype, device=flags.pick_device(args.device),
-        )  # fmt: skip
+            args.base,
+            flags.named_adapters(args.adapters),
+            args.data,
+            args.out,
+            options,
+            experts=_experts(args.experts),
+            tasks=args.task,
+            resume=args.resume,
+            dry_run=args.dry_run,
+            dtype=args.dtype,
+            device=flags.pick_device(args.device),
+        )
     if args.dry_run:
         return 0
     records = read_records(file)

@@ -30,8 +30,12 @@ def run(args: argparse.Namespace) -> int:
 
     device = flags.pick_device(args.device)
     results = examine(
-        args.base, flags.named_adapters(args.adapters), dtype=args.dtype, device=device, probe=not args.no_probe,
-    )  # fmt: skip
+        args.base,
+        flags.named_adapters(args.adapters),
+        dtype=args.dtype,
+        device=device,
+        probe=not args.no_probe,
+    )
     backend, reason = ops.choose_backend(device=device)
     if args.json:
         print(json.dumps({"adapters": [r.as_dict() for r in results], "backend": backend, "reason": reason}, indent=2))

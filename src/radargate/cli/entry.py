@@ -19,9 +19,22 @@ from radargate.io.processes import is_main_process, process_count
 from radargate.registry import unknown_name
 
 COMMANDS = (
-    "quickstart", "doctor", "plan", "experts", "train", "verify", "eval", "compare", "experiment", "generate", "chat", "explore", "serve",
-    "export", "bench",
-)  # fmt: skip
+    "quickstart",
+    "doctor",
+    "plan",
+    "experts",
+    "train",
+    "verify",
+    "eval",
+    "compare",
+    "experiment",
+    "generate",
+    "chat",
+    "explore",
+    "serve",
+    "export",
+    "bench",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,8 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        print(f"radargate: error: not enough memory ({first_line(error)[:120]}). Lower --batch-size, --max-length or "
-              "--max-new-tokens, or take a smaller --dtype; radargate plan predicts what training needs.", file=sys.stderr)  # fmt: skip
+        print(
+            f"radargate: error: not enough memory ({first_line(error)[:120]}). Lower --batch-size, --max-length or "
+            "--max-new-tokens, or take a smaller --dtype; radargate plan predicts what training needs.",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("radargate: stopped.", file=sys.stderr)
@@ -73,9 +89,12 @@ def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     for name in COMMANDS:
         module = importlib.import_module(f"radargate.cli.{name}")
         command = commands.add_parser(
-            name, help=module.HELP, description=module.HELP[0].upper() + module.HELP[1:] + ".",
-            epilog=f"example:\n  {module.EXAMPLE}", formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
+            name,
+            help=module.HELP,
+            description=module.HELP[0].upper() + module.HELP[1:] + ".",
+            epilog=f"example:\n  {module.EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         command.add_argument("--config", metavar="FILE.yaml", help="read flags from a file; the command line wins")
         module.add_arguments(command)
         command.set_defaults(run=module.run)

@@ -55,8 +55,10 @@ def run(args: argparse.Namespace) -> int:
     if args.task and not args.data:
         raise OptionError("--task picks tasks of --data; lm-eval tasks are named by --tasks.")
     if args.num_fewshot is not None and (args.num_fewshot < 0 or not (args.tasks or (args.preset and not args.data))):
-        raise OptionError(f"--num-fewshot {args.num_fewshot}: expected 0 or more, with lm-eval tasks; rows of --data have "
-                          "their prompts written out.")  # fmt: skip
+        raise OptionError(
+            f"--num-fewshot {args.num_fewshot}: expected 0 or more, with lm-eval tasks; rows of --data have "
+            "their prompts written out."
+        )
     from radargate.evaluation.presets import find_preset
     from radargate.evaluation.run import Scoring, evaluate, is_bundle, line
 
@@ -66,10 +68,20 @@ def run(args: argparse.Namespace) -> int:
     scoring = Scoring(args.split, args.limit, args.batch_size, tokens or 32)
     names = [name.strip() for name in args.tasks.split(",") if name.strip()] if args.tasks else None
     records = evaluate(
-        args.target, flags.named_adapters(args.adapters), args.out, data=args.data, tasks=args.task, lm_eval_tasks=names,
-        preset=args.preset, num_fewshot=args.num_fewshot, lm_eval_new_tokens=tokens, scoring=scoring, dtype=args.dtype,
-        device=flags.pick_device(args.device), base=args.base,
-    )  # fmt: skip
+        args.target,
+        flags.named_adapters(args.adapters),
+        args.out,
+        data=args.data,
+        tasks=args.task,
+        lm_eval_tasks=names,
+        preset=args.preset,
+        num_fewshot=args.num_fewshot,
+        lm_eval_new_tokens=tokens,
+        scoring=scoring,
+        dtype=args.dtype,
+        device=flags.pick_device(args.device),
+        base=args.base,
+    )
     for record in records:
         if args.json:
             print(json.dumps(record))

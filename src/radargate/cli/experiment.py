@@ -18,23 +18,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from radargate.paper.design import PRESETS
 
     parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(EXPERIMENTS.names())}")
-    parser.add_argument("--preset", default="cpu", metavar="NAME",
-                        help=f"how large: one of {', '.join(PRESETS)} (default cpu: at most four hours on two cores)")  # fmt: skip
-    parser.add_argument("--data", default="builtin:all", metavar="SOURCE",
-                        help="a folder of sources, each a folder of TASK.SPLIT.jsonl.gz files (flan_cot, natural_instructions, "
-                             "glue …), or one source for all (default builtin:all, ten tasks made from a seed)")  # fmt: skip
+    parser.add_argument(
+        "--preset",
+        default="cpu",
+        metavar="NAME",
+        help=f"how large: one of {', '.join(PRESETS)} (default cpu: at most four hours on two cores)",
+    )
+    parser.add_argument(
+        "--data",
+        default="builtin:all",
+        metavar="SOURCE",
+        help="a folder of sources, each a folder of TASK.SPLIT.jsonl.gz files (flan_cot, natural_instructions, "
+        "glue …), or one source for all (default builtin:all, ten tasks made from a seed)",
+    )
     parser.add_argument(
         "--out", metavar="DIR", help="folder for records.jsonl, report.md and experts (default runs/NAME)"
     )
     parser.add_argument("--smoke", action="store_true", help="two tasks, few steps and rows, one seed: minutes")
     parser.add_argument("--resume", action="store_true", help="go on with what is in --out; finished cells stay")
     parser.add_argument("--dry-run", action="store_true", help="print the cells and predicted hours, and stop")
-    parser.add_argument("--base", action="append", metavar="BASE",
-                        help="base model instead of the preset's (may be repeated)")  # fmt: skip
-    parser.add_argument("--experts", metavar="DIR",
-                        help="folder of adapter folders named like the tasks (default: train them, into --out)")  # fmt: skip
-    parser.add_argument("--reuse", metavar="DIR", action="append",
-                        help="--out of another experiment: cells that are also this one's are not run again (may be repeated)")  # fmt: skip
+    parser.add_argument(
+        "--base", action="append", metavar="BASE", help="base model instead of the preset's (may be repeated)"
+    )
+    parser.add_argument(
+        "--experts",
+        metavar="DIR",
+        help="folder of adapter folders named like the tasks (default: train them, into --out)",
+    )
+    parser.add_argument(
+        "--reuse",
+        metavar="DIR",
+        action="append",
+        help="--out of another experiment: cells that are also this one's are not run again (may be repeated)",
+    )
     parser.add_argument("--seeds", type=flags.positive_int, help="seeds of everything trained")
     parser.add_argument("--limit", type=flags.positive_int, help="test rows a task")
     parser.add_argument("--steps", type=flags.positive_int, help="training steps of each gate")
@@ -42,8 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--top-k", type=flags.positive_int, action="append", help="experts kept a token (may be repeated)"
     )
     parser.add_argument("--gates", metavar="NAMES", help="comma-separated, instead of the experiment's own")
-    parser.add_argument("--slots", type=flags.positive_int, metavar="N",
-                        help="run N cells side by side, in processes of their own (with --ray: on N workers)")  # fmt: skip
+    parser.add_argument(
+        "--slots",
+        type=flags.positive_int,
+        metavar="N",
+        help="run N cells side by side, in processes of their own (with --ray: on N workers)",
+    )
     parser.add_argument("--ray", metavar="ADDRESS", help="run cells on a Ray cluster; local starts one here")
     parser.add_argument("--json", action="store_true", help="print the paths of records and report as JSON")
     flags.machine_flags(parser)
@@ -59,15 +79,30 @@ def run(args: argparse.Namespace) -> int:
 
     out = args.out or f"runs/{args.name}"
     changes = {
-        "bases": tuple(args.base) if args.base else None, "seeds": args.seeds, "limit": args.limit, "steps": args.steps,
-        "top_k": tuple(args.top_k) if args.top_k else None, "gates": names(args.gates) if args.gates else None,
-    }  # fmt: skip
+        "bases": tuple(args.base) if args.base else None,
+        "seeds": args.seeds,
+        "limit": args.limit,
+        "steps": args.steps,
+        "top_k": tuple(args.top_k) if args.top_k else None,
+        "gates": names(args.gates) if args.gates else None,
+    }
     with contextlib.nullcontext() if args.dry_run else alone(out):
         file = run_experiment(
-            args.name, args.preset, args.data, out, smoke=args.smoke, resume=args.resume, dry_run=args.dry_run,
-            experts=args.experts, reuse=args.reuse or (), changes=changes, slots=args.slots, ray=args.ray, dtype=args.dtype,
+            args.name,
+            args.preset,
+            args.data,
+            out,
+            smoke=args.smoke,
+            resume=args.resume,
+            dry_run=args.dry_run,
+            experts=args.experts,
+            reuse=args.reuse or (),
+            changes=changes,
+            slots=args.slots,
+            ray=args.ray,
+            dtype=args.dtype,
             device=flags.pick_device(args.device),
-        )  # fmt: skip
+        )
     if args.dry_run:
         return 0
     report, words = write_report(read_records(file), out)

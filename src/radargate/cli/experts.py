@@ -22,15 +22,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--alpha", type=flags.positive_int, default=32, help="LoRA alpha (default %(default)s)")
     parser.add_argument("--dropout", type=float, default=0.0, help="LoRA dropout (default %(default)s)")
     parser.add_argument("--rslora", action="store_true", help="scale by alpha / sqrt(rank) instead of alpha / rank")
-    parser.add_argument("--target-modules", metavar="NAMES",
-                        help="comma-separated module names, or all-linear (default: PEFT's choice for the model)")  # fmt: skip
-    parser.add_argument("--architecture", default="mole", metavar="NAME",
-                        help="mole or omoe: independent adapters; hydra: adapters that share A (default mole)")  # fmt: skip
-    parser.add_argument("--joint", action="store_true",
-                        help="with hydra: train A, heads and router together on all tasks, as HydraLoRA does")  # fmt: skip
+    parser.add_argument(
+        "--target-modules",
+        metavar="NAMES",
+        help="comma-separated module names, or all-linear (default: PEFT's choice for the model)",
+    )
+    parser.add_argument(
+        "--architecture",
+        default="mole",
+        metavar="NAME",
+        help="mole or omoe: independent adapters; hydra: adapters that share A (default mole)",
+    )
+    parser.add_argument(
+        "--joint",
+        action="store_true",
+        help="with hydra: train A, heads and router together on all tasks, as HydraLoRA does",
+    )
     parser.add_argument("--heads", type=flags.positive_int, default=4, help="heads of --joint (default %(default)s)")
-    parser.add_argument("--union", nargs="?", const="union", metavar="NAME",
-                        help="train one adapter on the rows of all tasks together (named union, or NAME)")  # fmt: skip
+    parser.add_argument(
+        "--union",
+        nargs="?",
+        const="union",
+        metavar="NAME",
+        help="train one adapter on the rows of all tasks together (named union, or NAME)",
+    )
     parser.add_argument(
         "--save-dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of the saved adapters"
     )
@@ -44,10 +59,18 @@ def run(args: argparse.Namespace) -> int:
     from radargate.training.hydra import train_hydra_experts, train_hydra_jointly
 
     options = ExpertOptions(
-        rank=args.rank, alpha=args.alpha, dropout=args.dropout, rslora=args.rslora, steps=args.steps,
-        batch_size=args.batch_size, lr=args.lr, seed=args.seed, max_length=args.max_length, save_dtype=args.save_dtype,
+        rank=args.rank,
+        alpha=args.alpha,
+        dropout=args.dropout,
+        rslora=args.rslora,
+        steps=args.steps,
+        batch_size=args.batch_size,
+        lr=args.lr,
+        seed=args.seed,
+        max_length=args.max_length,
+        save_dtype=args.save_dtype,
         target_modules=tuple(args.target_modules.split(",")) if args.target_modules else None,
-    )  # fmt: skip
+    )
     ARCHITECTURES.check(args.architecture)
     if args.architecture != "hydra" and args.joint:
         raise OptionError(

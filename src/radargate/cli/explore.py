@@ -16,8 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", required=True, help="what the model reads")
     answer = parser.add_mutually_exclusive_group()
     answer.add_argument("--answer", help="what follows the prompt")
-    answer.add_argument("--max-new-tokens", type=flags.positive_int, default=0, metavar="N",
-                        help="let the model write the answer, of N tokens at most")  # fmt: skip
+    answer.add_argument(
+        "--max-new-tokens",
+        type=flags.positive_int,
+        default=0,
+        metavar="N",
+        help="let the model write the answer, of N tokens at most",
+    )
     parser.add_argument("--compare", metavar="OTHER_BUNDLE", help="show another bundle beside it, on the same text")
     parser.add_argument("--out", required=True, metavar="FILE.html", help="the page; it opens from disk, offline")
     parser.add_argument("--base", help="the base to put under a bundle, if not the one it names")

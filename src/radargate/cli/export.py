@@ -17,20 +17,43 @@ GGUF = "adapter.gguf"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
     parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
-    parser.add_argument("--to", default="lora", choices=["lora", "gguf"],
-                        help="a PEFT adapter (the default), or beside it the same as adapter.gguf for llama.cpp")  # fmt: skip
+    parser.add_argument(
+        "--to",
+        default="lora",
+        choices=["lora", "gguf"],
+        help="a PEFT adapter (the default), or beside it the same as adapter.gguf for llama.cpp",
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the adapter")
-    parser.add_argument("--rank", type=flags.positive_int, metavar="N",
-                        help="fit a LoRA of this rank to what the bundle adds on the rows of --data, and measure what it loses; "
-                             "without it the LoRA is exact, which static rules alone allow")  # fmt: skip
+    parser.add_argument(
+        "--rank",
+        type=flags.positive_int,
+        metavar="N",
+        help="fit a LoRA of this rank to what the bundle adds on the rows of --data, and measure what it loses; "
+        "without it the LoRA is exact, which static rules alone allow",
+    )
     flags.data_flag(parser, required=False)
-    parser.add_argument("--fit-rows", type=flags.positive_int, default=200, metavar="ROWS",
-                        help="rows of each task to fit to, the first ones (default %(default)s)")  # fmt: skip
-    parser.add_argument("--limit", type=flags.positive_int, default=50, metavar="ROWS",
-                        help="held-out rows of each task to measure on (default %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--fit-rows",
+        type=flags.positive_int,
+        default=200,
+        metavar="ROWS",
+        help="rows of each task to fit to, the first ones (default %(default)s)",
+    )
+    parser.add_argument(
+        "--limit",
+        type=flags.positive_int,
+        default=50,
+        metavar="ROWS",
+        help="held-out rows of each task to measure on (default %(default)s)",
+    )
     parser.add_argument("--batch-size", type=flags.positive_int, default=8, help="rows a batch (default %(default)s)")
-    parser.add_argument("--max-length", type=flags.positive_int, default=512, metavar="TOKENS",
-                        help="rows longer than this are left out and counted (default %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--max-length",
+        type=flags.positive_int,
+        default=512,
+        metavar="TOKENS",
+        help="rows longer than this are left out and counted (default %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print the record of a fit as JSON")
     parser.add_argument("--base", help="the base to put under the bundle, if not the one it names")
     flags.machine_flags(parser)
@@ -66,8 +89,9 @@ def run(args: argparse.Namespace) -> int:
         gguf_names(config, [layer.site for layer in radar_layers(model)])
     if rows:
         fitting = Fitting(args.rank, args.batch_size, args.max_length)
-        record = fit_lora(model, out, *rows, fitting, bundle=Path(args.bundle).resolve().name,
-                          data=Path(args.data).name)  # fmt: skip
+        record = fit_lora(
+            model, out, *rows, fitting, bundle=Path(args.bundle).resolve().name, data=Path(args.data).name
+        )
     else:
         save_as_lora(model, out)
     if args.to == "gguf":

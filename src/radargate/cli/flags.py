@@ -12,40 +12,60 @@ from radargate.errors import OptionError
 
 def data_flag(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """``--data`` and ``--task``."""
-    parser.add_argument("--data", required=required, metavar="SOURCE",
-                        help="a .jsonl or .jsonl.gz file, a folder of TASK.SPLIT.jsonl.gz files, "
-                             "hub:NAME[:CONFIG][:SPLIT] or builtin:NAME")  # fmt: skip
+    parser.add_argument(
+        "--data",
+        required=required,
+        metavar="SOURCE",
+        help="a .jsonl or .jsonl.gz file, a folder of TASK.SPLIT.jsonl.gz files, "
+        "hub:NAME[:CONFIG][:SPLIT] or builtin:NAME",
+    )
     parser.add_argument("--task", action="append", metavar="TASK", help="use only this task (may be repeated)")
 
 
-def training_flags(parser: argparse.ArgumentParser, *, steps: int, lr: float | None, lr_help: str,
-                   seed: bool = True) -> None:  # fmt: skip
+def training_flags(
+    parser: argparse.ArgumentParser, *, steps: int, lr: float | None, lr_help: str, seed: bool = True
+) -> None:
     """``--steps --batch-size --lr --seed --max-length --resume``, where ``seed`` without ``--seed``."""
     parser.add_argument("--steps", type=positive_int, default=steps, help="optimizer steps (default %(default)s)")
     parser.add_argument("--batch-size", type=positive_int, default=8, help="rows a step (default %(default)s)")
     parser.add_argument("--lr", type=positive_float, default=lr, help=lr_help)
     if seed:
         parser.add_argument("--seed", type=int, default=0, help="seed of initial values and row order (default 0)")
-    parser.add_argument("--max-length", type=positive_int, default=512, metavar="TOKENS",
-                        help="rows longer than this are dropped whole and counted (default %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--max-length",
+        type=positive_int,
+        default=512,
+        metavar="TOKENS",
+        help="rows longer than this are dropped whole and counted (default %(default)s)",
+    )
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run in the same --out")
 
 
 def gate_flags(parser: argparse.ArgumentParser) -> None:
     """``--top-k --rotation-lr --dense-start``."""
     parser.add_argument("--top-k", type=positive_int, default=2, help="experts kept per token (default 2)")
-    parser.add_argument("--rotation-lr", type=positive_float,
-                        help="rate of what turns or else is beside the weights (default 5e-3; the printed form needs far more)")  # fmt: skip
-    parser.add_argument("--dense-start", type=float, metavar="SHARE",
-                        help="share of the steps with all experts before the cut to top-k (default 0.5)")  # fmt: skip
+    parser.add_argument(
+        "--rotation-lr",
+        type=positive_float,
+        help="rate of what turns or else is beside the weights (default 5e-3; the printed form needs far more)",
+    )
+    parser.add_argument(
+        "--dense-start",
+        type=float,
+        metavar="SHARE",
+        help="share of the steps with all experts before the cut to top-k (default 0.5)",
+    )
 
 
 def machine_flags(parser: argparse.ArgumentParser) -> None:
     """``--device --dtype``."""
     parser.add_argument("--device", help="where to run, such as cpu or cuda (default: what there is)")
-    parser.add_argument("--dtype", metavar="NAME",
-                        help="dtype of the base model: float32, bfloat16 or float16, or 8bit or 4bit through bitsandbytes (default: "
-                             "the checkpoint's own, on a CPU only where it is no slower than float32)")  # fmt: skip
+    parser.add_argument(
+        "--dtype",
+        metavar="NAME",
+        help="dtype of the base model: float32, bfloat16 or float16, or 8bit or 4bit through bitsandbytes (default: "
+        "the checkpoint's own, on a CPU only where it is no slower than float32)",
+    )
 
 
 def pick_device(asked: str | None) -> str:
@@ -79,8 +99,12 @@ def program() -> str:
 
 def adapters_argument(parser: argparse.ArgumentParser, required: bool) -> None:
     """``ADAPTER…``: paths or Hub ids, optionally ``NAME=PATH``."""
-    parser.add_argument("adapters", metavar="ADAPTER", nargs="+" if required else "*",
-                        help="folder or Hub id of a PEFT LoRA adapter, optionally NAME=PATH")  # fmt: skip
+    parser.add_argument(
+        "adapters",
+        metavar="ADAPTER",
+        nargs="+" if required else "*",
+        help="folder or Hub id of a PEFT LoRA adapter, optionally NAME=PATH",
+    )
 
 
 def named_adapters(arguments: list[str], what: str = "adapters") -> dict[str, str]:

@@ -19,8 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=flags.positive_int, default=128, help="default %(default)s")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) answers greedily")
     parser.add_argument("--seed", type=int, default=0, help="of sampling")
-    parser.add_argument("--expert", action="append", default=[], metavar="NAME=FACTOR",
-                        help="scale an expert's weight, 0 switches it off (may be repeated)")  # fmt: skip
+    parser.add_argument(
+        "--expert",
+        action="append",
+        default=[],
+        metavar="NAME=FACTOR",
+        help="scale an expert's weight, 0 switches it off (may be repeated)",
+    )
     parser.add_argument("--base", help="the base to put under a bundle, if not the one it names")
     parser.add_argument("--json", action="store_true", help="print prompts and answers as JSON lines")
     flags.machine_flags(parser)

@@ -23,16 +23,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--api-key", metavar="KEY", help=f"ask requests for this key (default: ${KEY_VARIABLE}, else none)"
     )
-    parser.add_argument("--max-tokens-limit", type=flags.positive_int, default=1024, metavar="TOKENS",
-                        help="of one answer at most (default %(default)s)")  # fmt: skip
-    parser.add_argument("--batch-size", type=flags.positive_int, default=16,
-                        help="answers that are written at a time (default %(default)s)")  # fmt: skip
-    parser.add_argument("--queue", type=flags.positive_int, default=64, metavar="ANSWERS",
-                        help="answers that may wait; more are refused with 429 (default %(default)s)")  # fmt: skip
-    parser.add_argument("--body-limit", type=flags.positive_int, default=4_000_000, metavar="BYTES",
-                        help="of one request (default %(default)s)")  # fmt: skip
-    parser.add_argument("--shutdown-seconds", type=flags.positive_int, default=30, metavar="SECONDS",
-                        help="for running requests once told to stop (default %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--max-tokens-limit",
+        type=flags.positive_int,
+        default=1024,
+        metavar="TOKENS",
+        help="of one answer at most (default %(default)s)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=flags.positive_int,
+        default=16,
+        help="answers that are written at a time (default %(default)s)",
+    )
+    parser.add_argument(
+        "--queue",
+        type=flags.positive_int,
+        default=64,
+        metavar="ANSWERS",
+        help="answers that may wait; more are refused with 429 (default %(default)s)",
+    )
+    parser.add_argument(
+        "--body-limit",
+        type=flags.positive_int,
+        default=4_000_000,
+        metavar="BYTES",
+        help="of one request (default %(default)s)",
+    )
+    parser.add_argument(
+        "--shutdown-seconds",
+        type=flags.positive_int,
+        default=30,
+        metavar="SECONDS",
+        help="for running requests once told to stop (default %(default)s)",
+    )
     parser.add_argument("--base", help="the base to put under the bundles, if not the one they name")
     flags.machine_flags(parser)
 
@@ -54,8 +78,12 @@ def run(args: argparse.Namespace) -> int:
     key = args.api_key if args.api_key is not None else os.environ.get(KEY_VARIABLE) or None
     if key == "":
         raise OptionError("--api-key is empty. Give a key, or leave the flag out to ask for none.")
-    residents = Residents(flags.named_adapters(args.bundles, "bundles"), base=args.base, dtype=args.dtype,
-                          device=flags.pick_device(args.device))  # fmt: skip
+    residents = Residents(
+        flags.named_adapters(args.bundles, "bundles"),
+        base=args.base,
+        dtype=args.dtype,
+        device=flags.pick_device(args.device),
+    )
     limits = Limits(args.max_tokens_limit, args.batch_size, args.queue, args.body_limit, args.shutdown_seconds, key)
     return serve(residents, limits, args.host, args.port)
 

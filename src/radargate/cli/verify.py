@@ -15,8 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
     parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder or Hub id")
     parser.add_argument("--base", help="where the base is, if not where the bundle says")
-    parser.add_argument("--adapter", action="append", default=[], metavar="NAME=PATH",
-                        help="where an expert of a bundle with gates only is (may be repeated)")  # fmt: skip
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="where an expert of a bundle with gates only is (may be repeated)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
 
 

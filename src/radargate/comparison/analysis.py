@@ -78,8 +78,15 @@ def analyse(records: Iterable[Mapping[str, Any]], reference: str | None = None) 
     labels = contestants(grid)
     if reference is not None and reference not in labels:
         raise OptionError(f"no finished system {reference!r} to compare with; there are: {', '.join(labels)}.")
-    reference = reference or next((s.label for wanted in ("uniform", "base") for s in grid.systems.values()
-                                   if s.name == wanted and s.label in labels), None)  # fmt: skip
+    reference = reference or next(
+        (
+            s.label
+            for wanted in ("uniform", "base")
+            for s in grid.systems.values()
+            if s.name == wanted and s.label in labels
+        ),
+        None,
+    )
     ranked = {metric: standings(grid, metric) for metric in METRICS}
     leaders = {metric: leader(grid, ranked[metric]).label for metric in METRICS}
 

@@ -85,8 +85,15 @@ def parse_system(text: str) -> tuple[str, dict[str, Any]]:
     return name, read_options(words.split(",") if words else (), f"{name}:", "rotation_rank=4")
 
 
-def plan(adapters: Sequence[str], *, gates: Sequence[str], rules: Sequence[str], architectures: Sequence[str],
-         seeds: int, rates: Sequence[str] = ()) -> tuple[list[Cell], list[str]]:  # fmt: skip
+def plan(
+    adapters: Sequence[str],
+    *,
+    gates: Sequence[str],
+    rules: Sequence[str],
+    architectures: Sequence[str],
+    seeds: int,
+    rates: Sequence[str] = (),
+) -> tuple[list[Cell], list[str]]:
     """All cells of a comparison, and why some combinations are left out.
 
     Args:

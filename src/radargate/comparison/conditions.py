@@ -11,8 +11,13 @@ from radargate.report.table import NOTHING, Column, Table, text
 
 def conditions(analysis: Analysis) -> str:
     """A table of facts: data, rows, seeds, settings, time, code and machine."""
-    return Table("conditions", "Where these numbers come from", _facts(analysis), [Column("what", text("what")), Column("value", text("value"))],
-                 numbers_from=9).html()  # fmt: skip
+    return Table(
+        "conditions",
+        "Where these numbers come from",
+        _facts(analysis),
+        [Column("what", text("what")), Column("value", text("value"))],
+        numbers_from=9,
+    ).html()
 
 
 def settings_table(analysis: Analysis) -> Table:

@@ -46,8 +46,17 @@ class Forecast:
     opening: float
 
     @classmethod
-    def measure(cls, model: Any, adapters: Mapping[str, str], encoded: Sequence[EncodedRow], collator: AnswerCollator,
-                test: Mapping[str, Sequence[Row]], tokenizer: Any, training: GateTraining, device: str | None) -> Forecast:  # fmt: skip
+    def measure(
+        cls,
+        model: Any,
+        adapters: Mapping[str, str],
+        encoded: Sequence[EncodedRow],
+        collator: AnswerCollator,
+        test: Mapping[str, Sequence[Row]],
+        tokenizer: Any,
+        training: GateTraining,
+        device: str | None,
+    ) -> Forecast:
         """Time a step of ordinary length with stretch and with radar, dense and top-k, and a few rows of scoring."""
         order = step_order(lambda i: encoded[i].length, len(encoded), training.batch_size, 9, training.seed)
         step = sorted(order, key=lambda rows: sum(encoded[i].length for i in rows))[len(order) // 2]

@@ -144,8 +144,9 @@ def read_grid(records: Iterable[Mapping[str, Any]]) -> Grid:
     )
 
 
-def _system(cells: list[Mapping[str, Any]], scores: Mapping[str, Mapping[str, Mapping[str, Any]]],
-            tasks: Sequence[str]) -> System:  # fmt: skip
+def _system(
+    cells: list[Mapping[str, Any]], scores: Mapping[str, Mapping[str, Mapping[str, Any]]], tasks: Sequence[str]
+) -> System:
     cells = sorted(cells, key=lambda record: -1 if record["cell"]["seed"] is None else record["cell"]["seed"])
     facts = cells[0]["cell"]
     rows = {
@@ -153,9 +154,10 @@ def _system(cells: list[Mapping[str, Any]], scores: Mapping[str, Mapping[str, Ma
         for metric in METRICS
     }
     rows[CHRF] = {
-        task: np.array([row_values(scores[c["cell"]["id"]][task], CHRF) for c in cells]) for task in tasks
+        task: np.array([row_values(scores[c["cell"]["id"]][task], CHRF) for c in cells])
+        for task in tasks
         if all(None not in scores[c["cell"]["id"]][task]["rows"].get(CHRF, [None]) for c in cells)
-    }  # fmt: skip
+    }
     seeds = tuple(c["cell"]["seed"] for c in cells)
     return System(facts["label"], facts["kind"], facts["architecture"], seeds, tuple(cells), rows)
 

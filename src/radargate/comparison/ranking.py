@@ -97,9 +97,16 @@ def standings(grid: Grid, metric: str, tasks: Sequence[str] | None = None) -> li
     for place, system in enumerate(systems):
         seeds = system.seed_means(metric, tasks)
         found.append(
-            Standing(system.label, float(values[place]), float(lows[place]), float(highs[place]),
-                     float(seeds.min()), float(seeds.max()), len(seeds))
-        )  # fmt: skip
+            Standing(
+                system.label,
+                float(values[place]),
+                float(lows[place]),
+                float(highs[place]),
+                float(seeds.min()),
+                float(seeds.max()),
+                len(seeds),
+            )
+        )
     return sorted(found, key=lambda s: s.value, reverse=HIGHER_IS_BETTER[metric])
 
 
@@ -108,8 +115,9 @@ def leader(grid: Grid, ranked: Sequence[Standing]) -> Standing:
     return next(s for s in ranked if grid.systems[s.label].kind != "oracle")
 
 
-def compare_pairs(grid: Grid, metric: str, pairs: Sequence[tuple[str, str]],
-                  tasks: Sequence[str] | None = None) -> list[Comparison]:  # fmt: skip
+def compare_pairs(
+    grid: Grid, metric: str, pairs: Sequence[tuple[str, str]], tasks: Sequence[str] | None = None
+) -> list[Comparison]:
     """Paired tests of pairs of labels over the same rows; Holm's correction takes all of ``pairs`` as its family."""
     if not pairs:
         return []
@@ -123,9 +131,11 @@ def compare_pairs(grid: Grid, metric: str, pairs: Sequence[tuple[str, str]],
     differences = np.mean([group.mean(0) for group in groups], axis=0)
     corrected = holm(p_values)
     return [
-        Comparison(metric, first, second, float(differences[i]), float(lows[i]), float(highs[i]), p_values[i], corrected[i])
+        Comparison(
+            metric, first, second, float(differences[i]), float(lows[i]), float(highs[i]), p_values[i], corrected[i]
+        )
         for i, (first, second) in enumerate(pairs)
-    ]  # fmt: skip
+    ]
 
 
 def count_wins(grid: Grid, metric: str, pairs: Sequence[tuple[str, str]]) -> list[WinCount]:
@@ -141,8 +151,16 @@ def count_wins(grid: Grid, metric: str, pairs: Sequence[tuple[str, str]]) -> lis
         gaps = np.array([means[first][a] - means[second][b] for a, b in places]) * (
             1 if HIGHER_IS_BETTER[metric] else -1
         )
-        counts.append(WinCount(metric, first, second, int((gaps > TIE).sum()), int((np.abs(gaps) <= TIE).sum()),
-                               int((gaps < -TIE).sum())))  # fmt: skip
+        counts.append(
+            WinCount(
+                metric,
+                first,
+                second,
+                int((gaps > TIE).sum()),
+                int((np.abs(gaps) <= TIE).sum()),
+                int((gaps < -TIE).sum()),
+            )
+        )
     return counts
 
 
@@ -157,8 +175,11 @@ def task_worth(grid: Grid, metric: str) -> list[TaskWorth]:
         test = paired_difference(
             {task: list(own.rows[metric][task].mean(0))}, {task: list(base.rows[metric][task].mean(0))}
         )
-        found.append(TaskWorth(metric, task, base.task_mean(metric, task), own.task_mean(metric, task),
-                               test["difference"], test["p"]))  # fmt: skip
+        found.append(
+            TaskWorth(
+                metric, task, base.task_mean(metric, task), own.task_mean(metric, task), test["difference"], test["p"]
+            )
+        )
     return found
 
 

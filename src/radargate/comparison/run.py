@@ -35,9 +35,20 @@ from radargate.training.gates import GateTraining
 logger = logging.getLogger(__name__)
 
 
-def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, options: Comparison, *,
-            experts: Mapping[str, Mapping[str, str]] | None = None, tasks: list[str] | None = None, resume: bool = False,
-            dry_run: bool = False, dtype: str | None = None, device: str | None = None) -> Path:  # fmt: skip
+def compare(
+    base: str,
+    adapters: Mapping[str, str],
+    data: str,
+    out: str | Path,
+    options: Comparison,
+    *,
+    experts: Mapping[str, Mapping[str, str]] | None = None,
+    tasks: list[str] | None = None,
+    resume: bool = False,
+    dry_run: bool = False,
+    dtype: str | None = None,
+    device: str | None = None,
+) -> Path:
     """Run every cell that is not finished yet; records are written cell by cell, so that any stop loses one cell at most.
 
     Args:
@@ -66,8 +77,13 @@ def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, 
     own = {name: dict(adapters) for name in ("mole", "hydra", "omoe")}
     own.update({name: dict(folders) for name, folders in (experts or {}).items()})
     training = options.training.resolved()
-    cells, left_out = plan(list(adapters), gates=options.gates, rules=options.rules,
-                           architectures=options.architectures, seeds=options.seeds)  # fmt: skip
+    cells, left_out = plan(
+        list(adapters),
+        gates=options.gates,
+        rules=options.rules,
+        architectures=options.architectures,
+        seeds=options.seeds,
+    )
     check_top_k(training.top_k, len(adapters))
     used = {cell.architecture for cell in cells if cell.architecture} | {"mole"}
     for architecture in sorted(used):
@@ -89,17 +105,29 @@ def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, 
         grid.model, own["mole"], grid.encoded, grid.collator, test, grid.tokenizer, training, device
     )
     expected = sum(forecast.seconds(cell, training, test) for cell in todo)
-    logger.info(f"{len(cells)} cells ({len(cells) - len(todo)} finished before), {len(test)} tasks, "
-        f"{sum(map(len, test.values()))} test rows; predicted {duration(expected)} ({expected / 3600:.2f} hours).")  # fmt: skip
+    logger.info(
+        f"{len(cells)} cells ({len(cells) - len(todo)} finished before), {len(test)} tasks, "
+        f"{sum(map(len, test.values()))} test rows; predicted {duration(expected)} ({expected / 3600:.2f} hours)."
+    )
     for label, count in _counted(cells).items():
         logger.info(f"  {label}{f' × {count} seeds' if count > 1 else ''}")
     if dry_run:
         return file
-    request = {"base": base, "experts": list(adapters), "tasks": list(test), "gates": list(options.gates),
-               "rules": list(options.rules), "architectures": list(options.architectures), "seeds": options.seeds,
-               "steps": training.steps, "batch_size": training.batch_size, "limit": options.scoring.limit,
-               "left_out": list(dict.fromkeys(left_out)), "dtype": dtype,
-               "plan": ids}  # fmt: skip
+    request = {
+        "base": base,
+        "experts": list(adapters),
+        "tasks": list(test),
+        "gates": list(options.gates),
+        "rules": list(options.rules),
+        "architectures": list(options.architectures),
+        "seeds": options.seeds,
+        "steps": training.steps,
+        "batch_size": training.batch_size,
+        "limit": options.scoring.limit,
+        "left_out": list(dict.fromkeys(left_out)),
+        "dtype": dtype,
+        "plan": ids,
+    }
     whole = sum(forecast.seconds(cell, training, test) for cell in cells)
     append_records(file, [_grid_record("start", cells, whole, file, request)])
     with Progress("comparing", expected) as work:
@@ -111,8 +139,10 @@ def compare(base: str, adapters: Mapping[str, str], data: str, out: str | Path, 
             mean = next(r for r in records if r.get("task") == "mean")
             seed = f" seed {cell.seed}" if cell.seed is not None else ""
             left = work.left()
-            logger.info(f"[{len(cells) - len(todo) + number}/{len(cells)}] {cell.label}{seed}: {line(mean['metrics'])}  "
-                f"({duration(time.monotonic() - begun)}{'' if left is None else f', {duration(left)} left'})")  # fmt: skip
+            logger.info(
+                f"[{len(cells) - len(todo) + number}/{len(cells)}] {cell.label}{seed}: {line(mean['metrics'])}  "
+                f"({duration(time.monotonic() - begun)}{'' if left is None else f', {duration(left)} left'})"
+            )
     shutil.rmtree(grid.work, ignore_errors=True)
     append_records(file, [_grid_record("end", cells, whole, file, request)])
     return file
@@ -140,9 +170,17 @@ def _grid_record(
     return make_record("compare", case, metrics, request=request)
 
 
-def _open(base: str, own: dict[str, dict[str, str]], train: dict[str, list[Row]],
-          test: dict[str, list[Row]], options: Comparison, training: GateTraining, out: Path, dtype: str | None,
-          device: str | None) -> Grid:  # fmt: skip
+def _open(
+    base: str,
+    own: dict[str, dict[str, str]],
+    train: dict[str, list[Row]],
+    test: dict[str, list[Row]],
+    options: Comparison,
+    training: GateTraining,
+    out: Path,
+    dtype: str | None,
+    device: str | None,
+) -> Grid:
     model, tokenizer = load_base(base, dtype=dtype or CHECKPOINT, device=device), load_tokenizer(base)
     for architecture, folders in own.items():  # before an hour's work, not after it
         kind = ARCHITECTURES.get(architecture)
@@ -161,13 +199,29 @@ def _open(base: str, own: dict[str, dict[str, str]], train: dict[str, list[Row]]
         if key not in ("architecture", "gate", "seed", "gate_options")
     }
     conditions = {
-        "base": fingerprint(model), "dtype": dtype, "experts": hashes, "training": shared, "union_lr": options.union_lr,
-        "scoring": asdict(options.scoring), "train_hash": rows_hash(rows),
+        "base": fingerprint(model),
+        "dtype": dtype,
+        "experts": hashes,
+        "training": shared,
+        "union_lr": options.union_lr,
+        "scoring": asdict(options.scoring),
+        "train_hash": rows_hash(rows),
         "test_hash": rows_hash([row for task_rows in test.values() for row in task_rows]),
-    }  # fmt: skip
+    }
     options = dataclasses.replace(options, training=training)
-    return Grid(model, tokenizer, own, train, test, encoded,
-                 AnswerCollator(tokenizer.pad_token_id, seq2seq), options, conditions, out / ".work", device)  # fmt: skip
+    return Grid(
+        model,
+        tokenizer,
+        own,
+        train,
+        test,
+        encoded,
+        AnswerCollator(tokenizer.pad_token_id, seq2seq),
+        options,
+        conditions,
+        out / ".work",
+        device,
+    )
 
 
 def _check_adapters(adapters: Mapping[str, str], architecture: str) -> None:

@@ -98,22 +98,41 @@ def run_cell(cell: Cell, grid: Grid, cell_id: str | None = None) -> list[dict[st
         usage = expert_usage(model, grid.tokenizer, {task: rows[:USAGE_ROWS] for task, rows in grid.test.items()})
         angle = mean_angle(model, grid.encoded[:8], grid.collator)
     cell_id = cell_id or cell.id(grid.conditions)
-    shown = {"id": cell_id, "system": cell.system, "kind": cell.kind, "architecture": cell.architecture,
-             "seed": cell.seed, "label": cell.label}  # fmt: skip
+    shown = {
+        "id": cell_id,
+        "system": cell.system,
+        "kind": cell.kind,
+        "architecture": cell.architecture,
+        "seed": cell.seed,
+        "label": cell.label,
+    }
     begun = time.monotonic()
     with share(1 - TRAINED if cell.trained else 1):
         records = score_system(cell.label, model, grid.tokenizer, grid.test, grid.options.scoring, {"cell": shown})
     metrics = {
-        "trained_parameters": facts["trained_parameters"], "train_seconds": round(facts["seconds"], 2),
-        "score_seconds": round(time.monotonic() - begun, 2), "peak_memory_mb": peak_mb(grid.model.device), "final_loss": facts["final_loss"],
-        "mean_angle": angle, "curve": facts.get("curve", []), "usage": usage.by_task or None, "entropy": usage.entropy,
-        "experts_in_use": usage.experts_in_use, "search": facts.get("search"),
+        "trained_parameters": facts["trained_parameters"],
+        "train_seconds": round(facts["seconds"], 2),
+        "score_seconds": round(time.monotonic() - begun, 2),
+        "peak_memory_mb": peak_mb(grid.model.device),
+        "final_loss": facts["final_loss"],
+        "mean_angle": angle,
+        "curve": facts.get("curve", []),
+        "usage": usage.by_task or None,
+        "entropy": usage.entropy,
+        "experts_in_use": usage.experts_in_use,
+        "search": facts.get("search"),
         "top_k": grid.options.training.top_k if cell.kind == "gate" else None,
-    }  # fmt: skip
+    }
     if grid.probe is not None and cell.kind == "gate":
         metrics["probe"] = grid.probe(model, cell, grid)
-    options = {**asdict(grid.options.training), **cell.training, "gate": cell.system, "architecture": cell.architecture,
-               "seed": cell.seed, "gate_options": cell.own_options}  # fmt: skip
+    options = {
+        **asdict(grid.options.training),
+        **cell.training,
+        "gate": cell.system,
+        "architecture": cell.architecture,
+        "seed": cell.seed,
+        "gate_options": cell.own_options,
+    }
     records.append(
         make_record(
             "cell",
@@ -133,16 +152,31 @@ def run_cell(cell: Cell, grid: Grid, cell_id: str | None = None) -> list[dict[st
 def _composed(cell: Cell, grid: Grid) -> tuple[PeftModel, dict[str, Any], str | None]:
     assert cell.architecture is not None
     adapters = grid.adapters[cell.architecture]
-    training = dataclasses.replace(grid.options.training, architecture=cell.architecture, gate=cell.system,
-                                   seed=cell.seed or 0, gate_options=cell.own_options, **cell.training)  # fmt: skip
+    training = dataclasses.replace(
+        grid.options.training,
+        architecture=cell.architecture,
+        gate=cell.system,
+        seed=cell.seed or 0,
+        gate_options=cell.own_options,
+        **cell.training,
+    )
     given = resolve_gate_options(training, grid.model, grid.tokenizer, grid.train, list(adapters))
-    model = compose(grid.model, adapters, architecture=cell.architecture, gate=cell.system, top_k=training.top_k,
-                    architecture_options=training.architecture_options if cell.architecture == "hydra" else None,
-                    preset=training.preset, seed=training.seed, **given)  # fmt: skip
+    model = compose(
+        grid.model,
+        adapters,
+        architecture=cell.architecture,
+        gate=cell.system,
+        top_k=training.top_k,
+        architecture_options=training.architecture_options if cell.architecture == "hydra" else None,
+        preset=training.preset,
+        seed=training.seed,
+        **given,
+    )
     lost = [facts["residual"] for facts in radar_config(model).expert_facts.values() if "residual" in facts]
     note = f"converted to a common A, residual {sum(lost) / len(lost):.2f}" if lost else None
-    facts = fit_gates(model, grid.encoded, grid.collator, grid.work, dataclasses.replace(training, save_every=0),
-                      device=grid.device)  # fmt: skip
+    facts = fit_gates(
+        model, grid.encoded, grid.collator, grid.work, dataclasses.replace(training, save_every=0), device=grid.device
+    )
     return model, facts, note
 
 
@@ -151,12 +185,18 @@ def _union(cell: Cell, grid: Grid) -> tuple[PeftModel, dict[str, Any]]:
     training = grid.options.training
     first = read_adapter("first", next(iter(grid.adapters["mole"].values())))
     options = ExpertOptions(
-        rank=int(first.config.get("r", 8)), alpha=int(first.config.get("lora_alpha", 32)), lr=grid.options.union_lr,
-        target_modules=_targets(first.config.get("target_modules")), steps=training.steps, batch_size=training.batch_size,
-        seed=cell.seed or 0, max_length=training.max_length,
-    )  # fmt: skip
-    folder = train_experts(grid.model, grid.train, grid.work / "union", options, union="union",
-                           device=grid.device)["union"]  # fmt: skip
+        rank=int(first.config.get("r", 8)),
+        alpha=int(first.config.get("lora_alpha", 32)),
+        lr=grid.options.union_lr,
+        target_modules=_targets(first.config.get("target_modules")),
+        steps=training.steps,
+        batch_size=training.batch_size,
+        seed=cell.seed or 0,
+        max_length=training.max_length,
+    )
+    folder = train_experts(grid.model, grid.train, grid.work / "union", options, union="union", device=grid.device)[
+        "union"
+    ]
     record = read_records(grid.work / "union" / RECORDS)[-1]["metrics"]
     curve = [
         [entry["step"], entry["loss"]] for entry in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())

@@ -26,9 +26,12 @@ def ranking_table(analysis: Analysis) -> Table:
         system = grid.systems[standing.label]
         rank = 1 + sum(value > standing.value + TIE for value in ranked)  # equals share a rank
         row: dict[str, Any] = {
-            "system": system.label, "kind": system.kind, "architecture": system.architecture,
-            "rank": None if system.kind == "oracle" else rank, "seeds": standing.seeds,
-        }  # fmt: skip
+            "system": system.label,
+            "kind": system.kind,
+            "architecture": system.architecture,
+            "rank": None if system.kind == "oracle" else rank,
+            "seeds": standing.seeds,
+        }
         for metric in METRICS:
             s, tasks = found[metric][system.label], counting[metric]
             row |= {metric: s.value, f"{metric}_low": s.low, f"{metric}_high": s.high}
@@ -37,13 +40,21 @@ def ranking_table(analysis: Analysis) -> Table:
         rows.append(row)
     columns = [Column("system", text("system")), Column("rank", text("rank")), Column("seeds", text("seeds"))]
     for metric, words in WORDS.items():
-        columns += [Column(words, number(metric)), Column("95 % interval", interval(metric)),
-                    Column("seeds from to", _seed_spread(metric))]  # fmt: skip
+        columns += [
+            Column(words, number(metric)),
+            Column("95 % interval", interval(metric)),
+            Column("seeds from to", _seed_spread(metric)),
+        ]
         if counting[metric] and len(counting[metric]) < len(grid.tasks_of(metric)):
             columns.append(Column(f"{words}, tasks that count", number(f"{metric}_counting_tasks")))
     best = [i for i, row in enumerate(rows) if row["system"] in analysis.leaders.values()]
-    return Table("ranking", "All systems: means over tasks, seeds averaged; own expert has to be told the task and has no rank",
-                 rows, columns, best=best)  # fmt: skip
+    return Table(
+        "ranking",
+        "All systems: means over tasks, seeds averaged; own expert has to be told the task and has no rank",
+        rows,
+        columns,
+        best=best,
+    )
 
 
 def task_table(analysis: Analysis, metric: str) -> Table:
@@ -58,8 +69,9 @@ def task_table(analysis: Analysis, metric: str) -> Table:
     for task in grid.tasks_of(metric):
         values = [float(row[task]) for row in composed]
         columns.append(Column(task, number(task, 2), _shade(task, min(values), max(values), HIGHER_IS_BETTER[metric])))
-    return Table(f"tasks_{metric}", f"{'Accuracy' if metric == 'acc' else 'NLL'} of every system on every task",
-                 rows, columns)  # fmt: skip
+    return Table(
+        f"tasks_{metric}", f"{'Accuracy' if metric == 'acc' else 'NLL'} of every system on every task", rows, columns
+    )
 
 
 def worth_table(analysis: Analysis) -> Table:
@@ -71,13 +83,21 @@ def worth_table(analysis: Analysis) -> Table:
             worth = next(
                 (w for w in analysis.worth[metric] if w.task == task), None
             )  # none for a translation's accuracy
-            row |= {f"{metric}_base": worth and worth.base, f"{metric}_expert": worth and worth.expert,
-                    f"{metric}_p": worth and worth.p, f"{metric}_counts": worth and ("yes" if worth.counts else "no")}  # fmt: skip
+            row |= {
+                f"{metric}_base": worth and worth.base,
+                f"{metric}_expert": worth and worth.expert,
+                f"{metric}_p": worth and worth.p,
+                f"{metric}_counts": worth and ("yes" if worth.counts else "no"),
+            }
         rows.append(row)
     columns = [Column("task", text("task"))]
     for metric, words in WORDS.items():
-        columns += [Column(f"{words}: base", number(f"{metric}_base")), Column("own expert", number(f"{metric}_expert")),
-                    Column("p", probability(f"{metric}_p")), Column("counts", text(f"{metric}_counts"))]  # fmt: skip
+        columns += [
+            Column(f"{words}: base", number(f"{metric}_base")),
+            Column("own expert", number(f"{metric}_expert")),
+            Column("p", probability(f"{metric}_p")),
+            Column("counts", text(f"{metric}_counts")),
+        ]
     return Table("tasks_that_count", "Does a task's own expert beat the base on it?", rows, columns)
 
 
@@ -90,11 +110,15 @@ def cost_table(analysis: Analysis) -> Table:
         for s in _measured(analysis)
     ]
     columns = [
-        Column("system", text("system")), Column("trained parameters", number("trained_parameters", 0)),
-        Column("training, s", number("train_seconds", 0)), Column("scoring, s", number("score_seconds", 0)),
-        Column("peak memory, MB", number("peak_memory_mb", 0)), Column("last loss", number("final_loss")),
-        Column("accuracy", number("acc")), Column("NLL", number("nll")),
-    ]  # fmt: skip
+        Column("system", text("system")),
+        Column("trained parameters", number("trained_parameters", 0)),
+        Column("training, s", number("train_seconds", 0)),
+        Column("scoring, s", number("score_seconds", 0)),
+        Column("peak memory, MB", number("peak_memory_mb", 0)),
+        Column("last loss", number("final_loss")),
+        Column("accuracy", number("acc")),
+        Column("NLL", number("nll")),
+    ]
     return Table("costs", "What each system cost; seconds and memory are means over seeds", rows, columns)
 
 
@@ -105,16 +129,28 @@ def gates_table(analysis: Analysis) -> Table:
         if system.kind in ("gate", "rule"):
             top_k = next((c["metrics"]["top_k"] for c in system.cells if c["metrics"].get("top_k") is not None), None)
             notes = "; ".join(dict.fromkeys(c["note"] for c in system.cells if c.get("note")))
-            rows.append({"system": system.label, "top_k": top_k,
-                         **{name: system.measured(name) for name in ("entropy", "experts_in_use", "mean_angle")},
-                         "note": notes or None})  # fmt: skip
+            rows.append(
+                {
+                    "system": system.label,
+                    "top_k": top_k,
+                    **{name: system.measured(name) for name in ("entropy", "experts_in_use", "mean_angle")},
+                    "note": notes or None,
+                }
+            )
     columns = [
-        Column("system", text("system")), Column("experts a token", text("top_k")),
-        Column("entropy, nats", number("entropy")), Column("experts in use", number("experts_in_use", 2)),
-        Column("mean angle, rad", number("mean_angle")), Column("note", text("note")),
-    ]  # fmt: skip
-    return Table("gates", "What each gate does: entropy of a token's weights, experts in use over all tokens, mean angle of rotation",
-                 rows, columns)  # fmt: skip
+        Column("system", text("system")),
+        Column("experts a token", text("top_k")),
+        Column("entropy, nats", number("entropy")),
+        Column("experts in use", number("experts_in_use", 2)),
+        Column("mean angle, rad", number("mean_angle")),
+        Column("note", text("note")),
+    ]
+    return Table(
+        "gates",
+        "What each gate does: entropy of a token's weights, experts in use over all tokens, mean angle of rotation",
+        rows,
+        columns,
+    )
 
 
 def usage(system: System) -> dict[str, dict[str, float]]:
@@ -171,16 +207,29 @@ def smoothed(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 def tests_table(name: str, caption: str, comparisons: Mapping[str, list[Comparison]]) -> Table:
     """Paired tests of one family, metric by metric, with p and Holm's p."""
     rows: list[Row] = [
-        {"first": c.first, "second": c.second, "metric": WORDS[metric], "difference": c.difference,
-         "difference_low": c.low, "difference_high": c.high, "p": c.p, "holm_p": c.holm, "better": c.better}
-        for metric in METRICS for c in comparisons[metric]
-    ]  # fmt: skip
+        {
+            "first": c.first,
+            "second": c.second,
+            "metric": WORDS[metric],
+            "difference": c.difference,
+            "difference_low": c.low,
+            "difference_high": c.high,
+            "p": c.p,
+            "holm_p": c.holm,
+            "better": c.better,
+        }
+        for metric in METRICS
+        for c in comparisons[metric]
+    ]
     columns = [
-        Column("difference", lambda row: f"{row['first']} − {row['second']}"), Column("metric", text("metric")),
-        Column("mean", number("difference", 3, sign=True)), Column("95 % interval", interval("difference", 3, sign=True)),
-        Column("p", probability("p")), Column("Holm p", probability("holm_p")),
+        Column("difference", lambda row: f"{row['first']} − {row['second']}"),
+        Column("metric", text("metric")),
+        Column("mean", number("difference", 3, sign=True)),
+        Column("95 % interval", interval("difference", 3, sign=True)),
+        Column("p", probability("p")),
+        Column("Holm p", probability("holm_p")),
         Column("better", lambda row: row["better"] or "cannot tell"),
-    ]  # fmt: skip
+    ]
     return Table(name, caption, rows, columns)
 
 
@@ -195,8 +244,12 @@ def win_rates_table(analysis: Analysis) -> Table:
             losses = sum(w.losses if w.first == label else w.wins for w in ours)
             ties = sum(w.ties for w in ours)
             total = wins + ties + losses
-            row |= {f"{metric}_wins": wins, f"{metric}_ties": ties, f"{metric}_losses": losses,
-                    f"{metric}_rate": wins / total if total else None}  # fmt: skip
+            row |= {
+                f"{metric}_wins": wins,
+                f"{metric}_ties": ties,
+                f"{metric}_losses": losses,
+                f"{metric}_rate": wins / total if total else None,
+            }
         rows.append(row)
     rows.sort(key=lambda row: -(row["acc_rate"] or 0))
     columns = [Column("system", text("system"))]
@@ -216,10 +269,23 @@ def wins_table(analysis: Analysis, pairs: Sequence[tuple[str, str]] | None = Non
             w = counts.get((first, second))
             wins, ties, losses = (w.wins, w.ties, w.losses) if w else _turned(counts[second, first])
             total = wins + ties + losses
-            rows.append({"first": first, "second": second, "metric": WORDS[metric], "wins": wins, "ties": ties,
-                         "losses": losses, "rate": wins / total if total else None})  # fmt: skip
-    columns = [Column("pair", lambda row: f"{row['first']} against {row['second']}"), Column("metric", text("metric")),
-               Column("win rate", number("rate")), *_counts("")]  # fmt: skip
+            rows.append(
+                {
+                    "first": first,
+                    "second": second,
+                    "metric": WORDS[metric],
+                    "wins": wins,
+                    "ties": ties,
+                    "losses": losses,
+                    "rate": wins / total if total else None,
+                }
+            )
+    columns = [
+        Column("pair", lambda row: f"{row['first']} against {row['second']}"),
+        Column("metric", text("metric")),
+        Column("win rate", number("rate")),
+        *_counts(""),
+    ]
     name = "wins_rotation" if pairs else "wins_all_pairs"
     return Table(name, "Wins, ties and losses of the first of a pair over tasks and seeds", rows, columns)
 

@@ -88,23 +88,36 @@ def compose(
         bank = arrangement.arrange(load_bank(named, model, allow_inactive=allow_inactive), arrangement_options)
         bank = kind.arrange(bank, made, seed)
     chosen = {
-        "architecture": architecture, "architecture_options": dict(architecture_options or {}), "gate": gate,
-        "gate_options": options, "top_k": top_k and min(top_k, len(bank.names)), "preset": preset, "seed": seed,
-    }  # fmt: skip
+        "architecture": architecture,
+        "architecture_options": dict(architecture_options or {}),
+        "gate": gate,
+        "gate_options": options,
+        "top_k": top_k and min(top_k, len(bank.names)),
+        "preset": preset,
+        "seed": seed,
+    }
     return compose_bank(model, bank, chosen, adapter_name, given)
 
 
-def compose_bank(model: PreTrainedModel, bank: ExpertBank, chosen: Mapping[str, Any], adapter_name: str = "default",
-                 given: Any = None) -> PeftModel:  # fmt: skip
+def compose_bank(
+    model: PreTrainedModel,
+    bank: ExpertBank,
+    chosen: Mapping[str, Any],
+    adapter_name: str = "default",
+    given: Any = None,
+) -> PeftModel:
     """Compose experts that are in memory already; ``chosen`` are fields of `RadarConfig`, ``given`` data of the gate."""
     shapes = base_sites(model)
     config = RadarConfig(
         base_model_name_or_path=model.name_or_path,
         task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
-        experts=list(bank.names), expert_configs=bank.configs, expert_facts=bank.facts,
+        experts=list(bank.names),
+        expert_configs=bank.configs,
+        expert_facts=bank.facts,
         sites={name: _entry(site, shapes[name]) for name, site in bank.sites.items()},
-        base_fingerprint=fingerprint(model), **chosen,
-    )  # fmt: skip
+        base_fingerprint=fingerprint(model),
+        **chosen,
+    )
     composed = get_peft_model(model, config, adapter_name=adapter_name)
     radar_config(composed, adapter_name).base_model_name_or_path = base_name(model)  # PEFT put this machine's path
     _fill(composed, bank, adapter_name)
@@ -116,10 +129,17 @@ def compose_bank(model: PreTrainedModel, bank: ExpertBank, chosen: Mapping[str, 
     return _finish(composed)
 
 
-def load(base: str | PreTrainedModel | None, bundle: str | Path, *,
-         adapters: Mapping[str, str | Path] | None = None, adapter_name: str = "default",
-         dtype: torch.dtype | str | None = None, device: str | None = None, trainable: bool = False,
-         allow_other_base: bool = False) -> PeftModel:  # fmt: skip
+def load(
+    base: str | PreTrainedModel | None,
+    bundle: str | Path,
+    *,
+    adapters: Mapping[str, str | Path] | None = None,
+    adapter_name: str = "default",
+    dtype: torch.dtype | str | None = None,
+    device: str | None = None,
+    trainable: bool = False,
+    allow_other_base: bool = False,
+) -> PeftModel:
     """Load a saved composition.
 
     Args:
@@ -200,9 +220,13 @@ def expert_bank(model: PeftModel, adapter_name: str = "default") -> ExpertBank:
             continue
         entry, bank = layer.entries[adapter_name][1], layer.bank(adapter_name)
         sites[layer.site] = SiteBank(
-            bank.A.detach(), bank.B.detach(), tuple(entry["experts"]), tuple(entry["ranks"]),
-            tuple(entry["scales"]), tuple(tuple(pair) for pair in entry["dtypes"]),
-        )  # fmt: skip
+            bank.A.detach(),
+            bank.B.detach(),
+            tuple(entry["experts"]),
+            tuple(entry["ranks"]),
+            tuple(entry["scales"]),
+            tuple(tuple(pair) for pair in entry["dtypes"]),
+        )
     return ExpertBank(tuple(config.experts), sites, config.expert_configs, config.expert_facts)
 
 

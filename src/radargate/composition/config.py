@@ -74,10 +74,13 @@ class RadarConfig(PeftConfig):
         arrangement.check(arrangement_options, self.gate, kind.weighs_codes(made))
         kind.check(made, list(self.adapter_facts()), self.architecture)
         if kind.needs_equal_ranks(made):
-            check_equal_ranks(self.gate, {
-                site: dict(zip((self.experts[i] for i in entry["experts"]), entry["ranks"], strict=True))
-                for site, entry in self.sites.items()
-            })  # fmt: skip
+            check_equal_ranks(
+                self.gate,
+                {
+                    site: dict(zip((self.experts[i] for i in entry["experts"]), entry["ranks"], strict=True))
+                    for site, entry in self.sites.items()
+                },
+            )
         if self.top_k is not None and not 1 <= self.top_k <= len(self.experts):
             raise OptionError(f"top_k is {self.top_k}, expected 1 to {len(self.experts)}, the number of experts.")
 
@@ -113,10 +116,21 @@ def check_table(config: RadarConfig) -> None:
         BundleError: a field, or the entry of a site, is none that a composition could have written.
     """
     kinds: dict[str, Any] = {
-        "architecture": str, "architecture_options": dict, "gate": str, "gate_options": dict, "top_k": (int, type(None)),
-        "preset": (str, type(None)), "seed": int, "experts": list, "expert_configs": dict, "expert_facts": dict, "sites": dict,
-        "base_fingerprint": (str, type(None)), "base_model_name_or_path": (str, type(None)), "gate_only": bool,
-    }  # fmt: skip
+        "architecture": str,
+        "architecture_options": dict,
+        "gate": str,
+        "gate_options": dict,
+        "top_k": (int, type(None)),
+        "preset": (str, type(None)),
+        "seed": int,
+        "experts": list,
+        "expert_configs": dict,
+        "expert_facts": dict,
+        "sites": dict,
+        "base_fingerprint": (str, type(None)),
+        "base_model_name_or_path": (str, type(None)),
+        "gate_only": bool,
+    }
     for name, kind in kinds.items():
         value = getattr(config, name)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):

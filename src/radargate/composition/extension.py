@@ -22,8 +22,9 @@ from radargate.gates.base import OneExpert
 CHOSEN = ("architecture", "architecture_options", "gate", "gate_options", "top_k", "preset", "seed")
 
 
-def add_experts(model: PeftModel, adapters: Mapping[str, str | Path], domains: Mapping[str, Any] | None = None
-                ) -> PeftModel:  # fmt: skip
+def add_experts(
+    model: PeftModel, adapters: Mapping[str, str | Path], domains: Mapping[str, Any] | None = None
+) -> PeftModel:
     """Let adapters join a trained composition whose gate describes experts instead of numbering them (Nexus).
 
     Args:

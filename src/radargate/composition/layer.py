@@ -67,9 +67,15 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         n = len(entry["experts"])
         names = tuple(config.experts[i] for i in entry["experts"])
         site = GateSite(
-            d_in, d_out, tuple(entry["ranks"]), min(config.top_k or n, n), config.seed * 100_003 + index, names,
-            tuple(config.experts), tuple(entry["scales"]),
-        )  # fmt: skip
+            d_in,
+            d_out,
+            tuple(entry["ranks"]),
+            min(config.top_k or n, n),
+            config.seed * 100_003 + index,
+            names,
+            tuple(config.experts),
+            tuple(entry["scales"]),
+        )
         kind, architecture = gate_class(config.gate), ARCHITECTURES.get(config.architecture)
         alone = n == 1 and not kind.acts_alone
         gate: Gate = OneExpert(site, None) if alone else kind(site, make_options(kind, config.gate_options))
@@ -113,9 +119,15 @@ class RadarLayer(nn.Module, BaseTunerLayer):
             codes, turn = gated.codes, gated.turn
             turned = (None, None, "none") if turn is None else (turn.codes, turn.up, turn.angle_norm)
             update = ops.mix(
-                codes.h, codes.B, codes.ranks, gated.weights, gated.indices, *turned[:2], angle_norm=turned[2],
+                codes.h,
+                codes.B,
+                codes.ranks,
+                gated.weights,
+                gated.indices,
+                *turned[:2],
+                angle_norm=turned[2],
                 onto=onto if gated.extra is None else None,
-            )  # fmt: skip
+            )
             if gated.extra is None:
                 return update
             update = update + gated.extra

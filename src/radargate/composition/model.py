@@ -81,8 +81,15 @@ class RadarModel(BaseTuner):
     def _check_target_module_exists(peft_config: RadarConfig, key: str) -> bool:
         return key in peft_config.sites
 
-    def _create_and_replace(self, peft_config: RadarConfig, adapter_name: str, target: nn.Module, target_name: str,
-                            parent: nn.Module, current_key: str) -> None:  # fmt: skip
+    def _create_and_replace(
+        self,
+        peft_config: RadarConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+    ) -> None:
         index = list(peft_config.sites).index(current_key)
         # before anything is changed, should a router not fit
         router = self._router(peft_config, adapter_name, current_key, target)
@@ -232,13 +239,21 @@ class RadarModel(BaseTuner):
             )
 
     @classmethod
-    def _get_adapter_state_dict(cls, model: nn.Module, config: RadarConfig, adapter_name: str,
-                                state_dict: dict[str, torch.Tensor], unwanted_adapter_names: list[str]
-                                ) -> dict[str, torch.Tensor]:  # fmt: skip
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: RadarConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, torch.Tensor]:
         chosen = super()._get_adapter_state_dict(
-            model=model, config=config, adapter_name=adapter_name, state_dict=state_dict,
+            model=model,
+            config=config,
+            adapter_name=adapter_name,
+            state_dict=state_dict,
             unwanted_adapter_names=unwanted_adapter_names,
-        )  # fmt: skip
+        )
         return {key: value for key, value in chosen.items() if not (config.gate_only and ".radar_bank." in key)}
 
     @classmethod
@@ -248,8 +263,9 @@ class RadarModel(BaseTuner):
         return key
 
     @classmethod
-    def _remap_adapter_state_dict_for_load(cls, model: nn.Module, config: RadarConfig, adapter_name: str,
-                                           state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:  # fmt: skip
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: RadarConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         remapped = super()._remap_adapter_state_dict_for_load(
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
         )

@@ -74,8 +74,9 @@ class _AfterPeft(importlib.abc.MetaPathFinder):
     def __init__(self) -> None:
         self.looking = False
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-                  ) -> importlib.machinery.ModuleSpec | None:  # fmt: skip
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
         if fullname != "peft" or self.looking:
             return None
         self.looking = True

@@ -17,11 +17,23 @@ TRANSLATION = "translation"
 
 # the first pattern that fits a task's name decides; a task that fits none is compared after strip and lower-case
 TASK_METRICS = (
-    ("gsm8k*", MATH), ("math", MATH), ("math500", MATH), ("math_500", MATH), ("minerva_math*", MATH),
-    ("hendrycks_math*", MATH), ("asdiv*", MATH), ("svamp*", MATH), ("addsub", MATH), ("multiarith", MATH),
-    ("singleeq", MATH), ("mawps*", MATH),
-    ("wmt[0-9]*", TRANSLATION), ("iwslt[0-9]*", TRANSLATION), ("multi30k*", TRANSLATION), ("flores*", TRANSLATION),
-)  # fmt: skip
+    ("gsm8k*", MATH),
+    ("math", MATH),
+    ("math500", MATH),
+    ("math_500", MATH),
+    ("minerva_math*", MATH),
+    ("hendrycks_math*", MATH),
+    ("asdiv*", MATH),
+    ("svamp*", MATH),
+    ("addsub", MATH),
+    ("multiarith", MATH),
+    ("singleeq", MATH),
+    ("mawps*", MATH),
+    ("wmt[0-9]*", TRANSLATION),
+    ("iwslt[0-9]*", TRANSLATION),
+    ("multi30k*", TRANSLATION),
+    ("flores*", TRANSLATION),
+)
 _NEEDS = {MATH: ("math_verify", "math-verify"), TRANSLATION: ("sacrebleu", "sacrebleu")}
 
 

@@ -67,9 +67,17 @@ def load_tasks(manager: Any, tasks: Sequence[str], remedy: str) -> None:
             raise DataError(f"lm-eval task {task}: its data could not be loaded ({reason}). {remedy}") from error
 
 
-def evaluate_tasks(model: Any, tokenizer: Any, tasks: Sequence[Any], *, limit: int | None = None, batch_size: int = 8,
-                   num_fewshot: int | None = None, max_new_tokens: int | None = None, manager: Any = None
-                   ) -> dict[str, Any]:  # fmt: skip
+def evaluate_tasks(
+    model: Any,
+    tokenizer: Any,
+    tasks: Sequence[Any],
+    *,
+    limit: int | None = None,
+    batch_size: int = 8,
+    num_fewshot: int | None = None,
+    max_new_tokens: int | None = None,
+    manager: Any = None,
+) -> dict[str, Any]:
     """Run lm-eval tasks on a model that is loaded already.
 
     Args:
@@ -92,10 +100,15 @@ def evaluate_tasks(model: Any, tokenizer: Any, tasks: Sequence[Any], *, limit: i
     import lm_eval
 
     results = lm_eval.simple_evaluate(
-        model=language_model(model, tokenizer, batch_size), tasks=list(tasks), limit=limit, num_fewshot=num_fewshot,
-        task_manager=manager, apply_chat_template=bool(getattr(tokenizer, "chat_template", None)), log_samples=False,
+        model=language_model(model, tokenizer, batch_size),
+        tasks=list(tasks),
+        limit=limit,
+        num_fewshot=num_fewshot,
+        task_manager=manager,
+        apply_chat_template=bool(getattr(tokenizer, "chat_template", None)),
+        log_samples=False,
         gen_kwargs={"max_gen_toks": max_new_tokens} if max_new_tokens else None,
-    )  # fmt: skip
+    )
     assert results is not None  # this is the only process
     return dict(results["results"])
 

@@ -57,8 +57,11 @@ def decisions(model: Any, tokenizer: Any, rows: Sequence[Row], batch_size: int =
     with tempfile.TemporaryDirectory() as work:
         task = rows_task(rows, Path(work), tokenizer)
         results = lm_eval.simple_evaluate(
-            model=language_model(model, tokenizer, batch_size), tasks=[task], log_samples=True, bootstrap_iters=0,
+            model=language_model(model, tokenizer, batch_size),
+            tasks=[task],
+            log_samples=True,
+            bootstrap_iters=0,
             apply_chat_template=bool(getattr(tokenizer, "chat_template", None)),
-        )  # fmt: skip
+        )
     samples = sorted(results["samples"]["radargate_rows"], key=lambda sample: sample["doc_id"])
     return [(bool(sample["acc"]), bool(sample["acc_norm"])) for sample in samples]

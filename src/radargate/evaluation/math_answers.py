@@ -61,9 +61,14 @@ class MathChecker:
     def _start(self) -> subprocess.Popen[str]:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         worker = subprocess.Popen(
-            [sys.executable, "-m", "radargate.evaluation.math_worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True, encoding="utf-8", env=environment,
-        )  # fmt: skip
+            [sys.executable, "-m", "radargate.evaluation.math_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+            env=environment,
+        )
         self._worker, self._replies = worker, queue.Queue()
         threading.Thread(target=_read, args=(worker, self._replies), daemon=True).start()
         if (reply := self._reply(START_S)) is None:

@@ -91,8 +91,9 @@ def metric_counts(scores: Sequence[RowScore]) -> dict[str, int]:
     return dict(Counter(s.metric for s in scores))
 
 
-def paired_difference(first: dict[str, Sequence[float]], second: dict[str, Sequence[float]], seed: int = 0
-                      ) -> dict[str, float]:  # fmt: skip
+def paired_difference(
+    first: dict[str, Sequence[float]], second: dict[str, Sequence[float]], seed: int = 0
+) -> dict[str, float]:
     """Mean difference ``first - second`` over the same rows, averaged over tasks, with interval and p-value.
 
     The p-value is two-sided, from a sign-flip permutation of row differences (ties stay ties).

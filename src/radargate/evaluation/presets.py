@@ -51,17 +51,25 @@ PRESETS: Mapping[str, Preset] = {
         benchmarks=(
             Benchmark("GLUE", ("cola", "mnli", "qnli", "qqp", "rte", "sst2", "wnli"), ("acc", "mcc"), (Local("glue"),)),
             Benchmark("MMLU", ("mmlu", "arc_easy", "arc_challenge", "openbookqa", "race"), ("acc",), (Local("mmlu"),)),
-            Benchmark("WMT14", ("wmt14-en-fr",), ("chrf", "bleu"),
-                      (Local("translation", ("wmt14_en_cs", "wmt14_en_de", "wmt14_en_fr", "wmt14_en_ru")),)),
+            Benchmark(
+                "WMT14",
+                ("wmt14-en-fr",),
+                ("chrf", "bleu"),
+                (Local("translation", ("wmt14_en_cs", "wmt14_en_de", "wmt14_en_fr", "wmt14_en_ru")),),
+            ),
             Benchmark("GSM8K", ("gsm8k",), ("exact_match",), (Local("math", ("gsm8k",)),)),
             Benchmark("MATH", ("minerva_math500",), ("math_verify",), (Local("math", ("math",)),)),
-            Benchmark("GPQA", ("gpqa_main_zeroshot",), ("acc",),
-                      (Local("gpqa"), Local("reasoning", ("logiqa_en", "lsat_ar", "lsat_lr")))),
+            Benchmark(
+                "GPQA",
+                ("gpqa_main_zeroshot",),
+                ("acc",),
+                (Local("gpqa"), Local("reasoning", ("logiqa_en", "lsat_ar", "lsat_lr"))),
+            ),
         ),
         num_fewshot=0,
         max_new_tokens=512,
     )
-}  # fmt: skip
+}
 
 
 def find_preset(name: str) -> Preset:

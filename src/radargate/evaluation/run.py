@@ -45,8 +45,9 @@ def is_bundle(target: str) -> bool:
     return (Path(target) / "adapter_config.json").is_file()
 
 
-def open_system(target: str, *, dtype: str | None = None, device: str | None = None, base: str | None = None
-                ) -> tuple[Any, Any]:  # fmt: skip
+def open_system(
+    target: str, *, dtype: str | None = None, device: str | None = None, base: str | None = None
+) -> tuple[Any, Any]:
     """Load what is to be scored or used, with its tokenizer: a bundle or a base."""
     if is_bundle(target):
         model = load(base, target, dtype=dtype, device=device)
@@ -73,9 +74,16 @@ class Work:
     manager: Any = None
 
 
-def plan_work(scoring: Scoring, *, data: str | None, tasks: list[str] | None = None,
-              lm_eval_tasks: list[str] | None = None, preset: str | None = None, num_fewshot: int | None = None,
-              lm_eval_new_tokens: int | None = None) -> Work:  # fmt: skip
+def plan_work(
+    scoring: Scoring,
+    *,
+    data: str | None,
+    tasks: list[str] | None = None,
+    lm_eval_tasks: list[str] | None = None,
+    preset: str | None = None,
+    num_fewshot: int | None = None,
+    lm_eval_new_tokens: int | None = None,
+) -> Work:
     """Read everything that is to be scored, and check that it can be, before a model is loaded.
 
     Args:
@@ -115,10 +123,20 @@ def plan_work(scoring: Scoring, *, data: str | None, tasks: list[str] | None = N
     return Work(rows, suites, num_fewshot, lm_eval_new_tokens, manager)
 
 
-def evaluate(target: str, adapters: Mapping[str, str], out: str | Path, *, data: str | None, tasks: list[str] | None,
-             lm_eval_tasks: list[str] | None, scoring: Scoring, dtype: str | None = None, device: str | None = None,
-             base: str | None = None, **more: Any
-             ) -> list[dict[str, Any]]:  # fmt: skip
+def evaluate(
+    target: str,
+    adapters: Mapping[str, str],
+    out: str | Path,
+    *,
+    data: str | None,
+    tasks: list[str] | None,
+    lm_eval_tasks: list[str] | None,
+    scoring: Scoring,
+    dtype: str | None = None,
+    device: str | None = None,
+    base: str | None = None,
+    **more: Any,
+) -> list[dict[str, Any]]:
     """Score one system, or each of several adapters alone over one base, and append records to ``out``.
 
     Args:
@@ -142,8 +160,12 @@ def evaluate(target: str, adapters: Mapping[str, str], out: str | Path, *, data:
     records: list[dict[str, Any]] = []
     with Progress("scoring", max(len(adapters), 1)) as progress:
         for name, model, tokenizer in _systems(target, adapters, dtype, device, base):
-            facts = {"target": Path(target).name, "adapter": name if adapters else None, "dtype": _dtype(model, dtype),
-                     "experts": _expert_hashes(model)}  # fmt: skip
+            facts = {
+                "target": Path(target).name,
+                "adapter": name if adapters else None,
+                "dtype": _dtype(model, dtype),
+                "experts": _expert_hashes(model),
+            }
             with progress.part(1):
                 for part in _parts(name, model, tokenizer, work, scoring, facts, data):
                     append_records(out, part)  # at once: a later benchmark that fails loses nothing
@@ -151,8 +173,9 @@ def evaluate(target: str, adapters: Mapping[str, str], out: str | Path, *, data:
     return records
 
 
-def _systems(target: str, adapters: Mapping[str, str], dtype: str | None, device: str | None, base: str | None
-             ) -> Iterator[tuple[str, Any, Any]]:  # fmt: skip
+def _systems(
+    target: str, adapters: Mapping[str, str], dtype: str | None, device: str | None, base: str | None
+) -> Iterator[tuple[str, Any, Any]]:
     """Name, model and tokenizer of every system; adapters share one base that is loaded once."""
     model, tokenizer = open_system(target, dtype=dtype, device=device, base=base)
     if not adapters:
@@ -163,19 +186,36 @@ def _systems(target: str, adapters: Mapping[str, str], dtype: str | None, device
         composed.unload()
 
 
-def _parts(name: str, model: Any, tokenizer: Any, work: Work, scoring: Scoring, facts: dict[str, Any],
-           data: str | None) -> Iterator[list[dict[str, Any]]]:  # fmt: skip
+def _parts(
+    name: str, model: Any, tokenizer: Any, work: Work, scoring: Scoring, facts: dict[str, Any], data: str | None
+) -> Iterator[list[dict[str, Any]]]:
     """The records of one system, suite by suite."""
     for suite, names in work.lm_eval.items():
         results = evaluate_tasks(
-            model, tokenizer, names, limit=scoring.limit, batch_size=scoring.batch_size, manager=work.manager,
-            num_fewshot=work.num_fewshot, max_new_tokens=work.lm_eval_new_tokens,
-        )  # fmt: skip
+            model,
+            tokenizer,
+            names,
+            limit=scoring.limit,
+            batch_size=scoring.batch_size,
+            manager=work.manager,
+            num_fewshot=work.num_fewshot,
+            max_new_tokens=work.lm_eval_new_tokens,
+        )
         yield [
-            make_record("lm-eval", f"{name}/{task}", values, **facts, **_benchmark(suite), system=name, task=task,
-                        limit=scoring.limit, num_fewshot=work.num_fewshot, max_new_tokens=work.lm_eval_new_tokens)
+            make_record(
+                "lm-eval",
+                f"{name}/{task}",
+                values,
+                **facts,
+                **_benchmark(suite),
+                system=name,
+                task=task,
+                limit=scoring.limit,
+                num_fewshot=work.num_fewshot,
+                max_new_tokens=work.lm_eval_new_tokens,
+            )
             for task, values in results.items()
-        ]  # fmt: skip
+        ]
     for suite, by_task in work.rows.items():
         known = {**facts, **_benchmark(suite), "data": Path(str(data)).name}
         with share(1 / (len(work.rows) + len(work.lm_eval))):
@@ -187,8 +227,9 @@ def _benchmark(suite: str) -> dict[str, str]:
     return {"benchmark": suite} if suite else {}
 
 
-def score_system(name: str, model: Any, tokenizer: Any, by_task: dict[str, list[Row]], scoring: Scoring,
-                  facts: dict[str, Any]) -> list[dict[str, Any]]:  # fmt: skip
+def score_system(
+    name: str, model: Any, tokenizer: Any, by_task: dict[str, list[Row]], scoring: Scoring, facts: dict[str, Any]
+) -> list[dict[str, Any]]:
     """Score one loaded model on every task; one record a task, and one for their mean, ``facts`` in each."""
     scorer = Scorer(model, tokenizer, batch_size=scoring.batch_size, max_new_tokens=scoring.max_new_tokens)
     scores: dict[str, list[RowScore]] = {}
@@ -202,17 +243,36 @@ def score_system(name: str, model: Any, tokenizer: Any, by_task: dict[str, list[
             logger.info(f"{name}  {task}: {line(metrics)}")
             records.append(
                 make_record(
-                    "eval", f"{name}/{task}", {**metrics, "seconds": round(time.monotonic() - begun, 2)}, **facts,
-                    system=name, task=task, split=scoring.split, limit=scoring.limit, data_hash=rows_hash(rows),
-                    max_new_tokens=scoring.max_new_tokens, metric=metric_counts(scores[task]), rows=_columns(scores[task]),
+                    "eval",
+                    f"{name}/{task}",
+                    {**metrics, "seconds": round(time.monotonic() - begun, 2)},
+                    **facts,
+                    system=name,
+                    task=task,
+                    split=scoring.split,
+                    limit=scoring.limit,
+                    data_hash=rows_hash(rows),
+                    max_new_tokens=scoring.max_new_tokens,
+                    metric=metric_counts(scores[task]),
+                    rows=_columns(scores[task]),
                     examples=_examples(rows, scores[task]),
                 )
-            )  # fmt: skip
+            )
     metrics = summarise_tasks(scores, scoring.seed)
     suite = f"{facts['benchmark']}/" if "benchmark" in facts else ""
     logger.info(f"{name}  {suite}mean of {len(scores)} tasks: {line(metrics)}")
-    records.append(make_record("eval", f"{name}/{suite}mean", metrics, **facts, system=name, task="mean", split=scoring.split,
-                               limit=scoring.limit))  # fmt: skip
+    records.append(
+        make_record(
+            "eval",
+            f"{name}/{suite}mean",
+            metrics,
+            **facts,
+            system=name,
+            task="mean",
+            split=scoring.split,
+            limit=scoring.limit,
+        )
+    )
     return records
 
 

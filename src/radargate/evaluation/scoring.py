@@ -138,9 +138,12 @@ class Scorer:
         tail_ids, tail_mask = self._pad([tail[:-1] for tail in tails], left=False)
         full_mask = torch.cat([mask[picked], tail_mask], 1)
         out = self.model(
-            input_ids=tail_ids, attention_mask=full_mask, past_key_values=cache, use_cache=True,
+            input_ids=tail_ids,
+            attention_mask=full_mask,
+            past_key_values=cache,
+            use_cache=True,
             **self._extras(full_mask, tail_ids.shape[1]),
-        )  # fmt: skip
+        )
         logs = out.logits.float().log_softmax(-1)
         for position, j in enumerate(longer):
             rest = torch.tensor(tails[position][1:], device=self.device)
@@ -199,9 +202,13 @@ def generate(
     ids, mask = _pad(contexts, tokenizer.pad_token_id, left=not seq2seq)
     device = next(model.parameters()).device
     out = model.generate(
-        input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, **{"do_sample": False, **options},
-    )  # fmt: skip
+        input_ids=ids.to(device),
+        attention_mask=mask.to(device),
+        max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **{"do_sample": False, **options},
+    )
     fresh = out if seq2seq else out[:, ids.shape[1] :]
     return [text.strip() for text in tokenizer.batch_decode(fresh, skip_special_tokens=True)]
 
@@ -224,8 +231,19 @@ def _row_score(row: Row, candidates: list[_Candidate], answers: dict[str, str]) 
     if not row.choices:
         text = answers[_key(row)]
         verdict = judge(row, text)
-        return RowScore(row.id, verdict.correct, None, text, None, -sum(own), len(own), metric=metric_of(row),
-                        values=verdict.values, stats=verdict.stats, timed_out=verdict.timed_out)  # fmt: skip
+        return RowScore(
+            row.id,
+            verdict.correct,
+            None,
+            text,
+            None,
+            -sum(own),
+            len(own),
+            metric=metric_of(row),
+            values=verdict.values,
+            stats=verdict.stats,
+            timed_out=verdict.timed_out,
+        )
     lengths = [max(len(text), 1) for text in row.candidates]
     best = max(range(len(sums)), key=lambda i: sums[i])
     best_norm = max(range(len(sums)), key=lambda i: sums[i] / lengths[i])

@@ -245,9 +245,13 @@ def _pairs(header: dict[str, TensorInfo]) -> tuple[dict[str, dict[str, TensorInf
             kind = next((word for word in ("magnitude", "embedding", "bias", "base_layer") if word in name), "other")
             raise AdapterError(
                 f"{WEIGHTS_FILE} holds {shown(name)}, expected only lora_A and lora_B weights of linear layers"
-                + (" (embeddings are not supported)." if kind == "embedding" else f" ({kind} tensors are more than a plain LoRA).")
+                + (
+                    " (embeddings are not supported)."
+                    if kind == "embedding"
+                    else f" ({kind} tensors are more than a plain LoRA)."
+                )
                 + " Train a plain LoRA of linear layers."
-            )  # fmt: skip
+            )
         site, prefix = match["site"], name[: match.start("site")]
         if prefixes.setdefault(site, prefix) != prefix or match["side"] in found.get(site, {}):
             raise AdapterError(

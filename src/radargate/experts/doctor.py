@@ -57,8 +57,14 @@ class Diagnosis:
         return asdict(self)
 
 
-def examine(base: str, adapters: Mapping[str, str | Path], *, dtype: str | None = None, device: str | None = None,
-            probe: bool = True) -> list[Diagnosis]:  # fmt: skip
+def examine(
+    base: str,
+    adapters: Mapping[str, str | Path],
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    probe: bool = True,
+) -> list[Diagnosis]:
     """Check adapters in order of cost: config, header, shapes, values, then their effect on the real base.
 
     Args:

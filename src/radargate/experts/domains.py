@@ -15,8 +15,9 @@ TEXTS = 64
 
 
 @torch.no_grad()
-def domain_vectors(model: Any, tokenizer: Any, texts: Mapping[str, Sequence[str]], *, batch_size: int = 16,
-                   max_length: int = 256) -> dict[str, Tensor]:  # fmt: skip
+def domain_vectors(
+    model: Any, tokenizer: Any, texts: Mapping[str, Sequence[str]], *, batch_size: int = 16, max_length: int = 256
+) -> dict[str, Tensor]:
     """Mean last hidden state of the base model over each expert's texts.
 
     Args:

@@ -21,11 +21,31 @@ MAX_MATCHES = 5_000_000  # names in a config times layers in its file: about a s
 _PLAIN_KEY = re.compile(r"[\w.-]+")
 # these say how an adapter was made or where it goes, not what it computes
 _HARMLESS = {
-    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "eva_config", "exclude_modules", "fan_in_fan_out",
-    "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout",
-    "megatron_config", "megatron_core", "peft_type", "peft_version", "r", "rank_pattern", "revision",
-    "target_modules", "task_type", "use_rslora", "runtime_config", "ensure_weight_tying",
-}  # fmt: skip
+    "alpha_pattern",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_dropout",
+    "megatron_config",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "r",
+    "rank_pattern",
+    "revision",
+    "target_modules",
+    "task_type",
+    "use_rslora",
+    "runtime_config",
+    "ensure_weight_tying",
+}
 _PLAIN_INITS = {True, False, None, "gaussian", "eva", "orthogonal", "kaiming", "xavier"}
 _REMEDIES = {
     "use_dora": "DoRA rescales the base weights, which A and B alone do not show. Merge it into a base of its own.",

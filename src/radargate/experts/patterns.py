@@ -87,8 +87,13 @@ def check_time(patterns: Sequence[tuple[bool, str]], names: Sequence[str], where
         return
     command = [sys.executable, "-I", "-S", "-c", _TRY]
     try:
-        result = subprocess.run(command, input=json.dumps([doubtful, list(names), SECONDS]), capture_output=True, text=True,
-                                timeout=PATIENCE)  # fmt: skip
+        result = subprocess.run(
+            command,
+            input=json.dumps([doubtful, list(names), SECONDS]),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
         code, said = result.returncode, result.stderr.splitlines()
     except subprocess.TimeoutExpired:
         code, said = _STOPPED, []

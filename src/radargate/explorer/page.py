@@ -38,9 +38,10 @@ def explorer(traces: Sequence[Trace], names: Sequence[str] = (), title: str = "W
         raise OptionError(f"found {len(traces)} traces, expected one, or two to compare.")
     named = list(names) or [str(trace.facts.get("gate", "trace")) for trace in traces]
     data = {
-        "title": title, "colours": COLOURS,
+        "title": title,
+        "colours": COLOURS,
         "traces": [{"name": name, **payload(trace)} for name, trace in zip(named, traces, strict=True)],
-    }  # fmt: skip
+    }
     return _page(data)
 
 
@@ -64,10 +65,14 @@ def _page(data: dict[str, Any], live: bool = False) -> str:
         for name in ("explorer.html", "explorer.css", "live.html", *parts)
     }
     filled = {
-        "TITLE": html.escape(data["title"]), "POLICY": f"{POLICY}; connect-src 'self'" if live else POLICY,
-        "STYLE": texts["explorer.css"], "LIVE": texts["live.html"] if live else "", "DATA": script_safe(data),
-        "PLOTLY": get_plotlyjs(), "SCRIPT": "\n".join(texts[name] for name in parts),
-    }  # fmt: skip
+        "TITLE": html.escape(data["title"]),
+        "POLICY": f"{POLICY}; connect-src 'self'" if live else POLICY,
+        "STYLE": texts["explorer.css"],
+        "LIVE": texts["live.html"] if live else "",
+        "DATA": script_safe(data),
+        "PLOTLY": get_plotlyjs(),
+        "SCRIPT": "\n".join(texts[name] for name in parts),
+    }
     return re.sub(r"%%([A-Z]+)%%", lambda found: filled[found[1]], texts["explorer.html"])
 
 
@@ -85,11 +90,15 @@ def payload(trace: Trace) -> dict[str, Any]:
     for site in trace.sites():
         sites.append(_site(site, trace, 8 if slots > MANY else 16, site.site in reads))
     return {
-        "tokens": trace.tokens, "prompt": trace.prompt_length, "encoder": trace.facts.get("encoder_tokens", []),
-        "experts": trace.experts, "effect": trace.effect(), "nll": [round(value, 4) for value in trace.nll],
+        "tokens": trace.tokens,
+        "prompt": trace.prompt_length,
+        "encoder": trace.facts.get("encoder_tokens", []),
+        "experts": trace.experts,
+        "effect": trace.effect(),
+        "nll": [round(value, 4) for value in trace.nll],
         "facts": {key: trace.facts.get(key) for key in ("base", "gate", "architecture", "top_k")},
         "sites": sites,
-    }  # fmt: skip
+    }
 
 
 def layer_of(site: str) -> str:
@@ -135,14 +144,18 @@ def _site(site: SiteTrace, trace: Trace, bits: int, on_encoder: bool) -> dict[st
     every = site.indices.shape[1] == n and bool((site.indices == torch.arange(n)).all())
     small = torch.uint8 if n <= 256 else torch.int16
     found: dict[str, Any] = {
-        "name": site.site, "layer": layer_of(site.site), "kind": site.site.split(".")[-1],
-        "encoder": on_encoder, "experts": [trace.experts.index(name) for name in site.experts],
-        "k": site.indices.shape[1], "wide": n > 256,
+        "name": site.site,
+        "layer": layer_of(site.site),
+        "kind": site.site.split(".")[-1],
+        "encoder": on_encoder,
+        "experts": [trace.experts.index(name) for name in site.experts],
+        "k": site.indices.shape[1],
+        "wide": n > 256,
         "indices": "" if every else _base64(site.indices.to(small)),
         "weights": packed(site.weights, bits),
         "angles": packed(site.angles.mean(-1)) if bool(site.angles.any()) else None,
         "norms": [_means(added, cut), _means(site.base[:, None], cut), _means(site.update[:, None], cut)],
-    }  # fmt: skip
+    }
     if site.cosine_before.numel() and n > 1:
         found["pairs"] = [packed(pair_angles(site.cosine_before)), packed(pair_angles(site.cosine_after))]
         found["maps"] = [_digits(site.map_before), _digits(site.map_after)]

@@ -36,10 +36,18 @@ class Pairs:
                 weights = before.new_ones(before.shape[0], before.shape[1])
                 turn = gate.turn(replace(call, x=x[part], codes=codes, real=None), weights, None)
                 assert turn is not None
-                after = torch.stack([
-                    turn_pairs(before[:, i], angle(turn.codes[:, i if turn.codes.shape[1] > 1 else 0], turn.up, None, i, turn.angle_norm))
-                    for i in range(before.shape[1])
-                ], 1)  # fmt: skip
+                after = torch.stack(
+                    [
+                        turn_pairs(
+                            before[:, i],
+                            angle(
+                                turn.codes[:, i if turn.codes.shape[1] > 1 else 0], turn.up, None, i, turn.angle_norm
+                            ),
+                        )
+                        for i in range(before.shape[1])
+                    ],
+                    1,
+                )
             for place, v in enumerate((before.double(), after.double())):
                 norm = v.norm(dim=-1, keepdim=True)
                 unit = torch.where(norm > 0, v / norm.clamp(min=1e-30), 0.0)

@@ -27,9 +27,19 @@ from radargate.ops.turning import angle
 
 
 @torch.no_grad()
-def trace(model: Any, text_or_ids: str | Sequence[int] | Tensor, *, answer: str | Sequence[int] | None = None,
-          tokenizer: Any = None, out: str | Path | None = None, max_new_tokens: int = 0, pairs: bool = True, leave_one_out: bool = True,
-          chat: bool = True, adapter_name: str = "default") -> Trace:  # fmt: skip
+def trace(
+    model: Any,
+    text_or_ids: str | Sequence[int] | Tensor,
+    *,
+    answer: str | Sequence[int] | None = None,
+    tokenizer: Any = None,
+    out: str | Path | None = None,
+    max_new_tokens: int = 0,
+    pairs: bool = True,
+    leave_one_out: bool = True,
+    chat: bool = True,
+    adapter_name: str = "default",
+) -> Trace:
     """What the gates do with a text: weights, angles and norms at every site and token, and the effect on the output.
 
     Sites are written to disk as soon as they have run, so a long text on a big model does not fill memory.
@@ -70,14 +80,29 @@ def trace(model: Any, text_or_ids: str | Sequence[int] | Tensor, *, answer: str 
                     without[name] = text.nll(model)
     finally:
         model.train(was_training)
-    write_facts(folder, {
-        "tokens": text.shown(), "ids": text.ids, "prompt_length": text.prompt_length, "experts": list(config.experts), "sites": sites,
-        "nll": nll, "without": without, "gate": config.gate, "architecture": config.architecture,
-        "gate_options": config.gate_options, "top_k": config.top_k, "base": config.base_model_name_or_path,
-        "encoder_tokens": text.encoder_shown(), "on_encoder": [
-            layer.site for layer in layers if layer.two_stacks and reads_encoder(layer.site, True) and layer.site in sites
-        ],
-    })  # fmt: skip
+    write_facts(
+        folder,
+        {
+            "tokens": text.shown(),
+            "ids": text.ids,
+            "prompt_length": text.prompt_length,
+            "experts": list(config.experts),
+            "sites": sites,
+            "nll": nll,
+            "without": without,
+            "gate": config.gate,
+            "architecture": config.architecture,
+            "gate_options": config.gate_options,
+            "top_k": config.top_k,
+            "base": config.base_model_name_or_path,
+            "encoder_tokens": text.encoder_shown(),
+            "on_encoder": [
+                layer.site
+                for layer in layers
+                if layer.two_stacks and reads_encoder(layer.site, True) and layer.site in sites
+            ],
+        },
+    )
     return Trace(folder, keep)
 
 
@@ -120,9 +145,12 @@ class _Text:
             device = next(model.parameters()).device
             read = torch.tensor([context], device=device)
             written = model.generate(
-                input_ids=read, attention_mask=torch.ones_like(read), max_new_tokens=new, do_sample=False,
+                input_ids=read,
+                attention_mask=torch.ones_like(read),
+                max_new_tokens=new,
+                do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
-            )[0].tolist()  # fmt: skip
+            )[0].tolist()
             continuation = written[len(start) :] if seq2seq else written[len(context) :]
         if seq2seq:
             return cls(start + continuation, len(start), context, tokenizer)
@@ -238,6 +266,16 @@ def _look(layer: RadarLayer, name: str, x: Tensor, output: Tensor, experts: tupl
         return t.detach().float().cpu()
 
     return SiteTrace(
-        layer.site, experts, chosen.to(torch.int16).cpu(), kept(weights), kept(angles), kept(lengths), kept(norms),
-        kept((weights * own).abs()), kept(update.reshape(tokens, -1).norm(dim=-1)), kept(plain.norm(dim=-1)), *cosines, *plane,
-    )  # fmt: skip
+        layer.site,
+        experts,
+        chosen.to(torch.int16).cpu(),
+        kept(weights),
+        kept(angles),
+        kept(lengths),
+        kept(norms),
+        kept((weights * own).abs()),
+        kept(update.reshape(tokens, -1).norm(dim=-1)),
+        kept(plain.norm(dim=-1)),
+        *cosines,
+        *plane,
+    )

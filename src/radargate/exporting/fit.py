@@ -48,9 +48,17 @@ class Fitting:
     seed: int = 0
 
 
-def fit_lora(model: Any, folder: str | Path, fit: ByTask, held_out: ByTask, fitting: Fitting, *, tokenizer: Any = None,
-             adapter_name: str = "default", **facts: Any
-             ) -> dict[str, Any]:  # fmt: skip
+def fit_lora(
+    model: Any,
+    folder: str | Path,
+    fit: ByTask,
+    held_out: ByTask,
+    fitting: Fitting,
+    *,
+    tokenizer: Any = None,
+    adapter_name: str = "default",
+    **facts: Any,
+) -> dict[str, Any]:
     """Save the LoRA of one rank that comes closest to a composition's updates, and measure what it loses.
 
     In closed form, site by site: inputs and updates are those of the composition on the rows of ``fit``, and only their second
@@ -106,13 +114,22 @@ def fit_lora(model: Any, folder: str | Path, fit: ByTask, held_out: ByTask, fitt
             fit=found.residual, fit_any_rank=found.residual_any_rank, rank=len(found.A), ridge=found.ridge
         )
     record = make_record(
-        "export", f"rank-{fitting.rank}", metrics, **facts, **asdict(fitting), gate=config.gate,
-        architecture=config.architecture, top_k=config.top_k, base=config.base_model_name_or_path,
+        "export",
+        f"rank-{fitting.rank}",
+        metrics,
+        **facts,
+        **asdict(fitting),
+        gate=config.gate,
+        architecture=config.architecture,
+        top_k=config.top_k,
+        base=config.base_model_name_or_path,
         experts={name: known["sha256"] for name, known in config.expert_facts.items()},
-        tokens=sum(len(row.input_ids) for row in encoded.rows), dropped=encoded.dropped, dropped_held_out=others_encoded.dropped,
+        tokens=sum(len(row.input_ids) for row in encoded.rows),
+        dropped=encoded.dropped,
+        dropped_held_out=others_encoded.dropped,
         data_hash={"fit": rows_hash(_flat(fit)), "held_out": rows_hash(_flat(held_out))},
         rows={"fit": len(encoded.rows), "held_out": len(others_encoded.rows)},
-    )  # fmt: skip
+    )
     with writing("the adapter", folder):
         write_expert(bank, "lora", folder)
         write_atomic(folder / RECORD, json.dumps(record, indent=2))
@@ -129,7 +146,9 @@ def check_rank(layers: Sequence[RadarLayer], adapter_name: str, rank: int) -> No
 
 
 @torch.no_grad()
-def fit_sites(model: Any, layers: Sequence[RadarLayer], batches: Batches, rank: int, adapter_name: str = "default") -> dict[str, LowRank]:  # fmt: skip
+def fit_sites(
+    model: Any, layers: Sequence[RadarLayer], batches: Batches, rank: int, adapter_name: str = "default"
+) -> dict[str, LowRank]:
     """Site → the map of this rank closest to its updates on the batches; in several passes where moments would fill memory."""
     found: dict[str, LowRank] = {}
     groups = list(_groups(layers, adapter_name))

@@ -17,9 +17,16 @@ from radargate.io.disk import writing
 
 # transformers' model_type → llama.cpp's architecture
 KNOWN = {
-    "gemma": "gemma", "gemma2": "gemma2", "gemma3_text": "gemma3", "gpt2": "gpt2", "llama": "llama", "mistral": "llama",
-    "phi3": "phi3", "qwen2": "qwen2", "qwen3": "qwen3",
-}  # fmt: skip
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3",
+    "gpt2": "gpt2",
+    "llama": "llama",
+    "mistral": "llama",
+    "phi3": "phi3",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+}
 
 
 def gguf_names(config: Any, sites: Iterable[str]) -> dict[str, str]:

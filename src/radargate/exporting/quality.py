@@ -34,8 +34,9 @@ class Measuring(Protocol):
         ...
 
 
-def measure(model: Any, tokenizer: Any, factors: Factors, rows: ByTask, batches: Batches, adapter_name: str,
-            options: Measuring) -> dict[str, Any]:  # fmt: skip
+def measure(
+    model: Any, tokenizer: Any, factors: Factors, rows: ByTask, batches: Batches, adapter_name: str, options: Measuring
+) -> dict[str, Any]:
     """Gold-answer NLL of composition, LoRA and base on the same rows, and each site's residual.
 
     Args:
@@ -69,10 +70,12 @@ def measure(model: Any, tokenizer: Any, factors: Factors, rows: ByTask, batches:
             for other in ("composition", "base")
         },
         "residual": {
-            "mean": mean(sites.values()), "median": median(sites.values()), "highest": max(sites.values()),
+            "mean": mean(sites.values()),
+            "median": median(sites.values()),
+            "highest": max(sites.values()),
             "sites": {site: {"held_out": value} for site, value in sites.items()},
         },
-    }  # fmt: skip
+    }
 
 
 @contextlib.contextmanager

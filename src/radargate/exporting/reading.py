@@ -24,8 +24,9 @@ ByTask = Mapping[str, Sequence[Row]]
 Batches = list[dict[str, Tensor]]
 
 
-def fit_and_held_out(source: str | Path, tasks: list[str] | None, fit_rows: int | None, limit: int | None
-                     ) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:  # fmt: skip
+def fit_and_held_out(
+    source: str | Path, tasks: list[str] | None, fit_rows: int | None, limit: int | None
+) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
     """Rows to fit to and others to measure on: splits ``train`` and ``test``, or of a source without splits every fifth row.
 
     Args:
@@ -51,8 +52,9 @@ def fit_and_held_out(source: str | Path, tasks: list[str] | None, fit_rows: int 
     return {task: rows[:fit_rows] for task, rows in fit.items()}, {task: rows[:limit] for task, rows in held.items()}
 
 
-def make_batches(model: Any, tokenizer: Any, rows: Sequence[Row], *, batch_size: int, max_length: int
-                 ) -> tuple[Batches, EncodedRows]:  # fmt: skip
+def make_batches(
+    model: Any, tokenizer: Any, rows: Sequence[Row], *, batch_size: int, max_length: int
+) -> tuple[Batches, EncodedRows]:
     """Rows as model inputs, prompt and gold answer, similar lengths together; and what was kept of them.
 
     Raises:

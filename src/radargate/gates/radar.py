@@ -50,9 +50,15 @@ class RadarGate(StretchGate):
         if self.options.gate_input != "rotated":
             return super().logits(call)
         return ops.rotated_logits(
-            call.h, call.B, call.ranks, self.softmax_theta.to(call.x), site_codes(self, call, None),
-            self.rotation_up.to(call.x), angle_norm=self.options.angle_norm, norm=self.options.norm,
-        )  # fmt: skip
+            call.h,
+            call.B,
+            call.ranks,
+            self.softmax_theta.to(call.x),
+            site_codes(self, call, None),
+            self.rotation_up.to(call.x),
+            angle_norm=self.options.angle_norm,
+            norm=self.options.norm,
+        )
 
     def turn(self, call: Call, weights: Tensor, indices: Tensor | None) -> Turn | None:
         """Angles from the chosen experts' relation to all the others."""
@@ -70,6 +76,12 @@ class RadarGate(StretchGate):
         if not usual or options.rotation_sharing != "site" or down is None or not self.goes_as(RadarGate):
             return None
         return ops.Recipe(
-            self.softmax_theta, options.temperature, options.renormalize, down, self.rotation_up, size_of_down(down),
-            options.angle_norm, options.reference,
-        )  # fmt: skip
+            self.softmax_theta,
+            options.temperature,
+            options.renormalize,
+            down,
+            self.rotation_up,
+            size_of_down(down),
+            options.angle_norm,
+            options.reference,
+        )

@@ -91,9 +91,17 @@ def relation_codes(
     summed = call.codes.summed if reference == "all" else None
     total, rounding = (None, None) if summed is None else summed()
     return ops.rotation_codes(
-        call.h, call.B, call.ranks, None if down is None else down.to(call.x), indices=indices, reference=reference,
-        angle_norm=angle_norm, total=total, rounding=rounding, scale=1.0 if down is None else size_of_down(down),
-    )  # fmt: skip
+        call.h,
+        call.B,
+        call.ranks,
+        None if down is None else down.to(call.x),
+        indices=indices,
+        reference=reference,
+        angle_norm=angle_norm,
+        total=total,
+        rounding=rounding,
+        scale=1.0 if down is None else size_of_down(down),
+    )
 
 
 def turn(gate: Any, call: Call, indices: Tensor | None) -> Turn:

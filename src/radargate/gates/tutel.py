@@ -111,8 +111,9 @@ class TutelGate(Gate):
         return weights, indices
 
 
-def within_capacity(indices: Tensor, weights: Tensor, n: int, capacity: float, prioritized: bool,
-                    real: Tensor | None) -> Tensor:  # fmt: skip
+def within_capacity(
+    indices: Tensor, weights: Tensor, n: int, capacity: float, prioritized: bool, real: Tensor | None
+) -> Tensor:
     """1 for choices [..., k] that their expert has room for, 0 for the others; first choices are served first."""
     k = indices.shape[-1]
     flat = indices.reshape(-1, k)

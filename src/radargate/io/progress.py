@@ -98,8 +98,14 @@ class Progress:
         if self._inside is None and _bars and _bar is None:
             from tqdm import tqdm
 
-            _bar = tqdm(total=self.total, desc=self.name, leave=False, file=sys.stderr, dynamic_ncols=True,
-                        bar_format="{desc} {percentage:3.0f}%|{bar}|{postfix}")  # fmt: skip
+            _bar = tqdm(
+                total=self.total,
+                desc=self.name,
+                leave=False,
+                file=sys.stderr,
+                dynamic_ncols=True,
+                bar_format="{desc} {percentage:3.0f}%|{bar}|{postfix}",
+            )
         if self._inside is None:
             self._token = _span.set(
                 _Span(self, 0.0, 0.0)

@@ -125,10 +125,24 @@ def radar(
     stretch, down, up, weights = (None if t is None else t.to(dtype) for t in (stretch, down, up, weights))
     if name == "literal":
         return literal.radar(
-            x, A, B, stretch, down, up, weights=weights, indices=indices, top_k=top_k, temperature=temperature,
-            renormalize=renormalize, angle_norm=angle_norm, reference=reference, gate_input=gate_input, norm=norm,
-            rotation_input=rotation_input, rotate_output=rotate_output,
-        )  # fmt: skip
+            x,
+            A,
+            B,
+            stretch,
+            down,
+            up,
+            weights=weights,
+            indices=indices,
+            top_k=top_k,
+            temperature=temperature,
+            renormalize=renormalize,
+            angle_norm=angle_norm,
+            reference=reference,
+            gate_input=gate_input,
+            norm=norm,
+            rotation_input=rotation_input,
+            rotate_output=rotate_output,
+        )
     ranks = tuple(a.shape[0] for a in A)
     stacked_A, stacked_B = torch.cat(A), torch.cat([b.T for b in B])
     h = codes(x, stacked_A, x.new_ones(sum(ranks)))
@@ -140,9 +154,17 @@ def radar(
         if rotation_input == "input":
             return input_codes(x, down, angle_norm)
         return rotation_codes(
-            h, stacked_B, ranks, down, indices=index, reference=reference, angle_norm=angle_norm, total=total,
-            table=table, backend=backend,
-        )  # fmt: skip
+            h,
+            stacked_B,
+            ranks,
+            down,
+            indices=index,
+            reference=reference,
+            angle_norm=angle_norm,
+            total=total,
+            table=table,
+            backend=backend,
+        )
 
     if weights is None:
         if stretch is None:
@@ -204,9 +226,20 @@ def choose_backend(backend: str = "auto", device: str = "cpu", dtype: torch.dtyp
     return "codes", "all slots in one pass of compiled C++" if built else f"in PyTorch, slot by slot: {reason}"
 
 
-def _check_radar(n: int, A: list[Tensor], B: list[Tensor], stretch: Tensor | None, down: Tensor | None, up: Tensor | None,
-                 gate_input: str, rotation_input: str, angle_norm: str, reference: str, norm: str,
-                 route: str) -> None:  # fmt: skip
+def _check_radar(
+    n: int,
+    A: list[Tensor],
+    B: list[Tensor],
+    stretch: Tensor | None,
+    down: Tensor | None,
+    up: Tensor | None,
+    gate_input: str,
+    rotation_input: str,
+    angle_norm: str,
+    reference: str,
+    norm: str,
+    route: str,
+) -> None:
     if n == 0 or len(B) != n:
         raise OptionError(f"found {n} A and {len(B)} B, expected the same number of each, at least one.")
     for i, (a, b) in enumerate(zip(A, B, strict=True)):
@@ -216,10 +249,13 @@ def _check_radar(n: int, A: list[Tensor], B: list[Tensor], stretch: Tensor | Non
                 f"and [{B[0].shape[0]}, r]."
             )
     for option, value, known in (
-        ("gate_input", gate_input, GATE_INPUTS), ("rotation_input", rotation_input, ROTATION_INPUTS),
-        ("angle_norm", angle_norm, ANGLE_NORMS), ("reference", reference, REFERENCES), ("norm", norm, NORMS),
+        ("gate_input", gate_input, GATE_INPUTS),
+        ("rotation_input", rotation_input, ROTATION_INPUTS),
+        ("angle_norm", angle_norm, ANGLE_NORMS),
+        ("reference", reference, REFERENCES),
+        ("norm", norm, NORMS),
         ("route", route, ROUTES),
-    ):  # fmt: skip
+    ):
         check_choice(option, value, known)
     if gate_input == "rotated" and reference == "selected" and up is not None:
         raise OptionError(

@@ -25,8 +25,17 @@ def applies(places: int, *tensors: Tensor | None) -> bool:
     return not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors)
 
 
-def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int], down: Tensor, indices: Tensor | None, *, unit: bool,
-                   selected: bool, factor: float) -> Tensor:  # fmt: skip
+def rotation_codes(
+    h: Tensor,
+    B: Tensor,
+    ranks: Sequence[int],
+    down: Tensor,
+    indices: Tensor | None,
+    *,
+    unit: bool,
+    selected: bool,
+    factor: float,
+) -> Tensor:
     """Rotation codes [tokens, k, r_a] of all slots.
 
     Args:
@@ -56,8 +65,17 @@ def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int], down: Tensor, ind
     return code if factor == 1 else code * factor
 
 
-def mix(h: Tensor, B: Tensor, ranks: Sequence[int], weights: Tensor, indices: Tensor | None, rotation: Tensor | None,
-        up: Tensor | None, *, bound: bool) -> Tensor:  # fmt: skip
+def mix(
+    h: Tensor,
+    B: Tensor,
+    ranks: Sequence[int],
+    weights: Tensor,
+    indices: Tensor | None,
+    rotation: Tensor | None,
+    up: Tensor | None,
+    *,
+    bound: bool,
+) -> Tensor:
     """The update Σ_i g_i R(a_i Q) v_i: [tokens, d].
 
     Args:

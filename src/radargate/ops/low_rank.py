@@ -41,10 +41,21 @@ def owners(ranks: Sequence[int], device: torch.device | None = None) -> Tensor:
     return torch.repeat_interleave(experts, lengths, output_size=sum(ranks))
 
 
-def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int] | None, down: Tensor | None, *, indices: Tensor | None = None,
-                   reference: str = "all", angle_norm: str = "none", total: Tensor | None = None,
-                   rounding: Tensor | None = None, table: Tensor | None = None, scale: float = 1.0,
-                   backend: str = "auto") -> Tensor:  # fmt: skip
+def rotation_codes(
+    h: Tensor,
+    B: Tensor,
+    ranks: Sequence[int] | None,
+    down: Tensor | None,
+    *,
+    indices: Tensor | None = None,
+    reference: str = "all",
+    angle_norm: str = "none",
+    total: Tensor | None = None,
+    rounding: Tensor | None = None,
+    table: Tensor | None = None,
+    scale: float = 1.0,
+    backend: str = "auto",
+) -> Tensor:
     """Rotation codes a_i = (v_i ⊙ Σ_{j≠i} v_j) P of the chosen experts.
 
     Args:
@@ -172,9 +183,20 @@ def merged(A: Tensor, B: Tensor, scale: Tensor) -> Tensor:
     return (A * scale.unsqueeze(-1)).T @ B
 
 
-def mix(h: Tensor, B: Tensor, ranks: Sequence[int] | None, weights: Tensor, indices: Tensor | None = None,
-        rotation: Tensor | None = None, up: Tensor | None = None, *, angle_norm: str = "none", onto: Tensor | None = None,
-        in_place: bool = False, backend: str = "auto") -> Tensor:  # fmt: skip
+def mix(
+    h: Tensor,
+    B: Tensor,
+    ranks: Sequence[int] | None,
+    weights: Tensor,
+    indices: Tensor | None = None,
+    rotation: Tensor | None = None,
+    up: Tensor | None = None,
+    *,
+    angle_norm: str = "none",
+    onto: Tensor | None = None,
+    in_place: bool = False,
+    backend: str = "auto",
+) -> Tensor:
     """The update Σ_i g_i ṽ_i over the chosen experts, added to the base's output where that is given: [..., d].
 
     Args:
@@ -211,9 +233,17 @@ def mix(h: Tensor, B: Tensor, ranks: Sequence[int] | None, weights: Tensor, indi
             return None if t is None else t.reshape(-1, *t.shape[len(shape) :])
 
         update = gpu.mix(
-            flat(h), B, ranks, flat(weights), flat(indices), flat(rotation), up, bound=angle_norm == "tanh",
-            y=flat(onto), in_place=in_place,
-        )  # fmt: skip
+            flat(h),
+            B,
+            ranks,
+            flat(weights),
+            flat(indices),
+            flat(rotation),
+            up,
+            bound=angle_norm == "tanh",
+            y=flat(onto),
+            in_place=in_place,
+        )
         return update.view(*shape, B.shape[-1])
     dtype = gpu.result_dtype(h, B, weights)
     h, B, weights, rotation, up = alike(h, B, weights, rotation, up)
@@ -235,8 +265,16 @@ def alike(*tensors: Tensor | None) -> Any:
     return tuple(None if t is None else t.to(dtype) for t in tensors)
 
 
-def _mix(h: Tensor, B: Tensor, ranks: Sequence[int], weights: Tensor, indices: Tensor | None, rotation: Tensor | None,
-         up: Tensor | None, angle_norm: str) -> Tensor:  # fmt: skip
+def _mix(
+    h: Tensor,
+    B: Tensor,
+    ranks: Sequence[int],
+    weights: Tensor,
+    indices: Tensor | None,
+    rotation: Tensor | None,
+    up: Tensor | None,
+    angle_norm: str,
+) -> Tensor:
     shape, h = h.shape[:-1], h.reshape(-1, h.shape[-1])
     weights = weights.reshape(h.shape[0], weights.shape[-1])
     if indices is not None:
@@ -317,8 +355,17 @@ def expert_logits(h: Tensor, B: Tensor, ranks: Sequence[int] | None, theta: Tens
     return logits * (square + EPS).rsqrt()
 
 
-def rotated_logits(h: Tensor, B: Tensor, ranks: Sequence[int] | None, theta: Tensor, rotation: Tensor, up: Tensor, *,
-                   angle_norm: str = "none", norm: str = "layer") -> Tensor:  # fmt: skip
+def rotated_logits(
+    h: Tensor,
+    B: Tensor,
+    ranks: Sequence[int] | None,
+    theta: Tensor,
+    rotation: Tensor,
+    up: Tensor,
+    *,
+    angle_norm: str = "none",
+    norm: str = "layer",
+) -> Tensor:
     """Logits of the gate on concatenated *rotated* outputs, norm(ṽ_1 ⊕ … ⊕ ṽ_n) θ_s: [..., n].
 
     Works expert by expert in output space (every ṽ_i is needed); ``rotation`` holds codes of all n experts.

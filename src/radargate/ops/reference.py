@@ -34,8 +34,16 @@ def rotate(v: Tensor, angles: Tensor) -> Tensor:
     return torch.cat([pairs, v[..., pairs.shape[-1] :]], dim=-1)
 
 
-def angles(v: Tensor, down: Tensor | None, up: Tensor, *, x: Tensor | None = None, chosen: Tensor | None = None,
-           reference: str = "all", angle_norm: str = "none") -> Tensor:  # fmt: skip
+def angles(
+    v: Tensor,
+    down: Tensor | None,
+    up: Tensor,
+    *,
+    x: Tensor | None = None,
+    chosen: Tensor | None = None,
+    reference: str = "all",
+    angle_norm: str = "none",
+) -> Tensor:
     """Rotation angles of every expert in radians: [..., n, d // 2].
 
     α_i = ((v_i ⊙ Σ_{j≠i} v_j) P) Q, or (x P) Q where ``x`` is given.
@@ -97,8 +105,9 @@ def concat_logits(outputs: Tensor, theta: Tensor, norm: str = "layer") -> Tensor
     return z @ theta
 
 
-def gram_schmidt(v: Tensor, norm: str = "none", order: Sequence[int] | None = None,
-                 chosen: Sequence[int] | None = None) -> Tensor:  # fmt: skip
+def gram_schmidt(
+    v: Tensor, norm: str = "none", order: Sequence[int] | None = None, chosen: Sequence[int] | None = None
+) -> Tensor:
     """Expert outputs made orthogonal one after the other: [..., n, d] → the same shape.
 
     w_i = u_i − Σ_{j before i} ⟨w_j, u_i⟩ / (⟨w_j, w_j⟩ + ε) w_j, with u_i what is left of v_i so far (modified
@@ -131,11 +140,27 @@ def gram_schmidt(v: Tensor, norm: str = "none", order: Sequence[int] | None = No
     return torch.stack(result, -2)
 
 
-def radar(x: Tensor, A: list[Tensor], B: list[Tensor], stretch: Tensor | None = None, down: Tensor | None = None,
-          up: Tensor | None = None, *, weights: Tensor | None = None, indices: Tensor | None = None,
-          top_k: int | None = None, temperature: float = 1.0, renormalize: str = "auto", angle_norm: str = "none",
-          reference: str = "all", gate_input: str = "input", norm: str = "layer", rotation_input: str = "experts",
-          rotate_output: bool = True, outputs: Callable[[Tensor], Tensor] | None = None) -> Tensor:  # fmt: skip
+def radar(
+    x: Tensor,
+    A: list[Tensor],
+    B: list[Tensor],
+    stretch: Tensor | None = None,
+    down: Tensor | None = None,
+    up: Tensor | None = None,
+    *,
+    weights: Tensor | None = None,
+    indices: Tensor | None = None,
+    top_k: int | None = None,
+    temperature: float = 1.0,
+    renormalize: str = "auto",
+    angle_norm: str = "none",
+    reference: str = "all",
+    gate_input: str = "input",
+    norm: str = "layer",
+    rotation_input: str = "experts",
+    rotate_output: bool = True,
+    outputs: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """The update Σ_i g_i ṽ_i in output space; arguments as in `radargate.ops.radar`.
 
     ``outputs`` changes the experts' outputs [..., n, d] before any gate sees them (see `gram_schmidt`).

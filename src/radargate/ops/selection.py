@@ -10,9 +10,15 @@ from radargate.errors import OptionError
 RENORMALIZE = ("auto", "always", "never")
 
 
-def select(logits: Tensor, top_k: int | None = None, temperature: float = 1.0, renormalize: str = "auto",
-           indices: Tensor | None = None, multipliers: Tensor | None = None,
-           prior: Tensor | None = None) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+def select(
+    logits: Tensor,
+    top_k: int | None = None,
+    temperature: float = 1.0,
+    renormalize: str = "auto",
+    indices: Tensor | None = None,
+    multipliers: Tensor | None = None,
+    prior: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """Weights of the chosen experts: topk(softmax(logits / τ)).
 
     Args:

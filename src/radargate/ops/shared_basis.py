@@ -15,8 +15,9 @@ from radargate.ops.selection import dense_weights
 from radargate.ops.turning import angle, project, turn_pairs
 
 
-def rotation_codes(H: Tensor, Z: Tensor, down: Tensor | None, *, indices: Tensor | None, reference: str,
-                   angle_norm: str) -> Tensor:  # fmt: skip
+def rotation_codes(
+    H: Tensor, Z: Tensor, down: Tensor | None, *, indices: Tensor | None, reference: str, angle_norm: str
+) -> Tensor:
     """Rotation codes [..., k, r_a] of the chosen experts.
 
     Args:
@@ -50,8 +51,15 @@ def rotation_codes(H: Tensor, Z: Tensor, down: Tensor | None, *, indices: Tensor
     return torch.stack(columns, 1).view(*shape, slots, -1)
 
 
-def mix(H: Tensor, Z: Tensor, weights: Tensor, indices: Tensor | None, rotation: Tensor | None, up: Tensor | None,
-        angle_norm: str) -> Tensor:  # fmt: skip
+def mix(
+    H: Tensor,
+    Z: Tensor,
+    weights: Tensor,
+    indices: Tensor | None,
+    rotation: Tensor | None,
+    up: Tensor | None,
+    angle_norm: str,
+) -> Tensor:
     """Σ_i g_i ṽ_i: [..., d]; arguments as in `radargate.ops.mix`, H [..., n, q] and Z [q, d] in place of h and B."""
     shape, (H, indices) = H.shape[:-2], _flat(H, indices)
     weights = weights.reshape(H.shape[0], weights.shape[-1])
@@ -82,8 +90,9 @@ def expert_logits(H: Tensor, Z: Tensor, theta: Tensor, norm: str) -> Tensor:
     return logits * (square + EPS).rsqrt()
 
 
-def rotated_logits(H: Tensor, Z: Tensor, theta: Tensor, rotation: Tensor, up: Tensor, angle_norm: str,
-                   norm: str) -> Tensor:  # fmt: skip
+def rotated_logits(
+    H: Tensor, Z: Tensor, theta: Tensor, rotation: Tensor, up: Tensor, angle_norm: str, norm: str
+) -> Tensor:
     """norm(ṽ_1 ⊕ … ⊕ ṽ_n) θ_s, expert by expert in output space: [..., n]."""
     n, d = H.shape[-2], Z.shape[-1]
     shape, (H, _) = H.shape[:-2], _flat(H, None)

@@ -65,8 +65,16 @@ class SlotCode(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, B: Tensor, total: Tensor, down: Tensor, rest: Tensor | None,
-                rounding: Tensor | None, slot: Slot) -> Tensor:  # fmt: skip
+    def forward(
+        ctx: Any,
+        h: Tensor,
+        B: Tensor,
+        total: Tensor,
+        down: Tensor,
+        rest: Tensor | None,
+        rounding: Tensor | None,
+        slot: Slot,
+    ) -> Tensor:
         """[tokens, r_a]; ``rest`` [tokens, R] of 0 and 1 asks for unit scaling."""
         ctx.save_for_backward(h, B, total, down, rest, rounding)
         ctx.slot = slot
@@ -147,8 +155,9 @@ def cut_off(other: Tensor, rounding: Tensor) -> Tensor:
     return other * (other.square().sum(-1, keepdim=True) > rounding.square().unsqueeze(-1))
 
 
-def _reference(h: Tensor, B: Tensor, total: Tensor, v: Tensor, rest: Tensor | None,
-               rounding: Tensor | None) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+def _reference(
+    h: Tensor, B: Tensor, total: Tensor, v: Tensor, rest: Tensor | None, rounding: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """The sum over the others, and which tokens got it from their own codes (None: none did)."""
     other = total - v
     if rest is None:

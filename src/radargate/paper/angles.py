@@ -16,8 +16,17 @@ from radargate.paper.site_outputs import outputs, some_tokens
 
 ROWS = 4  # of each task
 # groups of the FLAN chain-of-thought tasks; a task that is not here is a group of its own
-GROUPS = {"aqua": "mathematics", "gsm8k": "mathematics", "creak": "reasoning", "ecqa": "reasoning", "sensemaking": "reasoning",
-          "strategyqa": "reasoning", "esnli": "language", "qed": "language", "qasc": "science"}  # fmt: skip
+GROUPS = {
+    "aqua": "mathematics",
+    "gsm8k": "mathematics",
+    "creak": "reasoning",
+    "ecqa": "reasoning",
+    "sensemaking": "reasoning",
+    "strategyqa": "reasoning",
+    "esnli": "language",
+    "qed": "language",
+    "qasc": "science",
+}
 
 
 @torch.no_grad()
@@ -64,10 +73,16 @@ def measure_angles(model: Any, cell: Cell, grid: Grid) -> dict[str, Any]:
         for hook in hooks:
             hook.remove()
     pairs = [
-        {"first": names[i], "second": names[j], "related": _related(names[i], names[j]),
-         "before": float(sums[0, i, j] / counts[i, j]), "after": float(sums[1, i, j] / counts[i, j])}
-        for i, j in combinations(range(n), 2) if counts[i, j] > 0
-    ]  # fmt: skip
+        {
+            "first": names[i],
+            "second": names[j],
+            "related": _related(names[i], names[j]),
+            "before": float(sums[0, i, j] / counts[i, j]),
+            "after": float(sums[1, i, j] / counts[i, j]),
+        }
+        for i, j in combinations(range(n), 2)
+        if counts[i, j] > 0
+    ]
     here = [names[i] for i in middle.entries["default"][1]["experts"]]
     by_site = [[site, *torch.tensor(values).mean(0).tolist()] for site, values in sites.items()]
     return {

@@ -85,12 +85,31 @@ class Design:
 # rank 8 and alpha 32 are the experts' defaults in every preset
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {},
-    "gpu": {"bases": ("meta-llama/Llama-3.2-1B",), "architectures": ("mole", "hydra", "omoe"), "steps": 400,
-            "expert_steps": 300, "batch_size": 8, "max_length": 512, "limit": 100, "max_new_tokens": 32},
-    "paper": {"bases": ("google/flan-t5-large",), "architectures": ("mole", "hydra", "omoe"), "steps": 2000,
-              "expert_steps": 1000, "batch_size": 4, "lr": 1e-4, "expert_lr": 1e-4, "dropout": 0.1, "gate_preset": "paper",
-              "max_length": 512, "limit": None, "max_new_tokens": 512},
-}  # fmt: skip
+    "gpu": {
+        "bases": ("meta-llama/Llama-3.2-1B",),
+        "architectures": ("mole", "hydra", "omoe"),
+        "steps": 400,
+        "expert_steps": 300,
+        "batch_size": 8,
+        "max_length": 512,
+        "limit": 100,
+        "max_new_tokens": 32,
+    },
+    "paper": {
+        "bases": ("google/flan-t5-large",),
+        "architectures": ("mole", "hydra", "omoe"),
+        "steps": 2000,
+        "expert_steps": 1000,
+        "batch_size": 4,
+        "lr": 1e-4,
+        "expert_lr": 1e-4,
+        "dropout": 0.1,
+        "gate_preset": "paper",
+        "max_length": 512,
+        "limit": None,
+        "max_new_tokens": 512,
+    },
+}
 
 
 @dataclass(frozen=True)

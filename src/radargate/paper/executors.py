@@ -83,16 +83,24 @@ def on_ray(shop: Workshop, places: Sequence[Place], address: str, workers: int |
         raise OptionError("--ray needs Ray: pip install 'radargate[ray]'.") from error
     started = not ray.is_initialized()
     if started:
-        ray.init(address=None if address == "local" else address, log_to_driver=False, include_dashboard=False,
-                 configure_logging=False)  # fmt: skip
+        ray.init(
+            address=None if address == "local" else address,
+            log_to_driver=False,
+            include_dashboard=False,
+            configure_logging=False,
+        )
     gpus = 1 if (shop.device or "").startswith("cuda") else 0
     remote: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0)(_RayWorker)
     count = workers or max(1, int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1)))
     waiting, tries = deque(places), dict.fromkeys((place.id for place in places), 0)
     running: dict[Any, tuple[Any, Place]] = {}
     failed: BaseException | None = None
-    lost = (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError,
-            ray.exceptions.NodeDiedError)  # fmt: skip
+    lost = (
+        ray.exceptions.RayActorError,
+        ray.exceptions.WorkerCrashedError,
+        ray.exceptions.OutOfMemoryError,
+        ray.exceptions.NodeDiedError,
+    )
     try:
         held = ray.put(shop.close())
         crew = _RayCrew(lambda: remote.remote(held), MOST_TRIES * count + len(places))

@@ -78,8 +78,13 @@ class Findings:
     def rates(self) -> str:
         """Softmax and rotation rate of the gates whose names say nothing else; empty where nothing was trained."""
         own = {text.partition(":")[0] for text in self.request["design"].get("rates", ())}
-        plain = [cell["options"] for cell in self.cells.values()
-                 if cell["cell"]["kind"] == "gate" and "lr=" not in cell["cell"]["label"] and cell["cell"]["system"] not in own]  # fmt: skip
+        plain = [
+            cell["options"]
+            for cell in self.cells.values()
+            if cell["cell"]["kind"] == "gate"
+            and "lr=" not in cell["cell"]["label"]
+            and cell["cell"]["system"] not in own
+        ]
         return " or ".join(sorted({f"{o['lr']:g} (rotation {o['rotation_lr']:g})" for o in plain}))
 
     @property
@@ -104,10 +109,15 @@ class Findings:
     def probes(self) -> list[dict[str, Any]]:
         """What was found at every trained gate: its label, seed, place on the axis, and the probe's own findings."""
         return [
-            {"label": place["label"], "seed": place["seed"], "at": place["at"], **self.cells[place["id"]]["metrics"]["probe"]}
+            {
+                "label": place["label"],
+                "seed": place["seed"],
+                "at": place["at"],
+                **self.cells[place["id"]]["metrics"]["probe"],
+            }
             for place in self.request["plan"]
             if place["id"] in self.cells and self.cells[place["id"]]["metrics"].get("probe")
-        ]  # fmt: skip
+        ]
 
     @cached_property
     def lead(self) -> dict[str, list[Test]]:
@@ -234,8 +244,9 @@ def _row_means(grid: Grid, label: str, metric: str) -> dict[str, Sequence[float]
     return {task: list(grid.systems[label].rows[metric][task].mean(0)) for task in grid.tasks_of(metric)}
 
 
-def _paired(metric: str, first: str, second: str, these: dict[str, Sequence[float]],
-            those: dict[str, Sequence[float]]) -> Test:  # fmt: skip
+def _paired(
+    metric: str, first: str, second: str, these: dict[str, Sequence[float]], those: dict[str, Sequence[float]]
+) -> Test:
     """One test over the same rows, not yet corrected."""
     t = paired_difference(these, those)
     return Test(None, Comparison(metric, first, second, t["difference"], t["low"], t["high"], t["p"], 1.0))

@@ -86,9 +86,12 @@ def _products(v: Tensor, target: Tensor, prefix: str = "") -> dict[str, Tensor]:
     floor = 1e-9 * basis.S[:, :1].clamp(min=1e-30)
     keep = floor < basis.S
     inside = torch.einsum("tnd,td->tn", basis.Vh, target) * keep
-    return {f"{prefix}gram": v @ v.transpose(-1, -2), f"{prefix}inner": torch.einsum("tnd,td->tn", v, target),
-            f"{prefix}span": (target.square().sum(-1) - inside.square().sum(-1)).clamp(min=0),
-            "size": target.square().sum(-1)}  # fmt: skip
+    return {
+        f"{prefix}gram": v @ v.transpose(-1, -2),
+        f"{prefix}inner": torch.einsum("tnd,td->tn", v, target),
+        f"{prefix}span": (target.square().sum(-1) - inside.square().sum(-1)).clamp(min=0),
+        "size": target.square().sum(-1),
+    }
 
 
 def _residuals(at: dict[str, Tensor]) -> tuple[dict[str, float], float]:

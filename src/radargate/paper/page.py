@@ -81,8 +81,12 @@ def _tests(found: Findings) -> list[Table]:
 
 
 def _axis_parts(found: Findings) -> Parts:
-    words = [*experiment_words.leaders(found), *experiment_words.rotation(found), *experiment_words.counting(found),
-             *experiment_words.change(found)]  # fmt: skip
+    words = [
+        *experiment_words.leaders(found),
+        *experiment_words.rotation(found),
+        *experiment_words.counting(found),
+        *experiment_words.change(found),
+    ]
     by_task = [last_table(found, metric) for metric in METRICS] if len(found.grids) > 1 else []
     tables = [*(axis_table(found, metric) for metric in METRICS), *by_task, *_tests(found)]
     return Parts(words, tables, _axis_figures(found))
@@ -106,8 +110,12 @@ def _source_parts(found: Findings) -> Parts:
     sources = list(dict.fromkeys(task.split("/")[0] for task in measured))
 
     def draw() -> str:
-        by_source = {source: {s.label: s.value for s in standings(grid, "acc", [t for t in measured if t.split("/")[0] == source])}
-                     for source in sources}  # fmt: skip
+        by_source = {
+            source: {
+                s.label: s.value for s in standings(grid, "acc", [t for t in measured if t.split("/")[0] == source])
+            }
+            for source in sources
+        }
         values = {label: {source: by_source[source][label] for source in sources} for label in found.systems()}
         return charts.heat_map(values, "benchmark", "Accuracy of every system on every benchmark")
 
@@ -129,9 +137,13 @@ def _probed(make: Callable[[Findings], tuple[list[str], list[Table], list[Figure
 
 
 LAYOUTS: dict[str, Callable[[Findings], Parts]] = {
-    "tasks": _task_parts, "axis": _axis_parts, "curves": _curve_parts, "sources": _source_parts,
-    "angles": _probed(angle_parts), "hull": _probed(hull_parts),
-}  # fmt: skip
+    "tasks": _task_parts,
+    "axis": _axis_parts,
+    "curves": _curve_parts,
+    "sources": _source_parts,
+    "angles": _probed(angle_parts),
+    "hull": _probed(hull_parts),
+}
 
 
 def _interval_figure(found: Findings, metric: str) -> Figure:

@@ -42,8 +42,9 @@ class Place:
     seconds: float
 
 
-def plan_places(experiment: Experiment, design: Design, material: Material, store: ExpertStore, device: str
-            ) -> tuple[list[Place], list[str]]:  # fmt: skip
+def plan_places(
+    experiment: Experiment, design: Design, material: Material, store: ExpertStore, device: str
+) -> tuple[list[Place], list[str]]:
     """Every cell at every point, and why some combinations are left out."""
     identities = {base: base_identity(base) for base in design.bases}
     places, left_out = [], list(material.left_out)
@@ -79,8 +80,9 @@ def plan_places(experiment: Experiment, design: Design, material: Material, stor
     return places, list(dict.fromkeys(left_out))
 
 
-def expert_seconds(design: Design, material: Material, store: ExpertStore, todo: Sequence[Place], device: str
-                   ) -> dict[tuple[str, str, str], float]:  # fmt: skip
+def expert_seconds(
+    design: Design, material: Material, store: ExpertStore, todo: Sequence[Place], device: str
+) -> dict[tuple[str, str, str], float]:
     """(base, bank's kind, task) → predicted seconds of the experts that are still to be trained."""
     found: dict[tuple[str, str, str], float] = {}
     for place in todo:
@@ -96,8 +98,16 @@ def expert_seconds(design: Design, material: Material, store: ExpertStore, todo:
     return found
 
 
-def announce(experiment: Experiment, preset: str, design: Design, material: Material, places: Sequence[Place],
-              todo: Sequence[Place], training: Mapping[Any, float], left_out: Sequence[str]) -> None:  # fmt: skip
+def announce(
+    experiment: Experiment,
+    preset: str,
+    design: Design,
+    material: Material,
+    places: Sequence[Place],
+    todo: Sequence[Place],
+    training: Mapping[Any, float],
+    left_out: Sequence[str],
+) -> None:
     """Say what will be run and how long it should take."""
     cells, tests = len({place.id for place in places}), len(material.test)
     seconds = sum(place.seconds for place in todo) + sum(training.values())
@@ -105,8 +115,10 @@ def announce(experiment: Experiment, preset: str, design: Design, material: Mate
     logger.info(f"{experiment.name}{paper}, preset {preset}: {experiment.question}")
     for reason in left_out:
         logger.info(f"left out: {reason}")
-    logger.info(f"{cells} cells ({cells - len(todo)} finished before), {len(training)} experts to train, {tests} tasks, "
-        f"{sum(map(len, material.test.values()))} {design.split} rows; predicted {duration(seconds)} ({seconds / 3600:.2f} hours).")  # fmt: skip
+    logger.info(
+        f"{cells} cells ({cells - len(todo)} finished before), {len(training)} experts to train, {tests} tasks, "
+        f"{sum(map(len, material.test.values()))} {design.split} rows; predicted {duration(seconds)} ({seconds / 3600:.2f} hours)."
+    )
     counts: dict[str, list[float]] = {}
     for place in {place.id: place for place in places}.values():
         counts.setdefault(f"{where(experiment, place.point)}{place.cell.label}", []).append(place.seconds)
@@ -122,18 +134,47 @@ def where(experiment: Experiment, point: Point) -> str:
     return f"{AXES[experiment.axis]} {'all' if value is None else value}, "
 
 
-def plan_record(experiment: Experiment, preset: str, smoke: bool, design: Design, places: Sequence[Place], material: Material,
-                left_out: Sequence[str], for_experts: float, experts_given: bool, dtypes: Mapping[str, str | None]) -> dict[str, Any]:  # fmt: skip
+def plan_record(
+    experiment: Experiment,
+    preset: str,
+    smoke: bool,
+    design: Design,
+    places: Sequence[Place],
+    material: Material,
+    left_out: Sequence[str],
+    for_experts: float,
+    experts_given: bool,
+    dtypes: Mapping[str, str | None],
+) -> dict[str, Any]:
     """What was asked for, and where every cell stands: all that a report needs beside the cells' own records."""
     plan = [
-        {"id": p.id, "label": p.cell.label, "system": p.cell.system, "kind": p.cell.kind, "seed": p.cell.seed,
-         "architecture": p.cell.architecture, "at": {**p.point.at(), "train_rows": sum(map(len, train_rows(p.point, material).values()))}}
+        {
+            "id": p.id,
+            "label": p.cell.label,
+            "system": p.cell.system,
+            "kind": p.cell.kind,
+            "seed": p.cell.seed,
+            "architecture": p.cell.architecture,
+            "at": {**p.point.at(), "train_rows": sum(map(len, train_rows(p.point, material).values()))},
+        }
         for p in places
-    ]  # fmt: skip
+    ]
     unique = {place.id: place.seconds for place in places}
     metrics = {"cells": len(unique), "predicted_seconds": round(sum(unique.values()) + for_experts)}
     return make_record(
-        SUITE, experiment.name, metrics, preset=preset, smoke=smoke, design=asdict(design), question=experiment.question,
-        paper=experiment.paper, axis=experiment.axis, layout=experiment.layout, tasks=list(material.test),
-        left_out=list(left_out), experts_given=experts_given, dtypes=dict(dtypes), plan=plan,
-    )  # fmt: skip
+        SUITE,
+        experiment.name,
+        metrics,
+        preset=preset,
+        smoke=smoke,
+        design=asdict(design),
+        question=experiment.question,
+        paper=experiment.paper,
+        axis=experiment.axis,
+        layout=experiment.layout,
+        tasks=list(material.test),
+        left_out=list(left_out),
+        experts_given=experts_given,
+        dtypes=dict(dtypes),
+        plan=plan,
+    )

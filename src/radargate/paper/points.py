@@ -47,8 +47,13 @@ class Point:
 
     def at(self) -> dict[str, Any]:
         """Its place on every axis, by the axis' name."""
-        return {"bases": self.base, "experts": len(self.experts), "rows": self.rows, "top_k": self.top_k,
-                "leave_one_out": self.left_out}  # fmt: skip
+        return {
+            "bases": self.base,
+            "experts": len(self.experts),
+            "rows": self.rows,
+            "top_k": self.top_k,
+            "leave_one_out": self.left_out,
+        }
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,11 @@ def load_material(data: str, design: Design) -> Material:
         )
     if design.benchmarks is None:
         first = list(train)[: design.tasks]
-        found = {t: rows for source, tasks in sources.items()
-                 for t, rows in load_rows(source, design.split, tasks or first, design.limit).items()}  # fmt: skip
+        found = {
+            t: rows
+            for source, tasks in sources.items()
+            for t, rows in load_rows(source, design.split, tasks or first, design.limit).items()
+        }
         test = {task: found[task] for task in first}
     return Material(train, test, tuple(left_out))
 
@@ -128,8 +136,14 @@ def cells_of(point: Point, design: Design) -> tuple[list[Cell], list[str]]:
         UnknownNameError: a gate, rule or architecture is unknown.
         OptionError: a combination that cannot work.
     """
-    cells, left_out = plan(point.experts, gates=design.gates, rules=design.rules, architectures=design.architectures,
-                           seeds=design.seeds, rates=design.rates)  # fmt: skip
+    cells, left_out = plan(
+        point.experts,
+        gates=design.gates,
+        rules=design.rules,
+        architectures=design.architectures,
+        seeds=design.seeds,
+        rates=design.rates,
+    )
     # alone, an expert says what its own task has to gain
     alone = set(point.learned) if design.benchmarks is None and point.left_out is None else set()
     return [
@@ -154,16 +168,27 @@ def test_rows(point: Point, material: Material) -> Rows:
 
 def recipe(design: Design) -> ExpertOptions:
     """How experts are trained."""
-    return ExpertOptions(steps=design.expert_steps, batch_size=design.batch_size, lr=design.expert_lr,
-                         dropout=design.dropout, max_length=design.max_length)  # fmt: skip
+    return ExpertOptions(
+        steps=design.expert_steps,
+        batch_size=design.batch_size,
+        lr=design.expert_lr,
+        dropout=design.dropout,
+        max_length=design.max_length,
+    )
 
 
 def gate_training(point: Point, design: Design, convert: bool = False) -> GateTraining:
     """How gates are trained at a point; ``convert`` lets hydra take adapters that do not share A."""
     return GateTraining(
-        architecture_options={"convert": True} if convert else {}, top_k=point.top_k, preset=design.gate_preset,
-        steps=design.steps, batch_size=design.batch_size, lr=design.lr, max_length=design.max_length, save_every=0,
-    ).resolved()  # fmt: skip
+        architecture_options={"convert": True} if convert else {},
+        top_k=point.top_k,
+        preset=design.gate_preset,
+        steps=design.steps,
+        batch_size=design.batch_size,
+        lr=design.lr,
+        max_length=design.max_length,
+        save_every=0,
+    ).resolved()
 
 
 def scoring(design: Design) -> Scoring:
@@ -171,9 +196,16 @@ def scoring(design: Design) -> Scoring:
     return Scoring(split=design.split, limit=design.limit, max_new_tokens=design.max_new_tokens)
 
 
-def cell_conditions(cell: Cell, point: Point, design: Design, rows: tuple[str, str], base: str,
-                    experts: Mapping[str, Mapping[str, str]], probe: str | None,
-                    dtype: str | None = None) -> dict[str, Any]:  # fmt: skip
+def cell_conditions(
+    cell: Cell,
+    point: Point,
+    design: Design,
+    rows: tuple[str, str],
+    base: str,
+    experts: Mapping[str, Mapping[str, str]],
+    probe: str | None,
+    dtype: str | None = None,
+) -> dict[str, Any]:
     """Everything a cell's result depends on, so that points share cells; known without any model.
 
     Args:
@@ -197,8 +229,14 @@ def cell_conditions(cell: Cell, point: Point, design: Design, rows: tuple[str, s
     shared["train_hash"] = rows[0]
     if cell.system == UNION:
         first = point.experts[0]  # it takes over rank and targets
-        return {**shared, "experts": {"mole": {first: experts["mole"][first]}}, "steps": design.steps,
-                "batch_size": design.batch_size, "lr": design.expert_lr, "max_length": design.max_length}  # fmt: skip
+        return {
+            **shared,
+            "experts": {"mole": {first: experts["mole"][first]}},
+            "steps": design.steps,
+            "batch_size": design.batch_size,
+            "lr": design.expert_lr,
+            "max_length": design.max_length,
+        }
     given = asdict(gate_training(point, design))
     training = {
         key: value for key, value in given.items() if key not in ("architecture", "gate", "seed", "gate_options")

@@ -16,9 +16,17 @@ from radargate.errors import BaseModelError
 from radargate.paper.design import Design
 
 # parameters, in millions, of bases whose config may be out of reach
-SIZES = {"smollm2-135m": 135, "gemma3-270m": 270, "ai4bharat/IndicBART": 244, "bigscience/mt0-base": 580, "google/flan-t5-small": 77,
-         "google/flan-t5-base": 248, "google/flan-t5-large": 783, "meta-llama/Llama-3.2-1B": 1236,
-         "meta-llama/Llama-3.2-3B": 3213}  # fmt: skip
+SIZES = {
+    "smollm2-135m": 135,
+    "gemma3-270m": 270,
+    "ai4bharat/IndicBART": 244,
+    "bigscience/mt0-base": 580,
+    "google/flan-t5-small": 77,
+    "google/flan-t5-base": 248,
+    "google/flan-t5-large": 783,
+    "meta-llama/Llama-3.2-1B": 1236,
+    "meta-llama/Llama-3.2-3B": 3213,
+}
 # seconds for a token and a million parameters. CPU: 100 expert steps of 8 rows of smollm2-135m took 150 to 430 s on two
 # cores (benchmarks/results/three_seeds); CUDA: 40 % of one H100's bfloat16 peak would be 1e-8, small batches get a tenth
 STEP = {"cpu": 2.6e-5, "cuda": 1e-7}
@@ -52,8 +60,15 @@ class Rates:
         """Training of one expert."""
         return design.expert_steps * design.batch_size * _tokens(rows, design.max_length) * self.token
 
-    def cell(self, cell: Cell, bank: int, top_k: int, train: Mapping[str, list[Row]], test: Mapping[str, list[Row]],
-             design: Design) -> float:  # fmt: skip
+    def cell(
+        self,
+        cell: Cell,
+        bank: int,
+        top_k: int,
+        train: Mapping[str, list[Row]],
+        test: Mapping[str, list[Row]],
+        design: Design,
+    ) -> float:
         """Training and scoring of one cell with ``bank`` experts."""
         mixing = (
             0.0 if cell.kind == "base" else 0.3 + 0.02 * (1 if cell.system == UNION or cell.kind == "expert" else bank)

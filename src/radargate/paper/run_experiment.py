@@ -29,10 +29,23 @@ from radargate.paper.workshop import Workshop
 logger = logging.getLogger(__name__)
 
 
-def run_experiment(name: str, preset: str, data: str, out: str | Path, *, smoke: bool = False, resume: bool = False,
-                   dry_run: bool = False, experts: str | Path | None = None, reuse: Sequence[str | Path] = (),
-                   changes: Mapping[str, Any] | None = None, slots: int | None = None, ray: str | None = None,
-                   dtype: str | None = None, device: str | None = None) -> Path:  # fmt: skip
+def run_experiment(
+    name: str,
+    preset: str,
+    data: str,
+    out: str | Path,
+    *,
+    smoke: bool = False,
+    resume: bool = False,
+    dry_run: bool = False,
+    experts: str | Path | None = None,
+    reuse: Sequence[str | Path] = (),
+    changes: Mapping[str, Any] | None = None,
+    slots: int | None = None,
+    ray: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+) -> Path:
     """Run every cell of an experiment that is not finished yet; records are written cell by cell.
 
     Args:
@@ -86,8 +99,18 @@ def run_experiment(name: str, preset: str, data: str, out: str | Path, *, smoke:
     check_writable(file, "the records")
     for stale in out.glob(".work-*"):  # of runs that were killed: only one runs in a folder
         shutil.rmtree(stale, ignore_errors=True)
-    plan = plan_record(experiment, preset, smoke, design, places, material, left_out, sum(training.values()),
-                       experts is not None, dtypes)  # fmt: skip
+    plan = plan_record(
+        experiment,
+        preset,
+        smoke,
+        design,
+        places,
+        material,
+        left_out,
+        sum(training.values()),
+        experts is not None,
+        dtypes,
+    )
     append_records(file, [plan, *(record for records in others.values() for record in records)])
     before = len({place.id for place in places}) - len(todo)
     shop = Workshop(experiment, design, material, store, out, device)
@@ -102,8 +125,10 @@ def run_experiment(name: str, preset: str, data: str, out: str | Path, *, smoke:
                 seed = f" seed {place.cell.seed}" if place.cell.seed is not None else ""
                 work.add(place.seconds)
                 left = work.left()
-                logger.info(f"[{number}] {where(experiment, place.point)}{place.cell.label}{seed}: {line(mean['metrics'])}"
-                    f"{'' if left is None else f'  ({duration(left)} left)'}")  # fmt: skip
+                logger.info(
+                    f"[{number}] {where(experiment, place.point)}{place.cell.label}{seed}: {line(mean['metrics'])}"
+                    f"{'' if left is None else f'  ({duration(left)} left)'}"
+                )
             before += len(mine)
     return file
 

@@ -28,9 +28,18 @@ def task_table(found: Findings, metric: str, values: Sequence[Any] | None = None
             s, system = ranked[label], grid.systems[label]
             if label == top:
                 best.append(len(rows))
-            rows.append({"at": found.short(value), "system": label, "seeds": s.seeds, "trained": _trained(system),
-                         **{task: system.task_mean(metric, task) for task in grid.tasks_of(metric)},
-                         "mean": s.value, "mean_low": s.low, "mean_high": s.high})  # fmt: skip
+            rows.append(
+                {
+                    "at": found.short(value),
+                    "system": label,
+                    "seeds": s.seeds,
+                    "trained": _trained(system),
+                    **{task: system.task_mean(metric, task) for task in grid.tasks_of(metric)},
+                    "mean": s.value,
+                    "mean_low": s.low,
+                    "mean_high": s.high,
+                }
+            )
     tasks = list(dict.fromkeys(task for grid in found.grids.values() for task in grid.tasks_of(metric)))
     rows = [
         {key: row.get(key) for key in ("at", "system", "seeds", "trained", *tasks, "mean", "mean_low", "mean_high")}
@@ -39,9 +48,13 @@ def task_table(found: Findings, metric: str, values: Sequence[Any] | None = None
     columns = [Column("system", text("system"))]
     if found.axis is not None:
         columns.insert(0, Column(AXES[found.axis], text("at")))
-    columns += [*(Column(task, number(task)) for task in tasks), Column("mean", number("mean")),
-                Column("95 % interval", interval("mean")), Column("seeds", text("seeds")),
-                Column("parameters trained", number("trained", 0))]  # fmt: skip
+    columns += [
+        *(Column(task, number(task)) for task in tasks),
+        Column("mean", number("mean")),
+        Column("95 % interval", interval("mean")),
+        Column("seeds", text("seeds")),
+        Column("parameters trained", number("trained", 0)),
+    ]
     return Table(f"tasks_{metric}", f"{_named(metric)} of every system on every task", rows, columns, best=best)
 
 
@@ -110,8 +123,11 @@ def curve_table(found: Findings) -> Table:
                     {"at": found.short(value), "system": system.label, **{f"part{i}": v for i, v in enumerate(at)}}
                 )
     titles = ("start", "a quarter", "half", "three quarters", "end")
-    columns = [Column(AXES[found.axis] if found.axis else "at", text("at")), Column("system", text("system")),
-               *(Column(title, number(f"part{i}")) for i, title in enumerate(titles))]  # fmt: skip
+    columns = [
+        Column(AXES[found.axis] if found.axis else "at", text("at")),
+        Column("system", text("system")),
+        *(Column(title, number(f"part{i}")) for i, title in enumerate(titles)),
+    ]
     return Table("curves", "Training loss on the way (smoothed; the CSV has every step)", rows, columns, shown=marks)
 
 
@@ -119,18 +135,33 @@ def test_table(found: Findings, which: str) -> Table:
     """Paired tests over the same rows, p corrected over all of a metric: a key of ``_CAPTIONS``."""
     tests: dict[str, list[Test]] = getattr(found, which)
     rows: list[Row] = [
-        {"at": found.said(test.value) if which in _ALONG else "", "first": test.result.first, "second": test.result.second,
-         "metric": WORDS[metric], "difference": test.result.difference, "difference_low": test.result.low,
-         "difference_high": test.result.high, "p": test.result.p, "holm_p": test.result.holm, "better": test.result.better, "seeds": _of_seeds(found, test) if which == "rotation" else ""}
-        for metric in METRICS for test in tests[metric]
-    ]  # fmt: skip
+        {
+            "at": found.said(test.value) if which in _ALONG else "",
+            "first": test.result.first,
+            "second": test.result.second,
+            "metric": WORDS[metric],
+            "difference": test.result.difference,
+            "difference_low": test.result.low,
+            "difference_high": test.result.high,
+            "p": test.result.p,
+            "holm_p": test.result.holm,
+            "better": test.result.better,
+            "seeds": _of_seeds(found, test) if which == "rotation" else "",
+        }
+        for metric in METRICS
+        for test in tests[metric]
+    ]
     columns = [
-        Column("at", text("at")), Column("difference", lambda row: f"{row['first']} − {row['second']}"),
-        Column("metric", text("metric")), Column("mean", number("difference", 3, sign=True)),
+        Column("at", text("at")),
+        Column("difference", lambda row: f"{row['first']} − {row['second']}"),
+        Column("metric", text("metric")),
+        Column("mean", number("difference", 3, sign=True)),
         Column("95 % interval", interval("difference", 3, sign=True)),
-        *([Column("single seeds", text("seeds"))] if which == "rotation" else []), Column("p", probability("p")),
-        Column("Holm p", probability("holm_p")), Column("better", lambda row: row["better"] or "cannot tell"),
-    ]  # fmt: skip
+        *([Column("single seeds", text("seeds"))] if which == "rotation" else []),
+        Column("p", probability("p")),
+        Column("Holm p", probability("holm_p")),
+        Column("better", lambda row: row["better"] or "cannot tell"),
+    ]
     return Table(which, _CAPTIONS[which], rows, columns if which in _ALONG and found.axis else columns[1:])
 
 

@@ -113,8 +113,20 @@ class Workshop:
             if point.left_out is not None:
                 adapters["left out"] = self._folders(point, [point.left_out], "mole")
         work = self.out / f".work-{platform.node()}-{os.getpid()}"  # of a cluster all write there
-        return Grid(model, tokenizer, adapters, train, test, encoded,
-                    AnswerCollator(tokenizer.pad_token_id, seq2seq), options, {}, work, self.device, probe)  # fmt: skip
+        return Grid(
+            model,
+            tokenizer,
+            adapters,
+            train,
+            test,
+            encoded,
+            AnswerCollator(tokenizer.pad_token_id, seq2seq),
+            options,
+            {},
+            work,
+            self.device,
+            probe,
+        )
 
 
 def _architectures(places: Sequence[Place]) -> list[str]:

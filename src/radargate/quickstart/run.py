@@ -39,7 +39,7 @@ class Quickstart:
     seed: int = 0
 
 
-def quickstart(out: str | Path, options: Quickstart, *, device: str | None = None) -> Path:  # fmt: skip
+def quickstart(out: str | Path, options: Quickstart, *, device: str | None = None) -> Path:
     """Train and score the embedded default; finished parts of an earlier run in ``out`` are kept.
 
     Args:
@@ -73,7 +73,7 @@ def quickstart(out: str | Path, options: Quickstart, *, device: str | None = Non
             )
             training = GateTraining(gate=gate, steps=options.steps, batch_size=options.batch_size, seed=options.seed)
             with work.part(TRAINING * options.steps if gate in to_train else 0):
-                train_gates(BASE, experts, DATA, out / gate, training, resume=True, dtype=dtype, device=device)  # fmt: skip
+                train_gates(BASE, experts, DATA, out / gate, training, resume=True, dtype=dtype, device=device)
         # a rule has nothing to train: this saves the uniform mixture as a bundle
         uniform = GateTraining(gate="uniform", seed=options.seed)
         with quietly():
@@ -102,7 +102,9 @@ def _unscored(out: Path, experts: dict[str, str], options: Quickstart) -> list[s
     return [system for system in systems(list(experts)) if system not in done]
 
 
-def _score(system: str, out: Path, experts: dict[str, str], options: Quickstart, dtype: str, device: str | None) -> None:  # fmt: skip
+def _score(
+    system: str, out: Path, experts: dict[str, str], options: Quickstart, dtype: str, device: str | None
+) -> None:
     scoring = Scoring(limit=options.limit, max_new_tokens=options.max_new_tokens, seed=options.seed)
     adapters = {system: experts[system]} if system in experts else {}
     target = BASE if adapters or system == "base" else str(out / system)

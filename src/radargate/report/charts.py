@@ -62,8 +62,9 @@ def intervals(
     return svg(figure, description)
 
 
-def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, description: str,
-           logarithmic: bool = False) -> str:  # fmt: skip
+def curves(
+    lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, description: str, logarithmic: bool = False
+) -> str:
     """Lines over steps, or over anything else; ``logarithmic`` on both axes."""
     columns = max(1, min(len(lines), LEGEND // (max(map(len, lines)) + 7)))
     figure, axes = _figure(WIDTH, 2.7 + 0.2 * math.ceil(len(lines) / columns))
@@ -81,8 +82,9 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, d
     return svg(figure, description)
 
 
-def points(lines: Mapping[str, Mapping[str, Sequence[float]]], x: str, y: str, description: str,
-           references: Sequence[str] = ()) -> str:  # fmt: skip
+def points(
+    lines: Mapping[str, Mapping[str, Sequence[float]]], x: str, y: str, description: str, references: Sequence[str] = ()
+) -> str:
     """A few places a line (name of the place → value, low, high), evenly apart, each with its interval.
 
     Names in ``references`` come last and in grey, so that the others keep their colours with and without them.
@@ -97,8 +99,16 @@ def points(lines: Mapping[str, Mapping[str, Sequence[float]]], x: str, y: str, d
         value, low, high = zip(*each.values(), strict=True)
         grey = name in references
         colour, shape = ("0.45", "s") if grey else (COLOURS[number % 7], "o")
-        axes.plot(at, value, label=name, color=colour, linestyle=STYLES[number % 7], linewidth=1.2 if grey else 2, marker=shape,
-                  markersize=4)  # fmt: skip
+        axes.plot(
+            at,
+            value,
+            label=name,
+            color=colour,
+            linestyle=STYLES[number % 7],
+            linewidth=1.2 if grey else 2,
+            marker=shape,
+            markersize=4,
+        )
         axes.vlines(at, low, high, color=colour, linewidth=1, alpha=0.55)
     axes.set_xlabel(x)
     axes.set_ylabel(y)

@@ -112,8 +112,9 @@ def ranking(marks: Sequence[Mark], label: str, description: str) -> str:
 
 
 @_small_type
-def named_lines(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, description: str,
-                heavy: Sequence[str] = ()) -> str:  # fmt: skip
+def named_lines(
+    lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, description: str, heavy: Sequence[str] = ()
+) -> str:
     """Lines over steps, each with its name at its end, ``heavy`` ones thicker; a steep start is cut off at the top."""
     height = max(2.6, 0.14 * len(lines) + 0.9)
     figure, (axes,) = _figure(height)
@@ -141,8 +142,13 @@ def named_lines(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: s
 
 
 @_small_type
-def costs(costs: Mapping[str, float], panels: Mapping[str, Sequence[Mark]], x: str, description: str,
-          named_first: Sequence[str] = ()) -> str:  # fmt: skip
+def costs(
+    costs: Mapping[str, float],
+    panels: Mapping[str, Sequence[Mark]],
+    x: str,
+    description: str,
+    named_first: Sequence[str] = (),
+) -> str:
     """A panel a metric over one cost (log scale, with a place for none); names where there is room for them.
 
     Args:

@@ -30,8 +30,9 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     return found
 
 
-def place_labels(points: Sequence[tuple[float, float]], sizes: Sequence[tuple[float, float]], frame: Box,
-                 marker: float) -> list[tuple[float, float] | None]:  # fmt: skip
+def place_labels(
+    points: Sequence[tuple[float, float]], sizes: Sequence[tuple[float, float]], frame: Box, marker: float
+) -> list[tuple[float, float] | None]:
     """Lower left corners for labels beside points, first come first served; None where no place is free.
 
     Args:

@@ -109,8 +109,16 @@ def figure(chart: str, caption: str, narrow: bool = False) -> str:
     return f"<figure{' class=narrow' if narrow else ''}>{chart}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: int = 1, best: Sequence[int] = (),
-          caption: str = "", many: bool = False, shades: Sequence[Sequence[float | None]] = ()) -> str:  # fmt: skip
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numbers_from: int = 1,
+    best: Sequence[int] = (),
+    caption: str = "",
+    many: bool = False,
+    shades: Sequence[Sequence[float | None]] = (),
+) -> str:
     """A table that scrolls sideways by itself where the page is too narrow.
 
     Args:

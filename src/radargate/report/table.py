@@ -63,9 +63,14 @@ class Table:
         """The table alone."""
         shades = [[column.shade(row) for column in self.columns[1:]] for row in self._read()]
         return page.table(
-            [c.title for c in self.columns], self.texts(), numbers_from=self.numbers_from, best=self.best,
-            caption=self.caption, many=True, shades=shades,
-        )  # fmt: skip
+            [c.title for c in self.columns],
+            self.texts(),
+            numbers_from=self.numbers_from,
+            best=self.best,
+            caption=self.caption,
+            many=True,
+            shades=shades,
+        )
 
     def link(self) -> str:
         """The link that saves the CSV file."""

@@ -27,9 +27,10 @@ class Answer:
         self.finish: list[str | None] = [None] * count
         self.generated = [0] * count
         self._head = {
-            "id": f"{'chatcmpl' if asked.chat else 'cmpl'}-{uuid.uuid4().hex}", "created": int(time.time()),
+            "id": f"{'chatcmpl' if asked.chat else 'cmpl'}-{uuid.uuid4().hex}",
+            "created": int(time.time()),
             "model": asked.model,
-        }  # fmt: skip
+        }
 
     def add(self, piece: Piece) -> None:
         """Take a piece in."""
@@ -54,9 +55,15 @@ class Answer:
         for i, text in enumerate(self.texts):
             said = {"message": {"role": "assistant", "content": text}} if self.asked.chat else {"text": text}
             choices.append(
-                {"index": i, **said, "logprobs": self._logprobs(self.tokens[i]), "finish_reason": self.finish[i],
-                 **self._ids(self.tokens[i]), **self._prompt_ids(i, in_choice=True)}
-            )  # fmt: skip
+                {
+                    "index": i,
+                    **said,
+                    "logprobs": self._logprobs(self.tokens[i]),
+                    "finish_reason": self.finish[i],
+                    **self._ids(self.tokens[i]),
+                    **self._prompt_ids(i, in_choice=True),
+                }
+            )
         kind = "chat.completion" if self.asked.chat else "text_completion"
         return {**self._head, "object": kind, "choices": choices, "usage": self.usage(), **self._prompt_ids()}
 
@@ -108,10 +115,16 @@ class Answer:
         if self.asked.sampling.logprobs is None:
             return None
         if self.asked.chat:
-            return {"content": [
-                {**self._shown(chosen.id, chosen.logprob), "top_logprobs": [self._shown(*pair) for pair in chosen.top]}
-                for chosen, _ in tokens
-            ], "refusal": None}  # fmt: skip
+            return {
+                "content": [
+                    {
+                        **self._shown(chosen.id, chosen.logprob),
+                        "top_logprobs": [self._shown(*pair) for pair in chosen.top],
+                    }
+                    for chosen, _ in tokens
+                ],
+                "refusal": None,
+            }
         return {
             "tokens": [self._name(chosen.id) for chosen, _ in tokens],
             "token_logprobs": [chosen.logprob for chosen, _ in tokens],
@@ -122,8 +135,10 @@ class Answer:
     def _shown(self, token: int, logprob: float | None) -> dict[str, Any]:
         text = self._text(token)
         return {
-            "token": self._name(token), "logprob": logprob, "bytes": None if text is None else list(text.encode()),
-        }  # fmt: skip
+            "token": self._name(token),
+            "logprob": logprob,
+            "bytes": None if text is None else list(text.encode()),
+        }
 
     def _name(self, token: int) -> str:
         """A token as text; the vocabulary's own name for one that is no whole character, so that no two look alike."""

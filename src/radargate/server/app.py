@@ -100,9 +100,12 @@ def make_app(residents: Residents, limits: Limits) -> FastAPI:
 
     def described(name: str) -> dict[str, Any]:
         return {
-            "id": name, "object": "model", "created": started, "owned_by": "radargate",
+            "id": name,
+            "object": "model",
+            "created": started,
+            "owned_by": "radargate",
             "experts": list(residents.config(name).experts),
-        }  # fmt: skip
+        }
 
     @app.get("/v1/models")
     async def models() -> Response:

@@ -35,8 +35,14 @@ class Engine:
         count: called with what was done, for metrics: a name and a number.
     """
 
-    def __init__(self, residents: Residents, *, slots: int = 16, queue: int = 64,
-                 count: Callable[[str, int], None] = lambda name, number: None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        residents: Residents,
+        *,
+        slots: int = 16,
+        queue: int = 64,
+        count: Callable[[str, int], None] = lambda name, number: None,
+    ) -> None:
         self.residents, self.slots, self.queue, self.count = residents, slots, queue, count
         tokenizer, generation = residents.tokenizer, residents.base.generation_config
         self._ends = frozenset({tokenizer.eos_token_id} - {None})

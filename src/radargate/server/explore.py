@@ -85,9 +85,11 @@ def read_asked(body: bytes, residents: Residents) -> AskedTrace:
     most = min(MAX_TOKENS, residents.context or MAX_TOKENS)
     if len(prompt) + len(answer) > most:
         raise ApiError(
-            400, f"the text has {len(prompt) + len(answer)} tokens, a trace at most {most}. Ask for a shorter one.", "token_ids",
+            400,
+            f"the text has {len(prompt) + len(answer)} tokens, a trace at most {most}. Ask for a shorter one.",
+            "token_ids",
             "context_length_exceeded",
-        )  # fmt: skip
+        )
     return AskedTrace(group, prompt, answer, flag({"effect": True, **fields}, "effect"))
 
 
@@ -96,8 +98,14 @@ def make_trace(asked: AskedTrace, residents: Residents) -> dict[str, Any]:
     name = asked.group.bundle
     model = residents.activate(name)
     with masked(asked.group.mask):
-        traced = trace(model, asked.prompt, answer=asked.answer, tokenizer=residents.tokenizer, leave_one_out=asked.effect,
-                       adapter_name=residents.adapter(name))  # fmt: skip
+        traced = trace(
+            model,
+            asked.prompt,
+            answer=asked.answer,
+            tokenizer=residents.tokenizer,
+            leave_one_out=asked.effect,
+            adapter_name=residents.adapter(name),
+        )
     return {"name": name, **payload(traced)}
 
 

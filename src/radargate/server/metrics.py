@@ -21,9 +21,12 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._requests = Counter("radargate_requests", "Requests.", ["endpoint", "status"], registry=self._registry)
         self._seconds = Histogram(
-            "radargate_request_seconds", "Seconds until an answer is sent, or a stream has ended.", ["endpoint"],
-            buckets=_SECONDS, registry=self._registry,
-        )  # fmt: skip
+            "radargate_request_seconds",
+            "Seconds until an answer is sent, or a stream has ended.",
+            ["endpoint"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
         self._counters = {
             name: Counter(f"radargate_{name}", text, registry=self._registry)
             for name, text in (

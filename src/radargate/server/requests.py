@@ -44,11 +44,24 @@ _WITHOUT_EFFECT = (
 )
 # what OpenAI offers and this server does not, with the values that ask for nothing
 _NOTHING: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},), "echo": (False,), "best_of": (1,), "suffix": ("",),
-    "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},), "modalities": (["text"],), "audio": (), "prediction": (), "reasoning_effort": (),
-    "verbosity": (), "web_search_options": (),
-}  # fmt: skip
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "echo": (False,),
+    "best_of": (1,),
+    "suffix": ("",),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "reasoning_effort": (),
+    "verbosity": (),
+    "web_search_options": (),
+}
 
 
 @dataclass(frozen=True)
@@ -101,13 +114,26 @@ def read_request(body: bytes, endpoint: str, residents: Residents, max_tokens_li
     room = _room(prompts, max_tokens, residents, name)
     stream = flag(fields, "stream")
     sampling = Sampling(
-        min(room, max_tokens or max_tokens_limit), number(fields, "temperature", 1.0, 0, 2), _top_p(fields),
-        integer(fields, "seed", None, -(2**63), 2**64 - 1), _stops(fields), _logprobs(fields, endpoint),
-    )  # fmt: skip
+        min(room, max_tokens or max_tokens_limit),
+        number(fields, "temperature", 1.0, 0, 2),
+        _top_p(fields),
+        integer(fields, "seed", None, -(2**63), 2**64 - 1),
+        _stops(fields),
+        _logprobs(fields, endpoint),
+    )
     repeated = [prompt for prompt in prompts for _ in range(n)]
     read = sum(map(len, prompts))
-    return Asked(endpoint == "chat", group.bundle, group, repeated, read, sampling, stream, _usage(fields, stream),
-                 flag(fields, "return_token_ids"))  # fmt: skip
+    return Asked(
+        endpoint == "chat",
+        group.bundle,
+        group,
+        repeated,
+        read,
+        sampling,
+        stream,
+        _usage(fields, stream),
+        flag(fields, "return_token_ids"),
+    )
 
 
 def read_group(fields: Mapping[str, Any], residents: Residents) -> Group:
@@ -156,8 +182,11 @@ def _chat_prompt(fields: Mapping[str, Any], residents: Residents) -> list[list[i
                 400, f"messages[{i}].role is {message['role']!r}, expected system, user or assistant.", "messages"
             )
         # clients send what an answer said of nothing back with it, such as tool_calls: null
-        check_names({key: value for key, value in message.items() if value not in (None, [])}, ("role", "content"),
-                    within=f"messages[{i}]")  # fmt: skip
+        check_names(
+            {key: value for key, value in message.items() if value not in (None, [])},
+            ("role", "content"),
+            within=f"messages[{i}]",
+        )
         role = "system" if message["role"] == "developer" else message["role"]
         read.append({"role": role, "content": _content(message.get("content"), i)})
     try:
@@ -221,9 +250,12 @@ def _room(prompts: list[list[int]], max_tokens: int | None, residents: Residents
     room = residents.context - longest
     if room < (max_tokens or 1):
         raise ApiError(
-            400, f"the prompt has {longest} tokens and {name} is {max_tokens or 1}, the model's context {residents.context}. "
-            "Shorten the prompt or ask for fewer tokens.", name, "context_length_exceeded",
-        )  # fmt: skip
+            400,
+            f"the prompt has {longest} tokens and {name} is {max_tokens or 1}, the model's context {residents.context}. "
+            "Shorten the prompt or ask for fewer tokens.",
+            name,
+            "context_length_exceeded",
+        )
     return room
 
 

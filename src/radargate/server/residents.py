@@ -31,8 +31,14 @@ class Residents:
         RadarGateError: a model cannot answer token by token, or is an encoder–decoder.
     """
 
-    def __init__(self, bundles: Mapping[str, str], *, base: str | None = None, dtype: str | None = None,
-                 device: str | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        bundles: Mapping[str, str],
+        *,
+        base: str | None = None,
+        dtype: str | None = None,
+        device: str | None = None,
+    ) -> None:
         self.names = list(bundles)
         self._models: dict[str, Any] = {}
         self._adapters = {name: f"bundle{i}" for i, name in enumerate(bundles)}

@@ -18,9 +18,13 @@ logger = logging.getLogger(__name__)
 def make_server(residents: Residents, limits: Limits, host: str, port: int) -> uvicorn.Server:
     """A server that is not running yet; its ``should_exit`` stops it after the requests that run."""
     config = uvicorn.Config(
-        make_app(residents, limits), host=host, port=port, log_level="warning", timeout_graceful_shutdown=limits.shutdown_seconds,
+        make_app(residents, limits),
+        host=host,
+        port=port,
+        log_level="warning",
+        timeout_graceful_shutdown=limits.shutdown_seconds,
         lifespan="on",
-    )  # fmt: skip
+    )
     return uvicorn.Server(config)
 
 

@@ -50,8 +50,19 @@ class ExpertOptions:
     save_dtype: str = "float32"
 
 
-def train_experts(base: str | PreTrainedModel, data: str | Mapping[str, list[Row]], out: str | Path, options: ExpertOptions, *, tasks: list[str] | None = None,
-                  union: str | None = None, frozen_A: Path | None = None, resume: bool = False, dtype: str | None = None, device: str | None = None) -> dict[str, Path]:  # fmt: skip
+def train_experts(
+    base: str | PreTrainedModel,
+    data: str | Mapping[str, list[Row]],
+    out: str | Path,
+    options: ExpertOptions,
+    *,
+    tasks: list[str] | None = None,
+    union: str | None = None,
+    frozen_A: Path | None = None,
+    resume: bool = False,
+    dtype: str | None = None,
+    device: str | None = None,
+) -> dict[str, Path]:
     """Train one LoRA adapter for each task of ``data`` and save each as a PEFT folder ``out/TASK``.
 
     Args:
@@ -117,15 +128,29 @@ def train_experts(base: str | PreTrainedModel, data: str | Mapping[str, list[Row
             peft_model = cast(PeftModel, get_peft_model(model, lora_config(options, seq2seq)))
             if frozen_A is not None:
                 share_A(peft_model, frozen_A)
-            facts = {"base": base_name(model), "data": None if isinstance(data, Mapping) else Path(data).name, "data_hash": rows_hash(rows), "rows": len(encoded.rows),
-                     "dropped": encoded.dropped, "options": asdict(options), "dtype": str(model.dtype).removeprefix("torch.")}  # fmt: skip
+            facts = {
+                "base": base_name(model),
+                "data": None if isinstance(data, Mapping) else Path(data).name,
+                "data_hash": rows_hash(rows),
+                "rows": len(encoded.rows),
+                "dropped": encoded.dropped,
+                "options": asdict(options),
+                "dtype": str(model.dtype).removeprefix("torch."),
+            }
             peft_model.peft_config["default"].base_model_name_or_path = base_name(model)
             with (
                 work.part(sizes[task]),
                 writing(f"the adapter {task}", out, again=AGAIN if resume else f"{AGAIN} with --resume"),
             ):
-                seconds = _train_one(peft_model, encoded.rows, AnswerCollator(tokenizer.pad_token_id, seq2seq),
-                                     folders[task], options, facts, device)  # fmt: skip
+                seconds = _train_one(
+                    peft_model,
+                    encoded.rows,
+                    AnswerCollator(tokenizer.pad_token_id, seq2seq),
+                    folders[task],
+                    options,
+                    facts,
+                    device,
+                )
             model = cast(PreTrainedModel, peft_model.unload())
             logger.info(f"[{number}/{len(by_task)}] {task}: saved to {folders[task]} after {duration(seconds)}.")
         return folders
@@ -158,14 +183,27 @@ def check_options(folder: Path, options: ExpertOptions) -> None:
         )
 
 
-def _train_one(model: PeftModel, rows: Sequence[EncodedRow], collator: AnswerCollator, folder: Path,
-               options: ExpertOptions, facts: dict[str, Any], device: str | None) -> float:  # fmt: skip
+def _train_one(
+    model: PeftModel,
+    rows: Sequence[EncodedRow],
+    collator: AnswerCollator,
+    folder: Path,
+    options: ExpertOptions,
+    facts: dict[str, Any],
+    device: str | None,
+) -> float:
     """Train one adapter, save it whole into ``folder``, and add its record; returns the seconds it took."""
     work = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(work, ignore_errors=True)
     try:
-        arguments = training_arguments(work / "run", steps=options.steps, batch_size=options.batch_size,
-                                       lr=options.lr, seed=options.seed, device=device)  # fmt: skip
+        arguments = training_arguments(
+            work / "run",
+            steps=options.steps,
+            batch_size=options.batch_size,
+            lr=options.lr,
+            seed=options.seed,
+            device=device,
+        )
         trainer = AnswerTrainer(model, rows, arguments, collator)
         result = trainer.train()
         adapter = work / "adapter"

@@ -84,10 +84,22 @@ class GateTraining:
         return GateTraining(**values)
 
 
-def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: str | Path, options: GateTraining, *,
-                tasks: list[str] | None = None, resume: bool = False, allow_inactive: bool = False,
-                gate_only: bool = False, dtype: str | None = None, device: str | None = None, tensorboard: bool = False,
-                shard: bool = False) -> dict[str, Any]:  # fmt: skip
+def train_gates(
+    base: str,
+    adapters: Mapping[str, str | Path],
+    data: str,
+    out: str | Path,
+    options: GateTraining,
+    *,
+    tasks: list[str] | None = None,
+    resume: bool = False,
+    allow_inactive: bool = False,
+    gate_only: bool = False,
+    dtype: str | None = None,
+    device: str | None = None,
+    tensorboard: bool = False,
+    shard: bool = False,
+) -> dict[str, Any]:
     """Train the gates of a composition and save it as a bundle in ``out``.
 
     Args:
@@ -119,18 +131,35 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
         rows = [row for task_rows in by_task.values() for row in task_rows]
         read = {name: read_adapter(name, source) for name, source in adapters.items()}
         known = run_dtype(out, base, dtype, device)
-        run = {"base": base, "adapters": {k: str(v) for k, v in adapters.items()}, "data": str(data), "tasks": tasks,
-               "options": asdict(options), "dtype": known, "gate_only": gate_only, "data_hash": rows_hash(rows),
-               "experts": {name: adapter.sha256() for name, adapter in read.items()}}  # fmt: skip
+        run = {
+            "base": base,
+            "adapters": {k: str(v) for k, v in adapters.items()},
+            "data": str(data),
+            "tasks": tasks,
+            "options": asdict(options),
+            "dtype": known,
+            "gate_only": gate_only,
+            "data_hash": rows_hash(rows),
+            "experts": {name: adapter.sha256() for name, adapter in read.items()},
+        }
         if _claim(out, run, resume):
             return _read_own(out / "record.json")
         _searched(options)  # a missing package is said before the model is loaded
         again = AGAIN if resume else f"{AGAIN} with --resume"
         tokenizer, loaded = load_tokenizer(base), load_base(base, dtype=known or CHECKPOINT, device=device)
         gate_options = resolve_gate_options(options, loaded, tokenizer, by_task, list(adapters))
-        model = compose(loaded, read, architecture=options.architecture,
-                        architecture_options=options.architecture_options, gate=options.gate, top_k=options.top_k,
-                        preset=options.preset, seed=options.seed, allow_inactive=allow_inactive, **gate_options)  # fmt: skip
+        model = compose(
+            loaded,
+            read,
+            architecture=options.architecture,
+            architecture_options=options.architecture_options,
+            gate=options.gate,
+            top_k=options.top_k,
+            preset=options.preset,
+            seed=options.seed,
+            allow_inactive=allow_inactive,
+            **gate_options,
+        )
         seq2seq = bool(cast(Any, model.get_base_model()).config.is_encoder_decoder)
         encoded = encode_rows(rows, tokenizer, max_length=options.max_length, encoder_decoder=seq2seq)
         layers = radar_layers(model)
@@ -163,10 +192,15 @@ def train_gates(base: str, adapters: Mapping[str, str | Path], data: str, out: s
         radar_config(model).gate_only = gate_only
         processes.gather_experts(model)
         facts = {
-            "base": base, "data": Path(data).name, "data_hash": rows_hash(rows), "rows": len(encoded.rows),
-            "dropped": encoded.dropped, "options": asdict(options), "dtype": known or str(loaded.dtype).removeprefix("torch."),
+            "base": base,
+            "data": Path(data).name,
+            "data_hash": rows_hash(rows),
+            "rows": len(encoded.rows),
+            "dropped": encoded.dropped,
+            "options": asdict(options),
+            "dtype": known or str(loaded.dtype).removeprefix("torch."),
             "experts": {name: known["sha256"] for name, known in radar_config(model).expert_facts.items()},
-        }  # fmt: skip
+        }
         if is_main_process():
             with writing("the bundle", out, again=again):
                 _save(model, out, metrics, facts, base)
@@ -198,8 +232,9 @@ def _tidy(out: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def resolve_gate_options(options: GateTraining, base: Any, tokenizer: Any, by_task: Mapping[str, Sequence[Row]],
-                         experts: Sequence[str]) -> dict[str, Any]:  # fmt: skip
+def resolve_gate_options(
+    options: GateTraining, base: Any, tokenizer: Any, by_task: Mapping[str, Sequence[Row]], experts: Sequence[str]
+) -> dict[str, Any]:
     """The gate's options, with what they ask to be computed from rows: Nexus' ``domains="hidden"``.
 
     Raises:
@@ -217,8 +252,17 @@ def resolve_gate_options(options: GateTraining, base: Any, tokenizer: Any, by_ta
     return {**options.gate_options, "domains": domain_vectors(base, tokenizer, texts)}
 
 
-def fit_gates(model: PeftModel, rows: Sequence[EncodedRow], collator: AnswerCollator, out: Path, options: GateTraining, *,
-              resume: bool = False, device: str | None = None, tensorboard: bool = False) -> dict[str, Any]:  # fmt: skip
+def fit_gates(
+    model: PeftModel,
+    rows: Sequence[EncodedRow],
+    collator: AnswerCollator,
+    out: Path,
+    options: GateTraining,
+    *,
+    resume: bool = False,
+    device: str | None = None,
+    tensorboard: bool = False,
+) -> dict[str, Any]:
     """Train the gates of a composed model, or search a rule's weights, or do nothing where nothing is to be found.
 
     Returns:
@@ -266,21 +310,38 @@ def _save(model: PeftModel, out: Path, metrics: dict[str, Any], facts: dict[str,
     return record
 
 
-def _train(model: PeftModel, rows: Sequence[EncodedRow], collator: AnswerCollator, out: Path, options: GateTraining,
-           resume: bool, device: str | None, tensorboard: bool) -> dict[str, Any]:  # fmt: skip
+def _train(
+    model: PeftModel,
+    rows: Sequence[EncodedRow],
+    collator: AnswerCollator,
+    out: Path,
+    options: GateTraining,
+    resume: bool,
+    device: str | None,
+    tensorboard: bool,
+) -> dict[str, Any]:
     """Train the gates of a composed model under the train contract; returns trained parameters, seconds, last loss, curve."""
     assert options.lr is not None and options.dense_start is not None
     contract = TrainContract(model)
     groups = parameter_groups(model, options.lr, options.rotation_lr)
     rates = ", ".join(f"{group['name']} rate {group['lr']:g}" for group in groups)
-    logger.info(f"{sum(p.numel() for p in contract.gates.values()):,} gate numbers to train; {rates}; "
-        f"dense for the first {options.dense_start:.0%} of {options.steps} steps.")  # fmt: skip
+    logger.info(
+        f"{sum(p.numel() for p in contract.gates.values()):,} gate numbers to train; {rates}; "
+        f"dense for the first {options.dense_start:.0%} of {options.steps} steps."
+    )
     arguments = training_arguments(
-        out / "checkpoints", steps=options.steps, batch_size=options.batch_size, lr=options.lr, seed=options.seed,
-        save_every=options.save_every, tensorboard=tensorboard, device=device,
-    )  # fmt: skip
-    trainer = AnswerTrainer(model, rows, arguments, collator, groups=groups,
-                            callbacks=[contract, DenseStart(options.dense_start)])  # fmt: skip
+        out / "checkpoints",
+        steps=options.steps,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        seed=options.seed,
+        save_every=options.save_every,
+        tensorboard=tensorboard,
+        device=device,
+    )
+    trainer = AnswerTrainer(
+        model, rows, arguments, collator, groups=groups, callbacks=[contract, DenseStart(options.dense_start)]
+    )
     checkpoint = checkpoints.newest(out / "checkpoints") if resume else None
     if checkpoint is not None:
         logger.info(f"resuming from {checkpoint.name}.")

@@ -30,9 +30,17 @@ logger = logging.getLogger(__name__)
 JOINT_BUNDLE = "joint"
 
 
-def train_hydra_experts(base: str | PreTrainedModel, data: str | Mapping[str, list[Row]], out: str | Path, options: ExpertOptions, *,
-                        tasks: list[str] | None = None, resume: bool = False, dtype: str | None = None,
-                        device: str | None = None) -> dict[str, Path]:  # fmt: skip
+def train_hydra_experts(
+    base: str | PreTrainedModel,
+    data: str | Mapping[str, list[Row]],
+    out: str | Path,
+    options: ExpertOptions,
+    *,
+    tasks: list[str] | None = None,
+    resume: bool = False,
+    dtype: str | None = None,
+    device: str | None = None,
+) -> dict[str, Path]:
     """Train adapters that share A: A from one LoRA on all tasks, then frozen, and a head B_i on each task.
 
     Arguments and errors as for `radargate.training.experts.train_experts`. The joint LoRA stays in ``out/.shared``.
@@ -50,8 +58,17 @@ def train_hydra_experts(base: str | PreTrainedModel, data: str | Mapping[str, li
     return train_experts(model, data, out, options, tasks=tasks, resume=resume, device=device, frozen_A=shared)
 
 
-def train_hydra_jointly(base: str | PreTrainedModel, data: str, out: str | Path, options: ExpertOptions, *, heads: int = 4,
-                        tasks: list[str] | None = None, dtype: str | None = None, device: str | None = None) -> dict[str, Path]:  # fmt: skip
+def train_hydra_jointly(
+    base: str | PreTrainedModel,
+    data: str,
+    out: str | Path,
+    options: ExpertOptions,
+    *,
+    heads: int = 4,
+    tasks: list[str] | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+) -> dict[str, Path]:
     """HydraLoRA's own training: A, all heads and the router together on the mixed data.
 
     Args:
@@ -86,8 +103,14 @@ def train_hydra_jointly(base: str | PreTrainedModel, data: str, out: str | Path,
         composed = _untrained(model, work / "heads", heads, options, seq2seq)
         for parameter in _banks(composed):
             parameter.requires_grad_(True)
-        arguments = training_arguments(work / "run", steps=options.steps, batch_size=options.batch_size, lr=options.lr,
-                                       seed=options.seed, device=device)  # fmt: skip
+        arguments = training_arguments(
+            work / "run",
+            steps=options.steps,
+            batch_size=options.batch_size,
+            lr=options.lr,
+            seed=options.seed,
+            device=device,
+        )
         trainer = AnswerTrainer(composed, encoded.rows, arguments, AnswerCollator(tokenizer.pad_token_id, seq2seq))
         result = trainer.train()
         for parameter in _banks(composed):
@@ -101,11 +124,28 @@ def train_hydra_jointly(base: str | PreTrainedModel, data: str, out: str | Path,
         composed.unload()
         shutil.rmtree(work, ignore_errors=True)
         seconds = result.metrics["train_runtime"]
-        append_records(out / "records.jsonl", [make_record(
-            "experts", JOINT_BUNDLE, {"final_loss": [line["loss"] for line in trainer.state.log_history if "loss" in line][-1], "seconds": seconds}, base=base_name(model),
-            data=Path(data).name, data_hash=rows_hash(rows), rows=len(encoded.rows), dropped=encoded.dropped,
-            options=asdict(options), heads=heads, dtype=str(model.dtype).removeprefix("torch."), architecture="hydra",
-        )])  # fmt: skip
+        append_records(
+            out / "records.jsonl",
+            [
+                make_record(
+                    "experts",
+                    JOINT_BUNDLE,
+                    {
+                        "final_loss": [line["loss"] for line in trainer.state.log_history if "loss" in line][-1],
+                        "seconds": seconds,
+                    },
+                    base=base_name(model),
+                    data=Path(data).name,
+                    data_hash=rows_hash(rows),
+                    rows=len(encoded.rows),
+                    dropped=encoded.dropped,
+                    options=asdict(options),
+                    heads=heads,
+                    dtype=str(model.dtype).removeprefix("torch."),
+                    architecture="hydra",
+                )
+            ],
+        )
         logger.info(f"A, {heads} heads and router: saved to {out} after {duration(seconds)}.")
         return folders
 
@@ -121,9 +161,15 @@ def _untrained(model: PreTrainedModel, folder: Path, heads: int, options: Expert
     for name in names[1:]:
         shutil.copytree(folder / names[0], folder / name)
     composed = compose(
-        model, {name: folder / name for name in names}, architecture="hydra", gate="stretch", top_k=None,
-        seed=options.seed, allow_inactive=True, init_std=0.02,
-    )  # fmt: skip
+        model,
+        {name: folder / name for name in names},
+        architecture="hydra",
+        gate="stretch",
+        top_k=None,
+        seed=options.seed,
+        allow_inactive=True,
+        init_std=0.02,
+    )
     with torch.no_grad():  # the router starts as nn.Linear does, evenly within ±1/√d_in
         for layer in radar_layers(composed):
             gate: Any = layer.gate("default")

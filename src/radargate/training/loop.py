@@ -48,8 +48,17 @@ def training_run(out: Path, options: _Sizes) -> Iterator[None]:
         yield
 
 
-def training_arguments(out: str | Path, *, steps: int, batch_size: int, lr: float, seed: int, save_every: int = 0,
-                       tensorboard: bool = False, device: str | None = None) -> TrainingArguments:  # fmt: skip
+def training_arguments(
+    out: str | Path,
+    *,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    seed: int,
+    save_every: int = 0,
+    tensorboard: bool = False,
+    device: str | None = None,
+) -> TrainingArguments:
     """Arguments for `AnswerTrainer`: AdamW without decay, short warm-up then cosine, clipping at 1.
 
     Args:
@@ -107,14 +116,26 @@ class AnswerTrainer(Trainer):
         callbacks: more callbacks.
     """
 
-    def __init__(self, model: nn.Module, rows: Sequence[EncodedRow], args: TrainingArguments, collator: AnswerCollator,
-                 *, groups: list[dict[str, Any]] | None = None, callbacks: list[TrainerCallback] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: nn.Module,
+        rows: Sequence[EncodedRow],
+        args: TrainingArguments,
+        collator: AnswerCollator,
+        *,
+        groups: list[dict[str, Any]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
         self.groups = groups
         # a step never holds a row twice: with fewer rows than a batch, a step takes all of them
         args.per_device_train_batch_size = max(1, min(args.per_device_train_batch_size, len(rows) // args.world_size))
         self.order = step_order(
-            lambda index: rows[index].length, len(rows), args.per_device_train_batch_size * args.world_size, args.max_steps, args.seed,
-        )  # fmt: skip
+            lambda index: rows[index].length,
+            len(rows),
+            args.per_device_train_batch_size * args.world_size,
+            args.max_steps,
+            args.seed,
+        )
         super().__init__(model=model, args=args, train_dataset=rows, data_collator=collator, callbacks=callbacks)
         for callback in list(self.callback_handler.callbacks):
             if type(callback).__name__ == "PrinterCallback":
@@ -161,8 +182,9 @@ class AnswerTrainer(Trainer):
             self.optimizer = torch.optim.AdamW(self.groups, lr=self.args.learning_rate, weight_decay=0.0)
         return self.optimizer
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
-                     num_items_in_batch: Any = None) -> Any:  # fmt: skip
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """Mean cross-entropy over the answer tokens of the step, those of other processes counted, in float32."""
         labels, wanted = inputs["labels"], dict(inputs)
         if not self.seq2seq:
@@ -246,8 +268,13 @@ class TrainingProgress(TrainerCallback):
         step, seconds = state.global_step, time.monotonic() - self.started
         speed = sum(self.tokens[self.first_step : step]) / max(seconds, 1e-9)
         loss, norm = float(logs["loss"]), float(logs.get("grad_norm", 0.0))
-        line = {"step": step, "loss": loss, "grad_norm": norm, "lr": logs.get("learning_rate"),
-                "tokens_per_second": round(speed, 1)}  # fmt: skip
+        line = {
+            "step": step,
+            "loss": loss,
+            "grad_norm": norm,
+            "lr": logs.get("learning_rate"),
+            "tokens_per_second": round(speed, 1),
+        }
         with open(self.file, "a") as file:
             file.write(json.dumps(line) + "\n")
         self.loss = f"  loss {loss:.4f}  {speed:,.0f} tokens/s"

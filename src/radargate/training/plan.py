@@ -75,8 +75,15 @@ class Plan:
         return {**asdict(self), "peak_bytes": self.peak_bytes}
 
 
-def plan_training(base: str, adapters: Mapping[str, str | Path], options: GateTraining, *, answer_tokens: int = 64,
-                  dtype: str | None = None, device: str = "cpu") -> Plan:  # fmt: skip
+def plan_training(
+    base: str,
+    adapters: Mapping[str, str | Path],
+    options: GateTraining,
+    *,
+    answer_tokens: int = 64,
+    dtype: str | None = None,
+    device: str = "cpu",
+) -> Plan:
     """Predict memory and time of `radargate.training.gates.train_gates`, reading headers only.
 
     Args:
@@ -128,18 +135,24 @@ def plan_training(base: str, adapters: Mapping[str, str | Path], options: GateTr
 def words(plan: Plan, options: GateTraining, runs: int = 1) -> str:
     """The plan for people; its seconds are those of ``runs`` trainings."""
     rows = [
-        ("base", plan.base_bytes), ("experts", plan.expert_bytes), ("gates", plan.gate_bytes), ("optimizer", plan.optimizer_bytes),
+        ("base", plan.base_bytes),
+        ("experts", plan.expert_bytes),
+        ("gates", plan.gate_bytes),
+        ("optimizer", plan.optimizer_bytes),
         (f"a step of {options.batch_size} rows of {options.max_length} tokens", plan.step_bytes),
-        ("freed, not given back", plan.kept_bytes), ("together", plan.peak_bytes),
-    ]  # fmt: skip
+        ("freed, not given back", plan.kept_bytes),
+        ("together", plan.peak_bytes),
+    ]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value / 1e6:>10,.1f} MB" for name, value in rows]
-    return "\n".join([
-        f"dtype: {plan.dtype} ({plan.dtype_reason}).",
-        *lines,
-        f"{plan.trained_parameters:,} numbers to train; roughly {plan.seconds / 60:,.1f} minutes for {f'{runs} × ' if runs > 1 else ''}{options.steps} steps.",
-        "Python and torch take some 500 MB more. For less: a smaller --batch-size or --max-length, --dtype bfloat16.",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"dtype: {plan.dtype} ({plan.dtype_reason}).",
+            *lines,
+            f"{plan.trained_parameters:,} numbers to train; roughly {plan.seconds / 60:,.1f} minutes for {f'{runs} × ' if runs > 1 else ''}{options.steps} steps.",
+            "Python and torch take some 500 MB more. For less: a smaller --batch-size or --max-length, --dtype bfloat16.",
+        ]
+    )
 
 
 def _compose_shapes(model: Any, adapters: Mapping[str, str | Path], options: GateTraining) -> PeftModel:
@@ -154,12 +167,17 @@ def _compose_shapes(model: Any, adapters: Mapping[str, str | Path], options: Gat
     make_options(kind, chosen)
     ARCHITECTURES.check(options.architecture)
     config = RadarConfig(
-        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM", architecture=options.architecture,
-        architecture_options=dict(options.architecture_options), gate=options.gate, gate_options=chosen,
-        top_k=options.top_k, preset=options.preset, seed=options.seed,
+        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
+        architecture=options.architecture,
+        architecture_options=dict(options.architecture_options),
+        gate=options.gate,
+        gate_options=chosen,
+        top_k=options.top_k,
+        preset=options.preset,
+        seed=options.seed,
         experts=[adapter.name for adapter in read],
         sites={site: _entry(site, shape, read) for site, shape in shapes.items() if any(site in a.sites for a in read)},
-    )  # fmt: skip
+    )
     with torch.device("meta"):
         return get_peft_model(model, config)
 

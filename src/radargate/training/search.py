@@ -26,8 +26,9 @@ BATCH = 5  # rows a batch, as LoraHub's own runs have it
 
 
 @torch.no_grad()
-def search_weights(model: PeftModel, rows: Sequence[EncodedRow], collator: AnswerCollator, *, seed: int,
-                   device: str | None = None) -> dict[str, Any]:  # fmt: skip
+def search_weights(
+    model: PeftModel, rows: Sequence[EncodedRow], collator: AnswerCollator, *, seed: int, device: str | None = None
+) -> dict[str, Any]:
     """Search the weights of a composition's rule and put them in place; the same for the same seed.
 
     Args:

@@ -8,9 +8,17 @@ from collections.abc import Iterator
 from radargate.data.rows import Row
 
 UNITS = (
-    ("kilometre", "metre"), ("metre", "centimetre"), ("centimetre", "millimetre"), ("kilogram", "gram"),
-    ("tonne", "kilogram"), ("litre", "millilitre"), ("hour", "minute"), ("minute", "second"), ("day", "hour"), ("week", "day"),
-)  # fmt: skip
+    ("kilometre", "metre"),
+    ("metre", "centimetre"),
+    ("centimetre", "millimetre"),
+    ("kilogram", "gram"),
+    ("tonne", "kilogram"),
+    ("litre", "millilitre"),
+    ("hour", "minute"),
+    ("minute", "second"),
+    ("day", "hour"),
+    ("week", "day"),
+)
 
 
 def heavier_element() -> Iterator[tuple[str, Row]]:

@@ -7,8 +7,16 @@ from collections.abc import Iterator
 
 from radargate.data.rows import Row
 
-LANGUAGES = {"fr": "French", "de": "German", "es": "Spanish", "it": "Italian", "pt": "Portuguese", "nl": "Dutch",
-             "sv": "Swedish", "pl": "Polish"}  # fmt: skip
+LANGUAGES = {
+    "fr": "French",
+    "de": "German",
+    "es": "Spanish",
+    "it": "Italian",
+    "pt": "Portuguese",
+    "nl": "Dutch",
+    "sv": "Swedish",
+    "pl": "Polish",
+}
 NUMBER_LANGUAGES = ("fr", "de", "es", "it", "pt", "nl")
 
 

@@ -33,6 +33,8 @@ class MultiplicativeGate(StretchGate):
         gated = super().forward(call)
         call = dataclasses.replace(call, codes=gated.codes)
         code, up = relation_codes(call, gated.indices, self.rotation_down), self.rotation_up.to(call.x)
-        mixtures = (ops.mix(call.h, call.B, call.ranks, gated.weights * code[..., r], gated.indices) * up[r]
-                    for r in range(len(up)))  # fmt: skip
+        mixtures = (
+            ops.mix(call.h, call.B, call.ranks, gated.weights * code[..., r], gated.indices) * up[r]
+            for r in range(len(up))
+        )
         return dataclasses.replace(gated, extra=sum(mixtures, call.x.new_zeros(())))

@@ -124,8 +124,9 @@ class LoraHubRule(SearchedRule, MixedApartRule):
         return True
 
     @classmethod
-    def search(cls, experts: Sequence[str], losses: Callable[[Mapping[str, float]], Sequence[Batch]], options: Any,
-               seed: int) -> Found:  # fmt: skip
+    def search(
+        cls, experts: Sequence[str], losses: Callable[[Mapping[str, float]], Sequence[Batch]], options: Any, seed: int
+    ) -> Found:
         """NGOpt from all zeros; the recommendation after the budget."""
         import nevergrad
         import numpy

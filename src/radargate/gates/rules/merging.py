@@ -191,8 +191,15 @@ class DareRule(MergingRule):
 _METHODS: dict[str, type[MergingRule]] = {rule.name: rule for rule in (TiesRule, DareRule)}
 
 
-def merge_adapters(adapters: Mapping[str, str | Path], base: str | nn.Module, folder: str | Path, *, method: str = "ties",
-                   seed: int = 0, **options: Any) -> None:  # fmt: skip
+def merge_adapters(
+    adapters: Mapping[str, str | Path],
+    base: str | nn.Module,
+    folder: str | Path,
+    *,
+    method: str = "ties",
+    seed: int = 0,
+    **options: Any,
+) -> None:
     """Merge adapters into one ordinary PEFT adapter folder, which needs nothing of radargate.
 
     Args:

@@ -58,8 +58,9 @@ class SearchedRule(Gate):
         return True
 
     @classmethod
-    def search(cls, experts: Sequence[str], losses: Callable[[Mapping[str, float]], Sequence[Batch]], options: Any,
-               seed: int) -> Found:  # fmt: skip
+    def search(
+        cls, experts: Sequence[str], losses: Callable[[Mapping[str, float]], Sequence[Batch]], options: Any, seed: int
+    ) -> Found:
         """Search the weights.
 
         Args:

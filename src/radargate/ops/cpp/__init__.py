@@ -47,8 +47,19 @@ def chosen_codes(x: Tensor, A: Tensor, scale: Tensor, ranks: Sequence[int], indi
     return _apply(_ChosenCodes, x, A, scale, indices, tuple(ranks))
 
 
-def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int], down: Tensor, indices: Tensor | None, total: Tensor | None,
-                   rounding: Tensor | None = None, *, unit: bool, selected: bool, others: float) -> Tensor:  # fmt: skip
+def rotation_codes(
+    h: Tensor,
+    B: Tensor,
+    ranks: Sequence[int],
+    down: Tensor,
+    indices: Tensor | None,
+    total: Tensor | None,
+    rounding: Tensor | None = None,
+    *,
+    unit: bool,
+    selected: bool,
+    others: float,
+) -> Tensor:
     """Rotation codes [tokens, k, r_a] of all slots.
 
     Args:
@@ -67,8 +78,17 @@ def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int], down: Tensor, ind
     return _apply(_RotationCodes, h, B, down, total, rounding, indices, tuple(ranks), options)
 
 
-def mix(h: Tensor, B: Tensor, ranks: Sequence[int], weights: Tensor, indices: Tensor | None, rotation: Tensor, up: Tensor,
-        *, bound: bool) -> Tensor:  # fmt: skip
+def mix(
+    h: Tensor,
+    B: Tensor,
+    ranks: Sequence[int],
+    weights: Tensor,
+    indices: Tensor | None,
+    rotation: Tensor,
+    up: Tensor,
+    *,
+    bound: bool,
+) -> Tensor:
     """The update Σ_i g_i R(a_i Q) v_i: [tokens, d].
 
     Args:
@@ -124,9 +144,17 @@ class _RotationCodes(torch.autograd.Function):
     """Gradients to h, B, P and the total."""
 
     @staticmethod
-    def compute(h: Tensor, B: Tensor, down: Tensor, total: Tensor | None, rounding: Tensor | None,
-                indices: Tensor | None, ranks: tuple[int, ...], options: dict[str, Any],
-                keep: bool = False) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    def compute(
+        h: Tensor,
+        B: Tensor,
+        down: Tensor,
+        total: Tensor | None,
+        rounding: Tensor | None,
+        indices: Tensor | None,
+        ranks: tuple[int, ...],
+        options: dict[str, Any],
+        keep: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
         slots = len(ranks) if indices is None else indices.shape[1]
         code = h.new_empty(h.shape[0], slots, down.shape[1])
         scales = h.new_empty(h.shape[0], slots, 3) if keep and options["unit"] else None
@@ -135,8 +163,17 @@ class _RotationCodes(torch.autograd.Function):
         return code, scales
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, B: Tensor, down: Tensor, total: Tensor | None, rounding: Tensor | None,
-                indices: Tensor | None, ranks: tuple[int, ...], options: dict[str, Any]) -> Tensor:  # fmt: skip
+    def forward(
+        ctx: Any,
+        h: Tensor,
+        B: Tensor,
+        down: Tensor,
+        total: Tensor | None,
+        rounding: Tensor | None,
+        indices: Tensor | None,
+        ranks: tuple[int, ...],
+        options: dict[str, Any],
+    ) -> Tensor:
         code, scales = _RotationCodes.compute(h, B, down, total, rounding, indices, ranks, options, keep=True)
         ctx.save_for_backward(h, B, down, total, indices, code if options["unit"] else None, scales)
         ctx.ranks, ctx.options = ranks, options
@@ -152,9 +189,16 @@ class _RotationCodes(torch.autograd.Function):
         d_down = torch.zeros_like(down) if need_down else None
         d_total = torch.empty_like(total) if need_total else None
         arrays = {
-            "down": down, "total": total, "code": code, "scales": scales, "grad": grad.contiguous(),
-            "d_h": d_h, "d_B": d_B, "d_down": d_down, "d_total": d_total,
-        }  # fmt: skip
+            "down": down,
+            "total": total,
+            "code": code,
+            "scales": scales,
+            "grad": grad.contiguous(),
+            "d_h": d_h,
+            "d_B": d_B,
+            "d_down": d_down,
+            "d_total": d_total,
+        }
         calls.run(
             "radargate_rotation_codes", h, B, ctx.ranks, grad.shape[1], grad.shape[2], indices, arrays, **ctx.options
         )
@@ -165,16 +209,33 @@ class _Mix(torch.autograd.Function):
     """Gradients to h, B, the weights, the rotation codes and Q."""
 
     @staticmethod
-    def compute(h: Tensor, B: Tensor, weights: Tensor, rotation: Tensor, up: Tensor, indices: Tensor | None,
-                ranks: tuple[int, ...], options: dict[str, Any]) -> tuple[Tensor]:  # fmt: skip
+    def compute(
+        h: Tensor,
+        B: Tensor,
+        weights: Tensor,
+        rotation: Tensor,
+        up: Tensor,
+        indices: Tensor | None,
+        ranks: tuple[int, ...],
+        options: dict[str, Any],
+    ) -> tuple[Tensor]:
         update = h.new_empty(h.shape[0], B.shape[1])
         arrays: dict[str, Tensor | None] = {"weights": weights, "rotation": rotation, "up": up, "update": update}
         calls.run("radargate_mix", h, B, ranks, weights.shape[1], up.shape[0], indices, arrays, **options)
         return (update,)
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, B: Tensor, weights: Tensor, rotation: Tensor, up: Tensor, indices: Tensor | None,
-                ranks: tuple[int, ...], options: dict[str, Any]) -> Tensor:  # fmt: skip
+    def forward(
+        ctx: Any,
+        h: Tensor,
+        B: Tensor,
+        weights: Tensor,
+        rotation: Tensor,
+        up: Tensor,
+        indices: Tensor | None,
+        ranks: tuple[int, ...],
+        options: dict[str, Any],
+    ) -> Tensor:
         ctx.save_for_backward(h, B, weights, rotation, up, indices)
         ctx.ranks, ctx.options = ranks, options
         return _Mix.compute(h, B, weights, rotation, up, indices, ranks, options)[0]
@@ -190,8 +251,15 @@ class _Mix(torch.autograd.Function):
         d_rotation = torch.empty_like(rotation) if need_rotation else None
         d_up = torch.zeros_like(up) if need_up else None
         arrays = {
-            "weights": weights, "rotation": rotation, "up": up, "grad": grad.contiguous(),
-            "d_h": d_h, "d_B": d_B, "d_weights": d_weights, "d_rotation": d_rotation, "d_up": d_up,
-        }  # fmt: skip
+            "weights": weights,
+            "rotation": rotation,
+            "up": up,
+            "grad": grad.contiguous(),
+            "d_h": d_h,
+            "d_B": d_B,
+            "d_weights": d_weights,
+            "d_rotation": d_rotation,
+            "d_up": d_up,
+        }
         calls.run("radargate_mix", h, B, ctx.ranks, weights.shape[1], up.shape[0], indices, arrays, **ctx.options)
         return d_h, d_B, d_weights, d_rotation, d_up, None, None, None

@@ -17,9 +17,26 @@ from radargate.ops.cpp import build
 SIZES = ("tokens", "experts", "slots", "width", "codes", "rank", "wide", "threads")
 OPTIONS = ("unit", "selected", "bound")
 ARRAYS = (
-    "h", "B", "total", "rounding", "down", "up", "weights", "rotation", "grad", "code", "scales", "update",
-    "d_h", "d_B", "d_total", "d_down", "d_weights", "d_rotation", "d_up",
-)  # fmt: skip
+    "h",
+    "B",
+    "total",
+    "rounding",
+    "down",
+    "up",
+    "weights",
+    "rotation",
+    "grad",
+    "code",
+    "scales",
+    "update",
+    "d_h",
+    "d_B",
+    "d_total",
+    "d_down",
+    "d_weights",
+    "d_rotation",
+    "d_up",
+)
 
 
 class Call(ctypes.Structure):
@@ -38,8 +55,17 @@ def starts(ranks: tuple[int, ...]) -> Any:
     return (ctypes.c_int64 * (len(ranks) + 1))(*accumulate(ranks, initial=0))
 
 
-def run(operation: str, h: Tensor, B: Tensor, ranks: Sequence[int], slots: int, rank: int, indices: Tensor | None,
-        arrays: Mapping[str, Tensor | None], **options: float) -> None:  # fmt: skip
+def run(
+    operation: str,
+    h: Tensor,
+    B: Tensor,
+    ranks: Sequence[int],
+    slots: int,
+    rank: int,
+    indices: Tensor | None,
+    arrays: Mapping[str, Tensor | None],
+    **options: float,
+) -> None:
     """Call a compiled operation on contiguous tensors.
 
     Raises:
@@ -51,11 +77,21 @@ def run(operation: str, h: Tensor, B: Tensor, ranks: Sequence[int], slots: int, 
         raise BackendError(f"The compiled operations are not there: {reason}. Use radargate.ops instead.")
     begin = starts(tuple(ranks))
     call = Call(
-        tokens=h.shape[0], experts=len(ranks), slots=slots, width=B.shape[1], codes=B.shape[0], rank=rank,
-        wide=h.dtype == torch.float64, threads=torch.get_num_threads(), starts=ctypes.addressof(begin),
-        indices=None if indices is None else indices.data_ptr(), h=h.data_ptr(), B=B.data_ptr(), **options,
+        tokens=h.shape[0],
+        experts=len(ranks),
+        slots=slots,
+        width=B.shape[1],
+        codes=B.shape[0],
+        rank=rank,
+        wide=h.dtype == torch.float64,
+        threads=torch.get_num_threads(),
+        starts=ctypes.addressof(begin),
+        indices=None if indices is None else indices.data_ptr(),
+        h=h.data_ptr(),
+        B=B.data_ptr(),
+        **options,
         **{name: t.data_ptr() for name, t in arrays.items() if t is not None},
-    )  # fmt: skip
+    )
     outcome = getattr(library, operation)(ctypes.byref(call))
     if outcome == 1:
         raise OptionError(f"indices name experts outside 0 to {len(ranks) - 1}.")

@@ -72,8 +72,17 @@ def site_applies(x: Tensor, onto: Tensor) -> bool:
     )
 
 
-def site(x: Tensor, A: Tensor, B: Tensor, scale: Tensor, ranks: tuple[int, ...], recipe: Recipe, top_k: int | None,
-         onto: Tensor, prior: Tensor | None = None) -> Tensor | None:  # fmt: skip
+def site(
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    scale: Tensor,
+    ranks: tuple[int, ...],
+    recipe: Recipe,
+    top_k: int | None,
+    onto: Tensor,
+    prior: Tensor | None = None,
+) -> Tensor | None:
     """``onto`` plus the update of one site; None where tensors are not alike, or something asks for gradients.
 
     Args:
@@ -112,11 +121,24 @@ def site(x: Tensor, A: Tensor, B: Tensor, scale: Tensor, ranks: tuple[int, ...],
     selected = reference == "selected"
     others = max((slots if selected else n) - 1, 1) if angle_norm == "mean" else 1
     call = Site(
-        x.numel() // inputs, n, slots, inputs, width, codes, 0 if turn[1] is None else turn[1].shape[0], dtype == torch.float64,
-        torch.get_num_threads(), angle_norm == "unit", selected, angle_norm == "tanh",
-        renormalize == "always" or (renormalize == "auto" and slots > 1), others / down_scale, temperature,
-        ctypes.addressof(calls.starts(ranks)), *map(_address, (x, A, B, scale, theta, prior, *turn, onto, update)),
-    )  # fmt: skip
+        x.numel() // inputs,
+        n,
+        slots,
+        inputs,
+        width,
+        codes,
+        0 if turn[1] is None else turn[1].shape[0],
+        dtype == torch.float64,
+        torch.get_num_threads(),
+        angle_norm == "unit",
+        selected,
+        angle_norm == "tanh",
+        renormalize == "always" or (renormalize == "auto" and slots > 1),
+        others / down_scale,
+        temperature,
+        ctypes.addressof(calls.starts(ranks)),
+        *map(_address, (x, A, B, scale, theta, prior, *turn, onto, update)),
+    )
     if library.radargate_site(ctypes.byref(call)):
         raise BackendError(f"Not enough memory for a site of {n} experts. Use fewer tokens.")
     return update

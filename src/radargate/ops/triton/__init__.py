@@ -53,8 +53,15 @@ def _available(device: str, interpreting: bool) -> tuple[bool, str]:
     return True, f"Triton kernels on {torch.cuda.get_device_name()}"
 
 
-def serves(backend: str, h: Tensor, B: Tensor, matrix: Tensor | None, *others: Tensor | None,
-           indices: Tensor | None = None, lacking: str | None = None) -> bool:  # fmt: skip
+def serves(
+    backend: str,
+    h: Tensor,
+    B: Tensor,
+    matrix: Tensor | None,
+    *others: Tensor | None,
+    indices: Tensor | None = None,
+    lacking: str | None = None,
+) -> bool:
     """Whether the kernels do a step; arguments as in `refusal`, and what they lack for it whatever the tensors.
 
     Raises:
@@ -73,8 +80,9 @@ def result_dtype(*tensors: Tensor) -> torch.dtype:
     return functools.reduce(torch.promote_types, [t.dtype for t in tensors])
 
 
-def refusal(h: Tensor, B: Tensor, matrix: Tensor | None, *others: Tensor | None,
-            indices: Tensor | None = None) -> str | None:  # fmt: skip
+def refusal(
+    h: Tensor, B: Tensor, matrix: Tensor | None, *others: Tensor | None, indices: Tensor | None = None
+) -> str | None:
     """Why the kernels cannot take these tensors, or None.
 
     Args:
@@ -105,8 +113,17 @@ def refusal(h: Tensor, B: Tensor, matrix: Tensor | None, *others: Tensor | None,
     return None if works else reason
 
 
-def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int], down: Tensor, indices: Tensor | None,
-                   total: Tensor | None, *, unit: bool, others: float) -> Tensor:  # fmt: skip
+def rotation_codes(
+    h: Tensor,
+    B: Tensor,
+    ranks: Sequence[int],
+    down: Tensor,
+    indices: Tensor | None,
+    total: Tensor | None,
+    *,
+    unit: bool,
+    others: float,
+) -> Tensor:
     """Rotation codes of all slots, related to all other experts: [tokens, k, r_a] in float32.
 
     Args:
@@ -126,8 +143,19 @@ def rotation_codes(h: Tensor, B: Tensor, ranks: Sequence[int], down: Tensor, ind
     return run(*given, list(ranks), unit, float(others))[0]
 
 
-def mix(h: Tensor, B: Tensor, ranks: Sequence[int], weights: Tensor, indices: Tensor | None, rotation: Tensor,
-        up: Tensor, *, bound: bool, y: Tensor | None = None, in_place: bool = False) -> Tensor:  # fmt: skip
+def mix(
+    h: Tensor,
+    B: Tensor,
+    ranks: Sequence[int],
+    weights: Tensor,
+    indices: Tensor | None,
+    rotation: Tensor,
+    up: Tensor,
+    *,
+    bound: bool,
+    y: Tensor | None = None,
+    in_place: bool = False,
+) -> Tensor:
     """The update Σ_i g_i R(a_i Q) v_i, added to ``y`` where there is one: [tokens, d].
 
     Args:

@@ -55,8 +55,19 @@ def tanh(x):
 
 
 @triton.jit
-def angles(rotation, up, places, live, pairs, pair_mask, half, RANK: tl.constexpr, BOUND: tl.constexpr,
-           BT: tl.constexpr, BP: tl.constexpr):  # fmt: skip
+def angles(
+    rotation,
+    up,
+    places,
+    live,
+    pairs,
+    pair_mask,
+    half,
+    RANK: tl.constexpr,
+    BOUND: tl.constexpr,
+    BT: tl.constexpr,
+    BP: tl.constexpr,
+):
     """Angles [BT, BP] = codes at ``places`` times Q; 0 where an odd width leaves a column without a partner."""
     alpha = tl.zeros([BT, BP], tl.float32)
     for c in range(RANK):
@@ -94,8 +105,25 @@ def block_row(B, starts, slot, start, end, p, cols, col_mask, d, DENSE: tl.const
 
 
 @triton.jit
-def expand(h, B, starts, slot, expert, start, end, rows, row_mask, cols, col_mask, R, d, RMAX: tl.constexpr,
-           DENSE: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr):  # fmt: skip
+def expand(
+    h,
+    B,
+    starts,
+    slot,
+    expert,
+    start,
+    end,
+    rows,
+    row_mask,
+    cols,
+    col_mask,
+    R,
+    d,
+    RMAX: tl.constexpr,
+    DENSE: tl.constexpr,
+    BT: tl.constexpr,
+    BD: tl.constexpr,
+):
     """v of one slot: [BT, BD]; not a number where an index names no expert."""
     v = tl.zeros([BT, BD], tl.float32)
     for p in range(RMAX):
@@ -119,8 +147,9 @@ def others_of(h, B, owner, expert, rows, row_mask, cols, col_mask, R, d, BT: tl.
 
 
 @triton.jit
-def sums_over_columns(tile, B, starts, slot, start, end, cols, col_mask, out, places, live, d, RMAX: tl.constexpr,
-                      DENSE: tl.constexpr):  # fmt: skip
+def sums_over_columns(
+    tile, B, starts, slot, start, end, cols, col_mask, out, places, live, d, RMAX: tl.constexpr, DENSE: tl.constexpr
+):
     """Store Σ_columns tile · B_p of each token's expert: one partial sum a place and row p."""
     for p in range(RMAX):
         row = block_row(B, starts, slot, start, end, p, cols, col_mask, d, DENSE)

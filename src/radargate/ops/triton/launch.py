@@ -60,8 +60,18 @@ def layout(ranks: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor
     )
 
 
-def turn(y: Tensor | None, h: Tensor, B: Tensor, weights: Tensor, rotation: Tensor, up: Tensor, indices: Tensor | None,
-         ranks: Sequence[int], bound: bool, out: Tensor) -> None:  # fmt: skip
+def turn(
+    y: Tensor | None,
+    h: Tensor,
+    B: Tensor,
+    weights: Tensor,
+    rotation: Tensor,
+    up: Tensor,
+    indices: Tensor | None,
+    ranks: Sequence[int],
+    bound: bool,
+    out: Tensor,
+) -> None:
     """Write y + Σ_s g_s R(a_s Q) v_s into ``out`` [tokens, d], which may be y itself."""
     tokens, d = out.shape
     if tokens == 0:
@@ -71,15 +81,42 @@ def turn(y: Tensor | None, h: Tensor, B: Tensor, weights: Tensor, rotation: Tens
     rows, columns = (1, BLOCKS.few_columns) if few else (BLOCKS.tokens, BLOCKS.columns)
     columns = min(columns, _block(d, 2))
     turn_kernel[triton.cdiv(tokens, rows), triton.cdiv(d, columns)](
-        _or(y, out), h, B, weights, rotation, up, _or(indices, starts), starts, out, tokens, B.shape[0], d, len(ranks),
-        K=weights.shape[1], RMAX=max(ranks), RANK=up.shape[0], ADD=y is not None, DENSE=indices is None, BOUND=bound,
-        BT=rows, BD=columns, **_warps(few),
-    )  # fmt: skip
+        _or(y, out),
+        h,
+        B,
+        weights,
+        rotation,
+        up,
+        _or(indices, starts),
+        starts,
+        out,
+        tokens,
+        B.shape[0],
+        d,
+        len(ranks),
+        K=weights.shape[1],
+        RMAX=max(ranks),
+        RANK=up.shape[0],
+        ADD=y is not None,
+        DENSE=indices is None,
+        BOUND=bound,
+        BT=rows,
+        BD=columns,
+        **_warps(few),
+    )
 
 
-def turn_gradients(grad: Tensor, h: Tensor, B: Tensor, weights: Tensor, rotation: Tensor, up: Tensor,
-                   indices: Tensor | None, ranks: Sequence[int],
-                   bound: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+def turn_gradients(
+    grad: Tensor,
+    h: Tensor,
+    B: Tensor,
+    weights: Tensor,
+    rotation: Tensor,
+    up: Tensor,
+    indices: Tensor | None,
+    ranks: Sequence[int],
+    bound: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients to h, the weights, the rotation codes and Q, in their dtypes."""
     (tokens, k), d, (rank, half) = weights.shape, B.shape[1], up.shape
     if tokens == 0:
@@ -91,10 +128,33 @@ def turn_gradients(grad: Tensor, h: Tensor, B: Tensor, weights: Tensor, rotation
     d_rotation = _scratch(h, blocks, tokens, k, rank)
     d_up = _scratch(h, groups, rank, half)
     turn_gradients_kernel[blocks, groups](
-        grad, h, B, weights, rotation, up, _or(indices, starts), starts, d_v, d_rotation, d_up, tokens, B.shape[0], d,
-        len(ranks), tiles, K=k, RMAX=max(ranks), RANK=rank, PADDED=_block(rank), DENSE=indices is None, BOUND=bound,
-        PRECISION=BLOCKS.precision, BT=BLOCKS.tokens, BD=columns, **_warps(),
-    )  # fmt: skip
+        grad,
+        h,
+        B,
+        weights,
+        rotation,
+        up,
+        _or(indices, starts),
+        starts,
+        d_v,
+        d_rotation,
+        d_up,
+        tokens,
+        B.shape[0],
+        d,
+        len(ranks),
+        tiles,
+        K=k,
+        RMAX=max(ranks),
+        RANK=rank,
+        PADDED=_block(rank),
+        DENSE=indices is None,
+        BOUND=bound,
+        PRECISION=BLOCKS.precision,
+        BT=BLOCKS.tokens,
+        BD=columns,
+        **_warps(),
+    )
     found = d_v.sum(0)
     d_h = h.new_zeros(h.shape, dtype=torch.float32)
     _collect(found, weights, indices, ranks, d_h)
@@ -102,8 +162,16 @@ def turn_gradients(grad: Tensor, h: Tensor, B: Tensor, weights: Tensor, rotation
     return d_h.to(h.dtype), d_weights.to(weights.dtype), d_rotation.sum(0).to(rotation.dtype), d_up.sum(0).to(up.dtype)
 
 
-def rotation_codes(h: Tensor, B: Tensor, total: Tensor | None, down: Tensor, indices: Tensor | None,
-                   ranks: Sequence[int], unit: bool, others: float) -> tuple[Tensor, Tensor]:  # fmt: skip
+def rotation_codes(
+    h: Tensor,
+    B: Tensor,
+    total: Tensor | None,
+    down: Tensor,
+    indices: Tensor | None,
+    ranks: Sequence[int],
+    unit: bool,
+    others: float,
+) -> tuple[Tensor, Tensor]:
     """Rotation codes [tokens, k, r_a] in float32, and what their gradients need: scales [tokens, k, 3], or [0]."""
     tokens, k = h.shape[0], len(ranks) if indices is None else indices.shape[1]
     d, rank = down.shape
@@ -115,17 +183,48 @@ def rotation_codes(h: Tensor, B: Tensor, total: Tensor | None, down: Tensor, ind
     few = tokens <= BLOCKS.few
     rows, columns = (1, BLOCKS.few_columns) if few else (BLOCKS.tokens, BLOCKS.code_columns)
     codes_kernel[triton.cdiv(tokens, rows), k](
-        h, B, _everyone(h, B) if total is None else total, down, _or(indices, starts), starts, owner, code, scales,
-        tokens, B.shape[0], d, len(ranks), others, K=k, RMAX=max(ranks), RANK=rank,
-        PADDED=_block(rank, 1 if few else SMALLEST_DOT), UNIT=unit, DENSE=indices is None, DOT=not few,
-        PRECISION=BLOCKS.precision, BT=rows, BD=min(columns, _block(d)), **_warps(few),
-    )  # fmt: skip
+        h,
+        B,
+        _everyone(h, B) if total is None else total,
+        down,
+        _or(indices, starts),
+        starts,
+        owner,
+        code,
+        scales,
+        tokens,
+        B.shape[0],
+        d,
+        len(ranks),
+        others,
+        K=k,
+        RMAX=max(ranks),
+        RANK=rank,
+        PADDED=_block(rank, 1 if few else SMALLEST_DOT),
+        UNIT=unit,
+        DENSE=indices is None,
+        DOT=not few,
+        PRECISION=BLOCKS.precision,
+        BT=rows,
+        BD=min(columns, _block(d)),
+        **_warps(few),
+    )
     return code, scales
 
 
-def rotation_codes_gradients(grad: Tensor, h: Tensor, B: Tensor, total: Tensor | None, down: Tensor,
-                             indices: Tensor | None, code: Tensor, scales: Tensor, ranks: Sequence[int], unit: bool,
-                             others: float) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def rotation_codes_gradients(
+    grad: Tensor,
+    h: Tensor,
+    B: Tensor,
+    total: Tensor | None,
+    down: Tensor,
+    indices: Tensor | None,
+    code: Tensor,
+    scales: Tensor,
+    ranks: Sequence[int],
+    unit: bool,
+    others: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to h, P and the total (empty where none was given), in their dtypes."""
     (tokens, k, rank), d, given = grad.shape, down.shape[0], total is not None
     d_total = _scratch(h, tokens, d)
@@ -141,30 +240,80 @@ def rotation_codes_gradients(grad: Tensor, h: Tensor, B: Tensor, total: Tensor |
     reach = (grad.float() * code).sum(-1) / d if unit else scales
     sizes = {"K": k, "RMAX": max(ranks), "RANK": rank, "PADDED": _block(rank), "DENSE": indices is None}
     codes_gradients_kernel[blocks, groups](
-        grad, h, B, everyone, down, _or(indices, starts), starts, owner, scales, reach, d_v, d_total, d_down, tokens,
-        B.shape[0], d, len(ranks), others, tiles, **sizes, UNIT=unit, PRECISION=BLOCKS.precision, BT=BLOCKS.tokens,
-        BD=columns, **_warps(),
-    )  # fmt: skip
+        grad,
+        h,
+        B,
+        everyone,
+        down,
+        _or(indices, starts),
+        starts,
+        owner,
+        scales,
+        reach,
+        d_v,
+        d_total,
+        d_down,
+        tokens,
+        B.shape[0],
+        d,
+        len(ranks),
+        others,
+        tiles,
+        **sizes,
+        UNIT=unit,
+        PRECISION=BLOCKS.precision,
+        BT=BLOCKS.tokens,
+        BD=columns,
+        **_warps(),
+    )
     d_h = h.new_zeros(h.shape, dtype=torch.float32) if given else d_total @ B.float().T
     if unit:
         rest_gradients_kernel[(tokens,)](
-            grad, h, B, down, _or(indices, starts), starts, owner, scales, reach, d_h, tokens, B.shape[0], d,
-            len(ranks), **sizes, BR=min(64, _block(B.shape[0])), BD=min(64, columns), **_warps(),
-        )  # fmt: skip
+            grad,
+            h,
+            B,
+            down,
+            _or(indices, starts),
+            starts,
+            owner,
+            scales,
+            reach,
+            d_h,
+            tokens,
+            B.shape[0],
+            d,
+            len(ranks),
+            **sizes,
+            BR=min(64, _block(B.shape[0])),
+            BD=min(64, columns),
+            **_warps(),
+        )
     _collect(d_v.sum(0), None, indices, ranks, d_h)
     d_total = d_total.to(total.dtype) if total is not None else _scratch(h, 0)
     return d_h.to(h.dtype), d_down.sum(0).to(down.dtype), d_total
 
 
-def _collect(found: Tensor, weights: Tensor | None, indices: Tensor | None, ranks: Sequence[int],
-             d_h: Tensor) -> None:  # fmt: skip
+def _collect(found: Tensor, weights: Tensor | None, indices: Tensor | None, ranks: Sequence[int], d_h: Tensor) -> None:
     starts, owner = layout(tuple(ranks), d_h.device)
     (tokens, codes), columns = d_h.shape, min(64, _block(d_h.shape[1]))
     collect_codes_kernel[triton.cdiv(tokens, SMALLEST_DOT), triton.cdiv(codes, columns)](
-        found, _or(weights, found), _or(indices, starts), owner, starts, d_h, tokens, codes, len(ranks),
-        K=found.shape[1], RMAX=found.shape[2], WEIGHTED=weights is not None, DENSE=indices is None, BT=SMALLEST_DOT,
-        BR=columns, **_warps(),
-    )  # fmt: skip
+        found,
+        _or(weights, found),
+        _or(indices, starts),
+        owner,
+        starts,
+        d_h,
+        tokens,
+        codes,
+        len(ranks),
+        K=found.shape[1],
+        RMAX=found.shape[2],
+        WEIGHTED=weights is not None,
+        DENSE=indices is None,
+        BT=SMALLEST_DOT,
+        BR=columns,
+        **_warps(),
+    )
 
 
 def _own_codes(h: Tensor, indices: Tensor | None, ranks: Sequence[int]) -> Tensor:

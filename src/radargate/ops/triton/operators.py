@@ -16,8 +16,17 @@ from torch.library import custom_op
 from radargate.ops.triton import result_dtype
 
 
-def turn(y: Tensor | None, h: Tensor, B: Tensor, weights: Tensor, rotation: Tensor, up: Tensor, indices: Tensor | None,
-         ranks: Sequence[int], bound: bool) -> Tensor:  # fmt: skip
+def turn(
+    y: Tensor | None,
+    h: Tensor,
+    B: Tensor,
+    weights: Tensor,
+    rotation: Tensor,
+    up: Tensor,
+    indices: Tensor | None,
+    ranks: Sequence[int],
+    bound: bool,
+) -> Tensor:
     """y + Σ_s g_s R(a_s Q) v_s in y's dtype, or the sum alone in that of h, B and weights."""
     from radargate.ops.triton import launch
 
@@ -26,34 +35,69 @@ def turn(y: Tensor | None, h: Tensor, B: Tensor, weights: Tensor, rotation: Tens
     return out
 
 
-def turn_into(y: Tensor, h: Tensor, B: Tensor, weights: Tensor, rotation: Tensor, up: Tensor, indices: Tensor | None,
-              ranks: Sequence[int], bound: bool) -> None:  # fmt: skip
+def turn_into(
+    y: Tensor,
+    h: Tensor,
+    B: Tensor,
+    weights: Tensor,
+    rotation: Tensor,
+    up: Tensor,
+    indices: Tensor | None,
+    ranks: Sequence[int],
+    bound: bool,
+) -> None:
     """As `turn`, into y itself; without gradients."""
     from radargate.ops.triton import launch
 
     launch.turn(y, h, B, weights, rotation, up, indices, ranks, bound, y)
 
 
-def turn_gradients(grad: Tensor, h: Tensor, B: Tensor, weights: Tensor, rotation: Tensor, up: Tensor,
-                   indices: Tensor | None, ranks: Sequence[int],
-                   bound: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+def turn_gradients(
+    grad: Tensor,
+    h: Tensor,
+    B: Tensor,
+    weights: Tensor,
+    rotation: Tensor,
+    up: Tensor,
+    indices: Tensor | None,
+    ranks: Sequence[int],
+    bound: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `turn` to h, the weights, the rotation codes and Q."""
     from radargate.ops.triton import launch
 
     return launch.turn_gradients(grad.contiguous(), h, B, weights, rotation, up, indices, ranks, bound)
 
 
-def rotation_codes(h: Tensor, B: Tensor, total: Tensor | None, down: Tensor, indices: Tensor | None,
-                   ranks: Sequence[int], unit: bool, others: float) -> tuple[Tensor, Tensor]:  # fmt: skip
+def rotation_codes(
+    h: Tensor,
+    B: Tensor,
+    total: Tensor | None,
+    down: Tensor,
+    indices: Tensor | None,
+    ranks: Sequence[int],
+    unit: bool,
+    others: float,
+) -> tuple[Tensor, Tensor]:
     """Rotation codes [tokens, k, r_a] in float32, and scales [tokens, k, 3] (without ``unit`` [0]) for the gradients."""
     from radargate.ops.triton import launch
 
     return launch.rotation_codes(h, B, total, down, indices, ranks, unit, others)
 
 
-def rotation_codes_gradients(grad: Tensor, h: Tensor, B: Tensor, total: Tensor | None, down: Tensor,
-                             indices: Tensor | None, code: Tensor, scales: Tensor, ranks: Sequence[int], unit: bool,
-                             others: float) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def rotation_codes_gradients(
+    grad: Tensor,
+    h: Tensor,
+    B: Tensor,
+    total: Tensor | None,
+    down: Tensor,
+    indices: Tensor | None,
+    code: Tensor,
+    scales: Tensor,
+    ranks: Sequence[int],
+    unit: bool,
+    others: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `rotation_codes` to h, P and the total (empty without one)."""
     from radargate.ops.triton import launch
 
@@ -68,20 +112,30 @@ def _turned(y: Tensor | None, h: Tensor, B: Tensor, weights: Tensor, *_: Any) ->
     return h.new_empty(h.shape[0], B.shape[1], dtype=result_dtype(h, B, weights))
 
 
-def _like_gradients(grad: Tensor, h: Tensor, B: Tensor, weights: Tensor, rotation: Tensor, up: Tensor,
-                    *_: Any) -> tuple[Tensor, ...]:  # fmt: skip
+def _like_gradients(
+    grad: Tensor, h: Tensor, B: Tensor, weights: Tensor, rotation: Tensor, up: Tensor, *_: Any
+) -> tuple[Tensor, ...]:
     return torch.empty_like(h), torch.empty_like(weights), torch.empty_like(rotation), torch.empty_like(up)
 
 
-def _like_codes(h: Tensor, B: Tensor, total: Tensor | None, down: Tensor, indices: Tensor | None, ranks: Sequence[int],
-                unit: bool, others: float) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _like_codes(
+    h: Tensor,
+    B: Tensor,
+    total: Tensor | None,
+    down: Tensor,
+    indices: Tensor | None,
+    ranks: Sequence[int],
+    unit: bool,
+    others: float,
+) -> tuple[Tensor, Tensor]:
     slots = len(ranks) if indices is None else indices.shape[1]
     float32 = functools.partial(h.new_empty, dtype=torch.float32)
     return float32(h.shape[0], slots, down.shape[1]), float32((h.shape[0], slots, 3) if unit else (0,))
 
 
-def _like_codes_gradients(grad: Tensor, h: Tensor, B: Tensor, total: Tensor | None, down: Tensor,
-                          *_: Any) -> tuple[Tensor, ...]:  # fmt: skip
+def _like_codes_gradients(
+    grad: Tensor, h: Tensor, B: Tensor, total: Tensor | None, down: Tensor, *_: Any
+) -> tuple[Tensor, ...]:
     missing = h.new_empty(0, dtype=torch.float32)
     return torch.empty_like(h), torch.empty_like(down), missing if total is None else torch.empty_like(total)
 
@@ -116,16 +170,20 @@ OPTIONS = "int[] ranks, bool unit, float others"
 turn_op = custom_op("radargate::turn", turn, mutates_args=(), schema=f"(Tensor? y, {TURNS}) -> Tensor")
 turn_into_op = custom_op("radargate::turn_into", turn_into, mutates_args={"y"}, schema=f"(Tensor(a!) y, {TURNS}) -> ()")
 turn_gradients_op = custom_op(
-    "radargate::turn_gradients", turn_gradients, mutates_args=(),
+    "radargate::turn_gradients",
+    turn_gradients,
+    mutates_args=(),
     schema=f"(Tensor grad, {TURNS}) -> (Tensor, Tensor, Tensor, Tensor)",
-)  # fmt: skip
+)
 rotation_codes_op = custom_op(
     "radargate::rotation_codes", rotation_codes, mutates_args=(), schema=f"({RELATES}, {OPTIONS}) -> (Tensor, Tensor)"
 )
 rotation_codes_gradients_op = custom_op(
-    "radargate::rotation_codes_gradients", rotation_codes_gradients, mutates_args=(),
+    "radargate::rotation_codes_gradients",
+    rotation_codes_gradients,
+    mutates_args=(),
     schema=f"(Tensor grad, {RELATES}, Tensor code, Tensor scales, {OPTIONS}) -> (Tensor, Tensor, Tensor)",
-)  # fmt: skip
+)
 turn_op.register_fake(_turned)
 turn_into_op.register_fake(lambda *_: None)
 turn_gradients_op.register_fake(_like_gradients)

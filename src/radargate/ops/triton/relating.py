@@ -14,8 +14,17 @@ from radargate.ops.triton.elements import chosen, expand, others_of, sums_over_c
 
 
 @triton.jit
-def project(product, down, cols, col_mask, code_cols, RANK: tl.constexpr, PADDED: tl.constexpr, DOT: tl.constexpr,
-            PRECISION: tl.constexpr):  # fmt: skip
+def project(
+    product,
+    down,
+    cols,
+    col_mask,
+    code_cols,
+    RANK: tl.constexpr,
+    PADDED: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """A tile [BT, BD] times its rows of P: [BT, PADDED]."""
     mask = col_mask[:, None] & (code_cols < RANK)[None, :]
     P = tl.load(down + cols[:, None] * RANK + code_cols[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -32,9 +41,32 @@ def inverse_rms(square, d):
 
 
 @triton.jit
-def codes_kernel(h, B, total, down, indices, starts, owner, code, scales, tokens, R, d, n, others, K: tl.constexpr,
-                 RMAX: tl.constexpr, RANK: tl.constexpr, PADDED: tl.constexpr, UNIT: tl.constexpr, DENSE: tl.constexpr,
-                 DOT: tl.constexpr, PRECISION: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr):  # fmt: skip
+def codes_kernel(
+    h,
+    B,
+    total,
+    down,
+    indices,
+    starts,
+    owner,
+    code,
+    scales,
+    tokens,
+    R,
+    d,
+    n,
+    others,
+    K: tl.constexpr,
+    RMAX: tl.constexpr,
+    RANK: tl.constexpr,
+    PADDED: tl.constexpr,
+    UNIT: tl.constexpr,
+    DENSE: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BT: tl.constexpr,
+    BD: tl.constexpr,
+):
     """Rotation codes of one slot of a tile of tokens.
 
     code [tokens, K, RANK]; with ``UNIT`` also scales [tokens, K, 3]: 1/rms of v and of the others, and whether
@@ -84,10 +116,36 @@ def codes_kernel(h, B, total, down, indices, starts, owner, code, scales, tokens
 
 
 @triton.jit
-def codes_gradients_kernel(grad, h, B, total, down, indices, starts, owner, scales, reach, d_v, d_total, d_down, tokens,
-                           R, d, n, others, tiles, K: tl.constexpr, RMAX: tl.constexpr, RANK: tl.constexpr,
-                           PADDED: tl.constexpr, UNIT: tl.constexpr, DENSE: tl.constexpr, PRECISION: tl.constexpr,
-                           BT: tl.constexpr, BD: tl.constexpr):  # fmt: skip
+def codes_gradients_kernel(
+    grad,
+    h,
+    B,
+    total,
+    down,
+    indices,
+    starts,
+    owner,
+    scales,
+    reach,
+    d_v,
+    d_total,
+    d_down,
+    tokens,
+    R,
+    d,
+    n,
+    others,
+    tiles,
+    K: tl.constexpr,
+    RMAX: tl.constexpr,
+    RANK: tl.constexpr,
+    PADDED: tl.constexpr,
+    UNIT: tl.constexpr,
+    DENSE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BT: tl.constexpr,
+    BD: tl.constexpr,
+):
     """Partial sums of a tile of columns over its own columns, or over ``tiles`` tiles of tokens.
 
     d_v [columns, tokens, K, RMAX]; d_total [tokens, d], whole; d_down [groups, d, RANK]. Places whose others came from
@@ -138,18 +196,50 @@ def codes_gradients_kernel(grad, h, B, total, down, indices, starts, owner, scal
                 to_other = tl.where(small[:, None], 0.0, to_other)
             total_sum += to_other
             sums_over_columns(
-                to_v - to_other, B, starts, slot, start, end, cols, col_mask, d_v, first_place + places, row_mask, d,
-                RMAX, DENSE,
-            )  # fmt: skip
+                to_v - to_other,
+                B,
+                starts,
+                slot,
+                start,
+                end,
+                cols,
+                col_mask,
+                d_v,
+                first_place + places,
+                row_mask,
+                d,
+                RMAX,
+                DENSE,
+            )
         tl.store(d_total + at, total_sum, mask=mask)
     mask = (code_cols < RANK)[:, None] & col_mask[None, :]
     tl.store(d_down + (group * d + cols[None, :]) * RANK + code_cols[:, None], down_sum, mask=mask)
 
 
 @triton.jit
-def rest_gradients_kernel(grad, h, B, down, indices, starts, owner, scales, reach, d_h, tokens, R, d, n,
-                          K: tl.constexpr, RMAX: tl.constexpr, RANK: tl.constexpr, PADDED: tl.constexpr,
-                          DENSE: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr):  # fmt: skip
+def rest_gradients_kernel(
+    grad,
+    h,
+    B,
+    down,
+    indices,
+    starts,
+    owner,
+    scales,
+    reach,
+    d_h,
+    tokens,
+    R,
+    d,
+    n,
+    K: tl.constexpr,
+    RMAX: tl.constexpr,
+    RANK: tl.constexpr,
+    PADDED: tl.constexpr,
+    DENSE: tl.constexpr,
+    BR: tl.constexpr,
+    BD: tl.constexpr,
+):
     """Add to d_h [tokens, R] what places whose others came from their own codes owe to those; one token a program."""
     row = tl.program_id(0).to(tl.int64)
     rows = row + tl.arange(0, 1)

@@ -13,9 +13,29 @@ from radargate.ops.triton.elements import angles, chosen, expand, sin_cos, sums_
 
 
 @triton.jit
-def turn_kernel(y, h, B, weights, rotation, up, indices, starts, out, tokens, R, d, n, K: tl.constexpr,
-                RMAX: tl.constexpr, RANK: tl.constexpr, ADD: tl.constexpr, DENSE: tl.constexpr, BOUND: tl.constexpr,
-                BT: tl.constexpr, BD: tl.constexpr):  # fmt: skip
+def turn_kernel(
+    y,
+    h,
+    B,
+    weights,
+    rotation,
+    up,
+    indices,
+    starts,
+    out,
+    tokens,
+    R,
+    d,
+    n,
+    K: tl.constexpr,
+    RMAX: tl.constexpr,
+    RANK: tl.constexpr,
+    ADD: tl.constexpr,
+    DENSE: tl.constexpr,
+    BOUND: tl.constexpr,
+    BT: tl.constexpr,
+    BD: tl.constexpr,
+):
     """out = y + Σ_s g_s R(a_s Q) v_s over a tile; y counts as 0 without ``ADD``."""
     BP: tl.constexpr = BD // 2
     rows = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
@@ -45,10 +65,33 @@ def turn_kernel(y, h, B, weights, rotation, up, indices, starts, out, tokens, R,
 
 
 @triton.jit
-def turn_gradients_kernel(grad, h, B, weights, rotation, up, indices, starts, d_v, d_rotation, d_up, tokens, R, d, n,
-                          tiles, K: tl.constexpr, RMAX: tl.constexpr, RANK: tl.constexpr, PADDED: tl.constexpr,
-                          DENSE: tl.constexpr, BOUND: tl.constexpr, PRECISION: tl.constexpr, BT: tl.constexpr,
-                          BD: tl.constexpr):  # fmt: skip
+def turn_gradients_kernel(
+    grad,
+    h,
+    B,
+    weights,
+    rotation,
+    up,
+    indices,
+    starts,
+    d_v,
+    d_rotation,
+    d_up,
+    tokens,
+    R,
+    d,
+    n,
+    tiles,
+    K: tl.constexpr,
+    RMAX: tl.constexpr,
+    RANK: tl.constexpr,
+    PADDED: tl.constexpr,
+    DENSE: tl.constexpr,
+    BOUND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BT: tl.constexpr,
+    BD: tl.constexpr,
+):
     """Partial sums of a tile of columns over its own columns, or over ``tiles`` tiles of tokens.
 
     d_v [columns, tokens, K, RMAX]: Σ over columns of the gradient turned back, times B's rows; without weights.
@@ -101,8 +144,23 @@ def turn_gradients_kernel(grad, h, B, weights, rotation, up, indices, starts, d_
 
 
 @triton.jit
-def collect_codes_kernel(sums, weights, indices, owner, starts, d_h, tokens, R, n, K: tl.constexpr, RMAX: tl.constexpr,
-                         WEIGHTED: tl.constexpr, DENSE: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr):  # fmt: skip
+def collect_codes_kernel(
+    sums,
+    weights,
+    indices,
+    owner,
+    starts,
+    d_h,
+    tokens,
+    R,
+    n,
+    K: tl.constexpr,
+    RMAX: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    DENSE: tl.constexpr,
+    BT: tl.constexpr,
+    BR: tl.constexpr,
+):
     """Add what each slot found for its expert's rows of B to the gradient of h: read by h's coordinate, never scattered.
 
     sums [tokens, K, RMAX]; d_h [tokens, R] already holds the rest.
