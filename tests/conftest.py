@@ -31,6 +31,7 @@ from radargate.config import gate_class
 from radargate.gates.base import make_options
 
 torch.set_num_threads(1)
+HANG = 900  # seconds that nothing takes but a hang, however busy the machine
 FAMILIES = ("llama", "gpt2", "t5")
 # targets of three experts, so that sites with 1, 2 and 3 experts occur
 TARGETS = {

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from compare_records import TASKS, compare_records
+from conftest import HANG
 from radargate.errors import OptionError
 from radargate.evaluation.analysis import analyse
 from radargate.report import compare, page
@@ -248,7 +249,7 @@ def test_the_page_opens_without_console_error_and_fits(report, tmp_path, width):
     words = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
              "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
              "--v=0", "--window-size=1400,1000", "--dump-dom", outer.as_uri()]  # fmt: skip
-    result = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(words, capture_output=True, text=True, timeout=HANG)
     assert "CONSOLE" not in result.stderr
     wide, drawn, shown = map(int, re.search(r"wide (\d+) drawn (\d+) tables (\d+)", result.stdout).groups())
     assert wide <= width, "tables scroll inside their own boxes, never the page"

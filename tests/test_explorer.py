@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import radargate
-from conftest import tiny_tokenizer
+from conftest import HANG, tiny_tokenizer
 from radargate.cli import main
 from radargate.errors import OptionError
 from radargate.report.explorer import explorer, layer_of, packed, payload, unpacked
@@ -188,7 +188,7 @@ def drawn(folder, page, place=""):
     found = subprocess.run(
         ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}",
          "--enable-logging=stderr", "--virtual-time-budget=8000", "--dump-dom", f"file://{folder / 'page.html'}{place}"],
-        capture_output=True, text=True, timeout=280, check=True,
+        capture_output=True, text=True, timeout=HANG, check=True,
     )  # fmt: skip
     return found.stdout, found.stderr
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import HANG
 from radargate.commands import flags
 from radargate.data.builtin import CATEGORIES
 from radargate.errors import AdapterError
@@ -142,6 +143,6 @@ def test_the_report_opens_in_a_browser_without_a_console_error(run, tmp_path):
     words = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
              "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path}", "--enable-logging=stderr", "--v=0",
              "--dump-dom", report.as_uri()]  # fmt: skip
-    result = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(words, capture_output=True, text=True, timeout=HANG)
     assert "CONSOLE" not in result.stderr
     assert result.stdout.count('class="chart"') == 3 and "RadarGate quickstart" in result.stdout

@@ -60,7 +60,7 @@ def test_the_engine_outlives_a_cache_that_cannot_be_made_smaller(server, monkeyp
     stream = server.complete("q", max_tokens=450, stream=True)
     next(iter(stream))
     stream.close()
-    assert wait_until(lambda: server.engine.running == 0, 10)
+    assert wait_until(lambda: server.engine.running == 0)
     monkeypatch.undo()
     assert server.engine.alive and server.complete("x").choices[0].finish_reason
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
 import radargate
+from conftest import HANG
 from radargate.base_models import load_tokenizer
 from radargate.data.batches import AnswerCollator, encode_rows
 from radargate.data.rows import Row
@@ -210,8 +211,8 @@ def test_a_run_killed_three_times_ends_bit_equal_to_an_undisturbed_one(zoo, task
         process.wait()
     assert kills == 3
     last = start(tmp_path / "killed")
-    assert last.wait(300) == 0, last.stderr.read().decode()
-    assert undisturbed.wait(300) == 0, undisturbed.stderr.read().decode()
+    assert last.wait(HANG) == 0, last.stderr.read().decode()
+    assert undisturbed.wait(HANG) == 0, undisturbed.stderr.read().decode()
     whole = load_file(tmp_path / "whole" / "adapter_model.safetensors")
     killed = load_file(tmp_path / "killed" / "adapter_model.safetensors")
     assert whole.keys() == killed.keys()
