@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
-from radargate.errors import OptionError, printable
+from radargate.errors import OptionError, RadarGateError, printable
 from radargate.launcher import is_main_process
 
 
@@ -48,6 +48,18 @@ def machine_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="where to run, such as cpu or cuda (default: what there is)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16", "8bit", "4bit"],
                         help="dtype of the base model, 8bit and 4bit through bitsandbytes (default: the checkpoint's own)")  # fmt: skip
+
+
+def check_serve_extra(command: str) -> None:
+    """Raise `RadarGateError` where what the server needs is not installed."""
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise RadarGateError(
+            f"radargate {command} needs {error.name}, which is not installed. Install it with pip install 'radargate[serve]'."
+        ) from error
 
 
 def pick_device(asked: str | None) -> str:
