@@ -33,9 +33,9 @@ LEVELS = (
     ("ops",),
     ("base_models", "base_dtype", "model_cache", "experts", "architectures", "gates", "rules"),
     ("bundle", "config", "layer", "model", "text_hooks", "composition", "extension", "export", "verify"),
-    ("training", "data", "evaluation", "experiments", "bench", "tracing", "fitted"),
+    ("training", "data", "evaluation", "experiments", "tracing", "fitted"),
     ("report", "serve", "shipped"),
-    ("quickstart",),
+    ("quickstart", "bench"),
     ("commands", "cli"),
 )
 

@@ -69,6 +69,8 @@ def figures(records: Iterable[Record]) -> list[Figure]:
     growth = _last(records, "bench-growth", route="merged")
     text = "one site with its base product, forward + backward, n = 320 / n = 5, merged route"
     found.append(_figure(text, 2.5, False, growth, "over_5", "320"))
+    served = _last(records, "bench-serve", experts=8, clients=16)
+    found.append(_figure("radar bundle / base, 16 requests at once", 0.6, True, served, "bundle_over_base"))
     return found
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
-from radargate.errors import OptionError, printable
+from radargate.errors import OptionError, RadarGateError, printable
 from radargate.launcher import is_main_process
 from radargate.progress import print_line
 
@@ -50,6 +50,18 @@ def machine_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", metavar="NAME",
                         help="dtype of the base model: float32, bfloat16 or float16, or 8bit or 4bit through bitsandbytes (default: "
                              "the checkpoint's own, on a CPU only where it is no slower than float32)")  # fmt: skip
+
+
+def check_serve_extra(command: str) -> None:
+    """Raise `RadarGateError` where what the server needs is not installed."""
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise RadarGateError(
+            f"radargate {command} needs {error.name}, which is not installed. Install it with pip install 'radargate[serve]'."
+        ) from error
 
 
 def pick_device(asked: str | None) -> str:
