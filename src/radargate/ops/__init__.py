@@ -18,7 +18,9 @@ from radargate.ops.codes import (
     rotation_codes,
     rotation_table,
 )
+from radargate.ops.few import site as few_site
 from radargate.ops.fused.sites import Recipe, site, site_applies
+from radargate.ops.fused.sites import few_plain as few_applies
 from radargate.ops.routes import chosen_codes, merge, merged_is_cheaper, rounding
 from radargate.ops.selection import check_selection, dense_weights, select
 
@@ -33,6 +35,8 @@ __all__ = [
     "dense_weights",
     "expert_logits",
     "expert_norms",
+    "few_applies",
+    "few_site",
     "input_codes",
     "merge",
     "merged",
@@ -165,7 +169,10 @@ def input_codes(x: Tensor, down: Tensor | None, angle_norm: str = "none") -> Ten
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """float32, or float64 where any tensor is: never less, as bfloat16 logits choose other experts."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    for t in tensors:
+        if t.dtype == torch.float64:
+            return torch.float64
+    return torch.float32
 
 
 def choose_backend(backend: str = "auto", device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from radargate.ops.fused import build
 SIZES = ("tokens", "experts", "slots", "width", "codes", "rank", "wide", "threads")
 OPTIONS = ("unit", "selected", "bound")
 ARRAYS = (
-    "h", "B", "total", "rounding", "down", "up", "weights", "rotation", "grad", "code", "scales", "update",
+    "h", "B", "total", "rounding", "down", "up", "weights", "rotation", "grad", "onto", "code", "scales", "update",
     "d_h", "d_B", "d_total", "d_down", "d_weights", "d_rotation", "d_up",
 )  # fmt: skip
 
