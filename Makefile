@@ -39,6 +39,7 @@ bench: install
 	$(BIN)/radargate bench ops $(GRID) --widths 576 4096 --tokens 1 512 --top-k 2 --experts 8 40 --out $(MEASURED)/ops.jsonl
 	$(BIN)/radargate bench step --rounds 3 --out $(MEASURED)/step.jsonl
 	$(BIN)/radargate bench decode --rounds 3 --out $(MEASURED)/decode.jsonl
+	$(BIN)/radargate bench serve --experts 8 --out $(MEASURED)/serve.jsonl
 	$(BIN)/radargate bench footprint --out $(MEASURED)/footprint.jsonl
 	mv $(MEASURED)/*.jsonl $(SPEED)/
 	$(BIN)/python benchmarks/results_table.py

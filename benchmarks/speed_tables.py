@@ -12,7 +12,7 @@ from radargate.io.records import read_records
 from radargate.report import charts
 
 SPEED = Path(__file__).parent / "results" / "speed"
-SUITES = ("ops", "step", "decode", "footprint")
+SUITES = ("ops", "step", "decode", "serve", "footprint")
 SYSTEMS = {
     "base": "base alone",
     "lora": "one PEFT LoRA",
@@ -81,6 +81,8 @@ def page() -> str:
         parts.append(title)
         for record in _of(found, suite):
             parts += [_conditions(record), _systems(record)]
+    if served := _of(found, "bench-serve"):
+        parts += ["## A server under many requests at once", _served(served)]
     parts += [
         "## One site",
         _ops_text(found),
@@ -179,6 +181,29 @@ def _systems(record: Record) -> str:
             ]
         )
     return table(header, rows)
+
+
+def _served(found: list[Record]) -> str:
+    """Throughput of bundles beside their base's."""
+    rows = []
+    for r in found:
+        speed, ratio = r["metrics"]["tokens_per_second"], r["metrics"]["bundle_over_base"]
+        rows.append(
+            [
+                str(r["experts"]),
+                str(r["clients"]),
+                f"{speed['bundle']:.1f}",
+                f"{speed['base']:.1f}",
+                f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]",
+            ]
+        )
+    one = found[0]
+    text = (
+        f"`radargate serve` over HTTP on loopback, clients in its process; shape of {one['shape']}, prompts of {one['length']} tokens, greedy "
+        f"answers of {one['answered']}; the base is the same radar bundle with every expert switched off by the request; "
+        f"{one['metrics']['rounds']} rounds."
+    )
+    return "\n\n".join([text, table(["experts", "requests at once", "tokens a second", "base", "bundle / base"], rows)])
 
 
 def _ops_text(found: list[Record]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -31,6 +33,7 @@ from radargate.composition.config import gate_class
 from radargate.gates.base import make_options
 
 torch.set_num_threads(1)
+HANG = 900  # seconds that nothing takes but a hang, however busy the machine
 FAMILIES = ("llama", "gpt2", "t5")
 # targets of three experts, so that sites with 1, 2 and 3 experts occur
 TARGETS = {
@@ -41,6 +44,21 @@ TARGETS = {
 RANKS, ALPHAS, RSLORA = (4, 8, 3), (16, 16, 8), (False, False, True)
 # options that a gate or rule cannot do without, on the adapters of the zoo
 NEEDED = {"single": {"expert": "law"}}
+
+
+@contextlib.contextmanager
+def logged(take=lambda line: None):
+    """Hand each line that the package logs inside the block to ``take``."""
+    handler, package = logging.Handler(), logging.getLogger("radargate")
+    handler.emit = lambda record: take(record.getMessage())
+    before = package.level
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(before)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

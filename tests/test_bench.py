@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from radargate.bench import measure, ops, peers, targets
+from conftest import logged
+from radargate.bench import measure, ops, peers, serve, targets
 from radargate.bench.models import Bases, write_adapters
 from radargate.bench.site import Site
 from radargate.cli import main
@@ -70,8 +71,9 @@ def test_the_literal_form_is_scaled_up_from_as_many_tokens_as_fit(monkeypatch):
         {"experts": 4, "width": 24, "tokens": 40, "top_k": 2},
         {"experts": 4, "width": 24, "tokens": 10**9, "top_k": 2},
     ]
-    results = ops.bench(grid, device="cpu", dtype=torch.float32, rounds=1, most_gigaflops=1, say=lines.append)
-    (forward, step) = list(results)
+    results = ops.bench(grid, device="cpu", dtype=torch.float32, rounds=1, most_gigaflops=1)
+    with logged(lines.append):
+        (forward, step) = list(results)
     assert forward["literal_on_tokens"] == step["literal_on_tokens"] == 10
     assert step["metrics"]["saved_bytes"]["literal"] > step["metrics"]["saved_bytes"]["ours"]
     assert len(lines) == 1 and "left out: n=4 d=24 T=1000000000 k=2" in lines[0]
@@ -104,6 +106,37 @@ def test_goals_are_read_from_records_and_missing_ones_stay_open():
     assert (step.found, step.met) == (1.9, False)
     assert found["training step / one PEFT LoRA, n = 40, compiled"].met is None
     assert "MISSED" in targets.table(found.values()) and "n = 40" not in targets.table(found.values())
+
+
+def test_the_servers_goal_asks_for_eight_experts_and_sixteen_clients():
+    ratio = {"value": 0.7, "low": 0.6, "high": 0.8}
+    record = {"suite": "bench-serve", "experts": 8, "clients": 16, "metrics": {"bundle_over_base": ratio}}
+    text = "radar bundle / base, 16 requests at once"
+    for changed, met in (({}, True), ({"clients": 4}, None), ({"experts": 2}, None)):
+        assert next(f for f in targets.figures([{**record, **changed}]) if f.text == text).met is met
+
+
+def test_a_served_bundle_is_measured_against_its_base_on_one_server(tmp_path, capsys):
+    out = tmp_path / "records.jsonl"
+    assert main(["bench", "serve", "--quick", "--layers", "1", "--experts", "2", "--batch", "3", "--rounds", "2", "--device", "cpu",
+                 "--json", "--out", str(out)]) == 0  # fmt: skip
+    (record,) = read_records(out)
+    assert json.loads(capsys.readouterr().out.splitlines()[0]) == record
+    assert (record["suite"], record["experts"], record["clients"], record["answered"]) == ("bench-serve", 2, 3, 8)
+    metrics = record["metrics"]
+    for name in ("bundle", "base"):
+        assert metrics["tokens_per_second"][name] == pytest.approx(3 * 8 / metrics["seconds"][name])
+    assert metrics["bundle_over_base"]["low"] <= metrics["bundle_over_base"]["high"] and metrics["rounds"] == 2
+
+
+def test_a_bundle_that_answers_as_its_base_and_a_refusal_are_not_measured(monkeypatch):
+    load = serve.Load("smollm2-135m", 1, "cpu", torch.float32, 1, clients=2, answered=3)
+    monkeypatch.setattr(serve, "ask_all", lambda port, load, factors: [[1, 2, 3]] * 2)
+    with pytest.raises(RadarGateError, match="nothing to measure"):
+        serve.check_differ(0, load, {"0": 0.0})
+    bases = Bases("smollm2-135m", layers=1, dtype=torch.float32, device="cpu")
+    tokenizer = serve.stand_in(bases)
+    assert len(tokenizer) == bases.config.vocab_size and tokenizer.decode([300, 301]) == " w300 w301"
 
 
 def test_the_command_prints_and_stores_records(tmp_path, capsys):

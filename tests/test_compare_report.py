@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from compare_records import TASKS, compare_records
+from conftest import HANG
 from radargate.comparison import page as compare
 from radargate.comparison.analysis import analyse
 from radargate.comparison.page import compare_page, compare_table, write_csv
@@ -266,7 +267,7 @@ def test_the_page_opens_without_console_error_and_fits(report, tmp_path, width):
         "--dump-dom",
         outer.as_uri(),
     ]
-    result = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(words, capture_output=True, text=True, timeout=HANG)
     assert "CONSOLE" not in result.stderr
     wide, drawn, shown = map(int, re.search(r"wide (\d+) drawn (\d+) tables (\d+)", result.stdout).groups())
     assert wide <= width, "tables scroll inside their own boxes, never the page"

@@ -24,8 +24,10 @@ from tolerance import assert_close
 RENORMALIZE = ("auto", "always", "never")
 
 
-def in_one_call(inputs, k, temperature=1.0, renormalize="auto", angle_norm="none", reference="all", turns=True):
-    """`ops.site` and the literal form, with scales, P's size and a base output."""
+def in_one_call(
+    inputs, k, temperature=1.0, renormalize="auto", angle_norm="none", reference="all", turns=True, site=ops.site
+):
+    """A site in one call and the literal form, with scales, P's size and a base output."""
     A, B = torch.cat(inputs["A"]), torch.cat([b.T for b in inputs["B"]])
     ranks = tuple(a.shape[0] for a in inputs["A"])
     scales = [0.5 + i % 3 for i in range(len(ranks))]
@@ -35,7 +37,7 @@ def in_one_call(inputs, k, temperature=1.0, renormalize="auto", angle_norm="none
     turn = (down, up, 0.3, angle_norm, reference) if turns else ()
     recipe = ops.Recipe(stretch, temperature, renormalize, *turn)
     with torch.no_grad():
-        got = ops.site(x, A, B.contiguous(), sigma, ranks, recipe, k, onto)
+        got = site(x, A, B.contiguous(), sigma, ranks, recipe, k, onto)
 
         def literal(dtype):
             scaled = [b.to(dtype) * s for b, s in zip(inputs["B"], scales, strict=True)]
@@ -122,6 +124,45 @@ def test_what_is_not_finite_stays_so_and_chooses_no_expert_twice():
             assert not bool(torch.isfinite(got[1]).any()) and bool(torch.isfinite(got[[0, 2]]).all())
 
 
+@pytest.mark.parametrize("n", [2, 5, 9, 40])
+def test_a_site_in_few_calls_of_pytorch_is_the_literal_form(n):
+    for (d, r_a), tokens, k in itertools.product(((2, 3), (32, 8)), (1, 3), {1, 2, n, None}):
+        inputs, smaller = (problem(n, 7, d, (tokens,), r_a, size=size) for size in (1.0, 0.3))
+        taken = few.applies(tokens * (k or n))
+        for i, (angle_norm, reference) in enumerate(itertools.product(ops.ANGLE_NORMS, ops.REFERENCES)):
+            options = k, 0.7, RENORMALIZE[i % 3], angle_norm, reference
+            got, _, exact = in_one_call(smaller if angle_norm == "none" else inputs, *options, site=ops.few_site)
+            assert (got is not None) == taken
+            if taken:
+                torch.testing.assert_close(got, exact, atol=1e-10, rtol=1e-10)
+        got, _, exact = in_one_call(inputs, k, 1.3, turns=False, site=ops.few_site)
+        if taken:
+            torch.testing.assert_close(got, exact, atol=1e-10, rtol=1e-10)
+
+
+def test_a_site_in_few_calls_keeps_the_rule_of_rounding_and_of_silence():
+    for n, turns in itertools.product((8, 40), (True, False)):
+        inputs = problem(n, 192, 96, (16,), 8, dtype=torch.float32, size=0.02, seed=1)
+        options = {"angle_norm": "unit" if turns else "none", "turns": turns, "site": ops.few_site}
+        assert_close(*in_one_call(inputs, 2, **options))
+    for size, k, angle_norm in itertools.product((1e-9, 1e-14, 0.0), (1, 2, None), ops.ANGLE_NORMS):
+        inputs = problem(5, 7, 12, (3,))
+        for loud in ((0,), ()):
+            inputs["B"] = [b * (1 if i in loud else size) for i, b in enumerate(inputs["B"])]
+            got, _, exact = in_one_call(inputs, k, angle_norm=angle_norm, site=ops.few_site)
+            torch.testing.assert_close(got, exact, atol=1e-11, rtol=1e-10)
+
+
+def test_few_calls_are_left_to_others_where_they_are_not_the_way():
+    odd, wide, many = problem(3, 4, 7, (1,)), problem(900, 2, 4, (1,), 2), problem(3, 4, 8, (40,))
+    assert all(in_one_call(inputs, 2, site=ops.few_site)[0] is None for inputs in (odd, wide, many))
+    learns = problem(3, 4, 8, (1,))
+    ranks = tuple(a.shape[0] for a in learns["A"])
+    A, B = torch.cat(learns["A"]), torch.cat([b.T for b in learns["B"]])
+    given = learns["x"], A, B, torch.ones(sum(ranks), dtype=F64), ranks, ops.Recipe(learns["stretch"]), 2
+    assert ops.few_site(*given, torch.zeros(1, 8, dtype=F64)) is None
+
+
 @pytest.mark.parametrize("angle_norm", ops.ANGLE_NORMS)
 @pytest.mark.parametrize("equal", [True, False], ids=["equal ranks", "unequal ranks"])
 def test_all_slots_at_once_is_the_literal_form(monkeypatch, angle_norm, equal):
@@ -184,6 +225,16 @@ def test_select_keeps_the_highest_first_and_ties_to_the_lowest_index(data):
         assert torch.equal(indices, logits.sort(dim=-1, descending=True, stable=True).indices[:, :k])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_passes_over_many_logits_choose_as_sorting_does(dtype):
+    values = torch.tensor([0.0, 1.0, -1.0, 2.5, float("inf"), float("-inf"), float("nan")], dtype=dtype)
+    for n in (3, 9, 40):
+        logits = values[torch.randint(7, (4096, n), generator=torch.Generator().manual_seed(n))]
+        for k in range(1, min(n, 6)):
+            _, indices = ops.select(logits, k)
+            assert torch.equal(indices, logits.sort(dim=-1, descending=True, stable=True).indices[:, :k])
+
+
 # ---- layers
 
 
@@ -240,6 +291,19 @@ def test_a_token_takes_every_site_in_one_call_and_is_as_without_it(zoo, load_tin
     assert both(token(model))[1] == sites
     assert both(token(model.double()))[1] == sites
     assert both(token(model.bfloat16()))[1] == 0
+
+
+@pytest.mark.parametrize("gate", ["radar", "stretch"])
+def test_without_a_compiler_a_token_takes_every_site_in_few_calls(zoo, load_tiny, monkeypatch, gate):
+    monkeypatch.setenv("RADARGATE_FUSED", "0")
+    model, real, seen = composed(zoo, load_tiny(), gate), ops.few_site, []
+    sites = sum(layer.gate("default").site.n > 1 for layer in radar_layers(model))
+    monkeypatch.setattr(ops, "few_site", lambda *args: seen.append(real(*args)) or seen[-1])
+    with torch.no_grad():
+        few_calls = token(model)()
+        assert sum(found is not None for found in seen) == sites > 0
+        monkeypatch.setattr(ops, "few_applies", lambda *_: False)
+        torch.testing.assert_close(few_calls, token(model)(), atol=2e-5, rtol=2e-5)
 
 
 @needs_compiler

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import radargate
-from conftest import tiny_tokenizer
-from radargate.cli import main
+from conftest import HANG, tiny_tokenizer
+from radargate.cli.entry import main
 from radargate.errors import OptionError
 from radargate.explorer.files import SiteTrace, Trace, write_facts, write_site
 from radargate.explorer.page import explorer, layer_of, packed, payload, unpacked
@@ -228,7 +228,7 @@ def drawn(folder, page, place=""):
         ],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=HANG,
         check=True,
     )
     return found.stdout, found.stderr

@@ -90,6 +90,28 @@ def test_many_tokens_cross_chunks_and_spans(form, k):
         agree(problem(5, 4, d, (700,)), indices=chosen(700, 5, k), angle_norm="unit")
 
 
+def test_a_b_that_no_cache_holds_is_taken_in_parts(form):
+    for angle_norm in ("unit", "tanh"):
+        # at size 1 the sum over so many experts turns by thousands of radians, whose rounding alone is 2e-10
+        agree(problem(200, 4, 470, (21,), size=0.1), indices=chosen(21, 200, 2), angle_norm=angle_norm)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64, torch.bfloat16])
+def test_what_the_update_is_added_to_gets_its_gradient(form, dtype):
+    tensors, ranks, indices = parts(d=9, k=2)
+    onto = torch.randn(5, 9, generator=torch.Generator().manual_seed(4)).to(dtype).requires_grad_()
+    h, B, down, up, weights = tensors
+    code = ops.rotation_codes(h, B, ranks, down, indices=indices)
+    apart = onto + ops.mix(h, B, ranks, weights, indices, code, up).to(dtype)
+    together = ops.mix(h, B, ranks, weights, indices, code, up, onto=onto)
+    assert together.dtype == dtype
+    torch.testing.assert_close(together, apart)
+    probe = torch.randn(5, 9, generator=torch.Generator().manual_seed(5)).to(dtype)
+    found = [torch.autograd.grad((out * probe).sum(), (onto, *tensors), retain_graph=True) for out in (apart, together)]
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @needs_compiler
 def test_the_compiled_form_runs_where_it_should_and_only_there(monkeypatch):
     tensors, ranks, indices = parts(k=2)

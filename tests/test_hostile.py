@@ -15,12 +15,12 @@ import pytest
 from hostile_cases import ACCEPTED, CASES, REFUSED
 
 import radargate
+from conftest import HANG
 from radargate.cli import main
 from radargate.errors import BundleError, DataError, RadarGateError
 from radargate.experts.doctor import examine
 from radargate.io.records import read_records
 
-SECONDS = 20  # a promise to come back at all; on a machine without other work every case takes less than one
 MEGABYTES = 200
 
 
@@ -35,10 +35,10 @@ def in_time():
     """Kills a test that hangs."""
 
     def over(*_):
-        raise TimeoutError(f"no answer within {SECONDS} s")
+        raise TimeoutError(f"no answer within {HANG} s")
 
     before = signal.signal(signal.SIGALRM, over)
-    signal.alarm(SECONDS)
+    signal.alarm(HANG)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
@@ -81,7 +81,7 @@ def test_sound_files_near_to_hostile_ones_are_accepted(case, base, tmp_path):
 
 
 def test_the_doctor_prints_a_table_of_the_whole_corpus(base, tmp_path, capsys):
-    signal.alarm(10 * SECONDS)  # for all cases together
+    signal.alarm(HANG)  # for all cases together
     words = ["doctor", base, "--no-probe"]
     for number, case in enumerate(CASES):
         if not case.bomb:
@@ -97,7 +97,7 @@ def test_the_doctor_prints_a_table_of_the_whole_corpus(base, tmp_path, capsys):
 
 
 def test_the_corpus_is_written_and_recorded_by_one_command(tmp_path):
-    signal.alarm(10 * SECONDS)  # for all cases together
+    signal.alarm(HANG)  # for all cases together
     script = Path(hostile_corpus.__file__)
     result = subprocess.run(
         [sys.executable, script, "--out", tmp_path / "corpus", "--record", tmp_path / "r.jsonl"],

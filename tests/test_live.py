@@ -164,7 +164,7 @@ def test_a_trace_is_taken_back_when_its_client_leaves(open_server):
         with pytest.raises(httpx.TimeoutException):
             httpx.post(open_server.url + "/v1/traces", json={"model": "first", "prompt_token_ids": [5, 6]}, timeout=0.5)
         waiting = [promised for promised, _ in open_server.engine._errands]
-        assert len(waiting) == 1 and wait_until(waiting[0].cancelled, 10)
+        assert len(waiting) == 1 and wait_until(waiting[0].cancelled)
 
 
 def test_the_page_needs_no_key_loads_nothing_and_its_requests_do(bundle):

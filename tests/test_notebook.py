@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import HANG
 from test_explorer import embedded
 
 nbformat = pytest.importorskip("nbformat")
@@ -24,7 +25,7 @@ def test_the_notebook_runs_and_is_kept_without_outputs(zoo, tmp_path):
     experts = {name: str(folder) for name, folder in tiny["adapters"].items()}
     assert code["parameters"].metadata.tags == ["parameters"]
     code["parameters"].source = f"BASE, EXPERTS = {str(tiny['base'])!r}, {experts!r}\nPROMPT = 'is a whale a fish?'"
-    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=HANG, resources={"metadata": {"path": str(tmp_path)}}).execute()
 
     first, second = embedded((tmp_path / "explorer.html").read_text(encoding="utf-8"))["traces"]
     effect = eval(code["effect"].outputs[0]["data"]["text/plain"])

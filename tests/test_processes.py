@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from conftest import HANG
 from radargate.errors import OptionError
 from radargate.training import processes
 
@@ -57,7 +58,7 @@ def command(zoo, tasks, out, launcher: tuple[str, ...], *more: str, family: str 
 
 def train(zoo, tasks, out, launcher: tuple[str, ...], *more: str, family: str = "llama") -> subprocess.CompletedProcess:
     words = command(zoo, tasks, out, launcher, *more, family=family)
-    return subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    return subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, timeout=HANG)
 
 
 def outcome(out) -> tuple[list[float], dict[str, torch.Tensor]]:
@@ -104,8 +105,7 @@ def test_a_checkpoint_of_any_number_of_processes_serves_any_other(zoo, tasks, tm
     launcher, *more = first
     words = command(zoo, tasks, out, launcher, *more, *steps)
     with subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.DEVNULL) as running:
-        until = time.monotonic() + 200
-        while not list(out.glob("checkpoints/checkpoint-*")) and running.poll() is None and time.monotonic() < until:
+        while not list(out.glob("checkpoints/checkpoint-*")) and running.poll() is None:
             time.sleep(0.005)
         agent = psutil.Process(running.pid)
         for process in [*agent.children(recursive=True), agent]:  # workers have sessions of their own

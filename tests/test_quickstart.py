@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import HANG, logged
 from radargate.cli import flags
 from radargate.data.builtin import CATEGORIES
 from radargate.errors import AdapterError
@@ -30,7 +31,8 @@ def run(tmp_path_factory):
     """One quickstart of two steps and one row a task."""
     out, lines = tmp_path_factory.mktemp("quickstart"), []
     options = Quickstart(steps=2, batch_size=2, limit=1, max_new_tokens=2)
-    quickstart(out, options, device="cpu", say=lines.append)
+    with logged(lines.append):
+        quickstart(out, options, device="cpu")
     return out, options, lines
 
 
@@ -129,7 +131,8 @@ def test_a_second_run_keeps_what_is_finished_and_needs_no_network(run, monkeypat
     out, options, _ = run
     before = (out / "records.jsonl").read_text()
     again: list[str] = []
-    quickstart(out, options, device="cpu", say=again.append)
+    with logged(again.append):
+        quickstart(out, options, device="cpu")
     assert (out / "records.jsonl").read_text() == before
     assert any("finished already" in line for line in again)
 
@@ -154,6 +157,6 @@ def test_the_report_opens_in_a_browser_without_a_console_error(run, tmp_path):
         "--dump-dom",
         report.as_uri(),
     ]
-    result = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(words, capture_output=True, text=True, timeout=HANG)
     assert "CONSOLE" not in result.stderr
     assert result.stdout.count('class="chart"') == 3 and "RadarGate quickstart" in result.stdout

@@ -11,7 +11,7 @@ from peft import ArrowConfig, PeftModel, create_arrow_model
 from peft.tuners.lora.arrow import ArrowLoraLinearLayer
 
 import radargate
-from conftest import NEEDED, adapters_for
+from conftest import NEEDED, adapters_for, logged
 from radargate.base_models.loading import load_tokenizer
 from radargate.cli import main
 from radargate.composition.composing import radar_layers
@@ -256,15 +256,8 @@ def test_masking_an_expert_equals_leaving_it_out(zoo, load_tiny):
 def search(zoo, tasks, out, lines=None, **options):
     tiny = zoo["llama"]
     training = GateTraining(gate="lorahub", gate_options=options, max_length=64, seed=options.pop("seed", 0))
-    return train_gates(
-        str(tiny["base"]),
-        tiny["equal"],
-        str(tasks),
-        out,
-        training,
-        device="cpu",
-        say=(lines if lines is not None else []).append,
-    )
+    with logged(([] if lines is None else lines).append):
+        return train_gates(str(tiny["base"]), tiny["equal"], str(tasks), out, training, device="cpu")
 
 
 def test_the_search_starts_at_the_base_ends_lower_and_repeats_itself(zoo, tasks, tmp_path):

@@ -15,9 +15,9 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 import radargate
-from conftest import tiny_tokenizer
+from conftest import HANG, tiny_tokenizer
 from radargate.base_models.loading import load_tokenizer
-from radargate.cli import main
+from radargate.cli.entry import main
 from radargate.composition.composing import radar_config, radar_layers
 from radargate.errors import BundleError, RadarGateError
 from radargate.evaluation.scoring import generate
@@ -61,7 +61,7 @@ class Running:
         self.url = f"http://127.0.0.1:{self.sock.getsockname()[1]}"
         self.engine = self.server.config.app.state.engine
         assert wait_until(lambda: self.server.started)
-        self.client = openai.OpenAI(base_url=self.url + "/v1", api_key=KEY, max_retries=0, timeout=60)
+        self.client = openai.OpenAI(base_url=self.url + "/v1", api_key=KEY, max_retries=0, timeout=HANG)
 
     def stop(self):
         self.server.should_exit = True
@@ -73,7 +73,7 @@ class Running:
     def raw(self, fields, path="/v1/completions", **more):
         content = fields if isinstance(fields, (str, bytes)) else json.dumps(fields)
         return httpx.post(
-            self.url + path, content=content, headers={"Authorization": f"Bearer {KEY}"}, timeout=60, **more
+            self.url + path, content=content, headers={"Authorization": f"Bearer {KEY}"}, timeout=HANG, **more
         )
 
     def complete(self, prompt="1+1=", model="first", max_tokens=12, temperature=0, experts=None, **more):
@@ -87,7 +87,7 @@ class Running:
         return {(s.name, *s.labels.values()): s.value for f in text_string_to_metric_families(text) for s in f.samples}
 
 
-def wait_until(condition, seconds=30):
+def wait_until(condition, seconds=HANG):
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:

@@ -60,7 +60,7 @@ def test_the_engine_outlives_a_cache_that_cannot_be_made_smaller(server, monkeyp
     stream = server.complete("q", max_tokens=450, stream=True)
     next(iter(stream))
     stream.close()
-    assert wait_until(lambda: server.engine.running == 0, 10)
+    assert wait_until(lambda: server.engine.running == 0)
     monkeypatch.undo()
     assert server.engine.alive and server.complete("x").choices[0].finish_reason
 
@@ -138,16 +138,22 @@ def test_tokens_look_different_also_where_a_decoder_drops_leading_spaces():
 
 def test_logprobs_are_the_models_own_whatever_the_penalty():
     logits = torch.tensor([2.0, 1.5, -1.0])
-    chosen = Chooser(Sampling(logprobs=3), repetition_penalty=2.0).choose(logits, [0])
+    chosen = Chooser(Sampling(logprobs=3), repetition_penalty=2.0, prompt=[0]).choose(logits)
     own = logits.log_softmax(-1).tolist()
     assert chosen.id == 1 and chosen.logprob == pytest.approx(own[1])
     assert dict(chosen.top) == pytest.approx(dict(enumerate(own)))
 
 
+def test_every_token_that_was_chosen_is_penalised_next_time():
+    chooser = Chooser(Sampling(), repetition_penalty=2.0, prompt=[3, 3])
+    logits = torch.tensor([2.0, 1.5, -1.0, 2.5])
+    assert [chooser.choose(logits).id for _ in range(4)] == [0, 1, 3, 3]
+
+
 def test_a_tiny_temperature_takes_the_likeliest():
     logits = torch.tensor([1.0, 3.0, -float("inf"), 2.0])
     for top_p in (1.0, 0.5):
-        assert Chooser(Sampling(temperature=1e-310, top_p=top_p, seed=1)).choose(logits, []).id == 1
+        assert Chooser(Sampling(temperature=1e-310, top_p=top_p, seed=1)).choose(logits).id == 1
 
 
 def test_ports_and_addresses(capsys):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
 import radargate
+from conftest import HANG, logged
 from radargate.base_models.loading import load_tokenizer
 from radargate.data.batches import AnswerCollator, encode_rows
 from radargate.data.rows import Row
@@ -27,12 +28,10 @@ from radargate.training.loop import AnswerTrainer, training_arguments
 
 
 def run(zoo, tasks, out, family="llama", **changes):
-    resume, say = changes.pop("resume", False), changes.pop("say", lambda line: None)
+    resume = changes.pop("resume", False)
     options = GateTraining(**{"steps": 6, "batch_size": 4, "save_every": 2, "max_length": 64, **changes})
     tiny = zoo[family]
-    return train_gates(
-        str(tiny["base"]), tiny["adapters"], str(tasks), out, options, resume=resume, device="cpu", say=say
-    )
+    return train_gates(str(tiny["base"]), tiny["adapters"], str(tasks), out, options, resume=resume, device="cpu")
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
@@ -93,9 +92,11 @@ def test_resume_refuses_other_rows_and_other_adapters_under_the_same_names(zoo, 
 
 def test_two_steps_do_not_claim_a_gradient_for_every_tensor(zoo, tasks, tmp_path):
     lines = []
-    run(zoo, tasks, tmp_path / "b", steps=1, say=lines.append)
+    with logged(lines.append):
+        run(zoo, tasks, tmp_path / "b", steps=1)
     assert any("had no gradient in so few steps" in line for line in lines)
-    run(zoo, tasks, tmp_path / "c", steps=4, say=lines.append)
+    with logged(lines.append):
+        run(zoo, tasks, tmp_path / "c", steps=4)
     assert "each had a finite, non-zero gradient" in " ".join(lines)
 
 
@@ -174,7 +175,7 @@ def test_a_users_own_trainer_gets_dense_start_and_two_rates_in_two_lines(zoo, tm
 KILLED = """
 import sys, time, torch
 torch.set_num_threads(1)
-from radargate.cli import main
+from radargate.cli.entry import main
 from radargate.training import loop
 original = loop.AnswerTrainer.training_step
 def slow(self, *args, **kwargs):
@@ -210,8 +211,8 @@ def test_a_run_killed_three_times_ends_bit_equal_to_an_undisturbed_one(zoo, task
         process.wait()
     assert kills == 3
     last = start(tmp_path / "killed")
-    assert last.wait(300) == 0, last.stderr.read().decode()
-    assert undisturbed.wait(300) == 0, undisturbed.stderr.read().decode()
+    assert last.wait(HANG) == 0, last.stderr.read().decode()
+    assert undisturbed.wait(HANG) == 0, undisturbed.stderr.read().decode()
     whole = load_file(tmp_path / "whole" / "adapter_model.safetensors")
     killed = load_file(tmp_path / "killed" / "adapter_model.safetensors")
     assert whole.keys() == killed.keys()

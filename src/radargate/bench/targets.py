@@ -49,7 +49,7 @@ def figures(records: Iterable[Record]) -> list[Figure]:
     saved = step and step["metrics"]["saved_bytes"]
     share = saved["literal"] / saved["ours"] if saved else None
     found.append(Figure("memory a site keeps for the backward pass, literal / ours, n = 40", 20.0, True, share))
-    for n, fused, eager in ((8, 1.8, 2.5), (40, 2.5, 4.0)):
+    for n, fused, eager in ((8, 1.8, 2.0), (40, 1.5, 4.0)):
         record = _last(records, "bench-step", experts=n)
         found.append(
             _figure(f"training step / one PEFT LoRA, n = {n}, compiled", fused, False, record, "times_lora", "radar")
@@ -59,7 +59,7 @@ def figures(records: Iterable[Record]) -> list[Figure]:
     for n, bound in ((8, 1.5), (40, 3.0)):
         record = _last(records, "bench-step", experts=n)
         found.append(_figure(f"training step, PEFT X-LoRA / ours, n = {n}", bound, True, record, "over_radar", "xlora"))
-    for n, fused, eager in ((8, 1.5, 3.0), (40, 1.8, 4.0)):
+    for n, fused, eager in ((8, 1.5, 1.8), (40, 1.25, 4.0)):
         record = _last(records, "bench-decode", experts=n, prompts=1)
         found.append(
             _figure(f"decode / one PEFT LoRA, batch 1, n = {n}, compiled", fused, False, record, "times_lora", "radar")
@@ -69,6 +69,8 @@ def figures(records: Iterable[Record]) -> list[Figure]:
     growth = _last(records, "bench-growth", route="merged")
     text = "one site with its base product, forward + backward, n = 320 / n = 5, merged route"
     found.append(_figure(text, 2.5, False, growth, "over_5", "320"))
+    served = _last(records, "bench-serve", experts=8, clients=16)
+    found.append(_figure("radar bundle / base, 16 requests at once", 0.6, True, served, "bundle_over_base"))
     return found
 
 

@@ -11,7 +11,7 @@ from radargate.cli import flags
 
 HELP = "measure speed and memory here, peers beside us"
 EXAMPLE = "radargate bench ops --quick --json"
-WHAT = ("ops", "step", "decode", "footprint")
+WHAT = ("ops", "step", "decode", "serve", "footprint")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "what",
         choices=WHAT,
         help="ops: one site against the literal form and one LoRA; step: a training step of a whole model; "
-        "decode: answers token by token; footprint: parameters, loading, import",
+        "decode: answers token by token; serve: a server under many requests at once, bundle against base; "
+        "footprint: parameters, loading, import",
     )
     parser.add_argument(
         "--quick", action="store_true", help="the few sizes that the goals name, under a minute for ops"
@@ -44,10 +45,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MB",
         help="ops: time the literal form on as many tokens as fit this, and scale up (default half of the free memory)",
     )
-    parser.add_argument("--shape", help="step, decode: shape of the base (default smollm2-135m; llama-3.2-1b on a GPU)")
-    parser.add_argument("--layers", type=flags.positive_int, help="step, decode: layers of the base (default all)")
+    parser.add_argument(
+        "--shape", help="step, decode, serve: shape of the base (default smollm2-135m; llama-3.2-1b on a GPU)"
+    )
+    parser.add_argument(
+        "--layers", type=flags.positive_int, help="step, decode, serve: layers of the base (default all)"
+    )
     parser.add_argument("--systems", nargs="+", metavar="NAME", help="step, decode: only these beside one LoRA")
-    parser.add_argument("--batch", type=flags.positive_int, nargs="+", help="decode: answers at once (default 1 16)")
+    parser.add_argument(
+        "--batch", type=flags.positive_int, nargs="+", help="decode, serve: answers at once (default 1 16; serve 16)"
+    )
     parser.add_argument("--threads", type=flags.positive_int, help="CPU threads (default: PyTorch's own)")
     parser.add_argument("--out", metavar="FILE.jsonl", help="append records here")
     parser.add_argument("--json", action="store_true", help="print records as JSON lines, then the goals")
@@ -100,6 +107,8 @@ def _results(args: argparse.Namespace, device: str, dtype: Any) -> Iterator[tupl
     """(suite, case, result) of everything asked for."""
     if args.what == "ops":
         yield from _ops(args, device, dtype)
+    elif args.what == "serve":
+        yield from _serve(args, device, dtype)
     elif args.what == "footprint":
         yield from _footprint(args)
     else:
@@ -142,8 +151,7 @@ def _ops(args: argparse.Namespace, device: str, dtype: Any) -> Iterator[tuple[st
 def _whole(args: argparse.Namespace, device: str, dtype: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
     from radargate.bench import whole
 
-    shape = args.shape or ("smollm2-135m" if device == "cpu" else "llama-3.2-1b")
-    layers = args.layers or (4 if args.quick else None)
+    shape, layers = _base(args, device)
     length = 128 if args.what == "step" else 32
     prompts = [4] if args.what == "step" else args.batch or ([1] if args.quick else [1, 16])
     setting = whole.Setting(shape, layers, device, dtype, args.rounds, args.systems, prompts, length)
@@ -155,6 +163,24 @@ def _whole(args: argparse.Namespace, device: str, dtype: Any) -> Iterator[tuple[
             case,
             {**facts, "shape": shape, "layers": layers, "length": length, "metrics": metrics},
         )
+
+
+def _serve(args: argparse.Namespace, device: str, dtype: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    flags.check_serve_extra("bench serve")
+    from radargate.bench import serve
+
+    shape, layers = _base(args, device)
+    for clients in args.batch or [16]:
+        load = serve.Load(shape, layers, device, dtype, args.rounds, clients, answered=8 if args.quick else 32)
+        sizes = {"clients": clients, "shape": shape, "layers": layers, "length": load.length, "answered": load.answered}
+        for result in serve.throughput(load, args.experts or [8]):
+            yield "bench-serve", f"serve {shape} n={result['experts']} clients={clients}", {**sizes, **result}
+
+
+def _base(args: argparse.Namespace, device: str) -> tuple[str, int | None]:
+    """Shape and layers of the base."""
+    shape = args.shape or ("smollm2-135m" if device == "cpu" else "llama-3.2-1b")
+    return shape, args.layers or (4 if args.quick else None)
 
 
 def _footprint(args: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -175,7 +201,13 @@ def _short(metrics: dict[str, Any]) -> str:
         for name, value in items:
             if isinstance(value, dict) and "value" in value:
                 words.append(f"{prefix}{name} {value['value']:.2f}")
-            elif isinstance(value, dict) and name in ("times_lora", "over_5", "launches", "flop_per_token"):
+            elif isinstance(value, dict) and name in (
+                "times_lora",
+                "over_5",
+                "launches",
+                "flop_per_token",
+                "tokens_per_second",
+            ):
                 add(value.items(), f"{name} ")
             elif isinstance(value, (int, float)):
                 words.append(f"{prefix}{name} {value:.4g}")

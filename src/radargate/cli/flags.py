@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 
-from radargate.errors import OptionError
+from radargate.errors import OptionError, RadarGateError
 
 
 def data_flag(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -66,6 +66,18 @@ def machine_flags(parser: argparse.ArgumentParser) -> None:
         help="dtype of the base model: float32, bfloat16 or float16, or 8bit or 4bit through bitsandbytes (default: "
         "the checkpoint's own, on a CPU only where it is no slower than float32)",
     )
+
+
+def check_serve_extra(command: str) -> None:
+    """Raise `RadarGateError` where what the server needs is not installed."""
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise RadarGateError(
+            f"radargate {command} needs {error.name}, which is not installed. Install it with pip install 'radargate[serve]'."
+        ) from error
 
 
 def pick_device(asked: str | None) -> str:

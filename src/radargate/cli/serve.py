@@ -6,7 +6,7 @@ import argparse
 import os
 
 from radargate.cli import flags
-from radargate.errors import OptionError, RadarGateError
+from radargate.errors import OptionError
 
 HELP = "serve bundles of one base over an OpenAI-compatible HTTP interface"
 EXAMPLE = "radargate serve bundle --port 8000 --api-key secret"
@@ -63,14 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load the bundles, then serve until a signal."""
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise RadarGateError(
-            f"radargate serve needs {error.name}, which is not installed. Install it with pip install 'radargate[serve]'."
-        ) from error
+    flags.check_serve_extra("serve")
     from radargate.server.app import Limits
     from radargate.server.residents import Residents
     from radargate.server.run import serve

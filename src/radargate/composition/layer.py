@@ -93,11 +93,12 @@ class RadarLayer(nn.Module, BaseTunerLayer):
 
     def bank(self, name: str) -> Bank:
         """The experts of one composition here."""
-        return cast(Bank, self.radar_bank[name])
+        return cast(Bank, self._modules["radar_bank"]._modules[name])  # type: ignore[union-attr]
 
     def gate(self, name: str) -> Gate:
         """The gate of one composition here."""
-        return cast(Gate, self.radar_gate[name])
+        # past the module's own lookup, which a token would wait for at every site
+        return cast(Gate, self._modules["radar_gate"]._modules[name])  # type: ignore[union-attr]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Base output plus the update of the active composition."""
@@ -105,7 +106,7 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         if self.disable_adapters:
             return y
         for name in self.active_adapters:
-            if name in self.radar_gate and not self.silent(name):
+            if name in self._modules["radar_gate"]._modules and not self.silent(name):  # type: ignore[union-attr]
                 y = self.update(x, name, onto=y)
         return y
 
@@ -134,9 +135,10 @@ class RadarLayer(nn.Module, BaseTunerLayer):
             return update if onto is None else onto + update.to(onto.dtype)
 
     def _at_once(self, x: Tensor, name: str, onto: Tensor) -> Tensor | None:
-        """``onto`` plus the update in one compiled call, for few tokens and a gate that one call can follow; else None."""
+        """``onto`` plus the update in one call, for few tokens and a gate that one call can follow; else None."""
         _, asked, text = self._call()
-        if asked is not None or not ops.site_applies(x, onto):
+        compiled = asked is None and ops.site_applies(x, onto)
+        if asked is not None or not (compiled or ops.few_applies(x, onto)):
             return None
         gate, bank, architecture = self.gate(name), self.bank(name), self.architectures[name]
         if x.dtype != ops.compute_dtype(x, bank.A):
@@ -146,7 +148,8 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         if recipe is None:
             return None
         experts = (x, *bank.cast(x.dtype), bank.scale(x), bank.ranks)
-        return ops.site(*experts, recipe, self._top_k(gate), onto, self._prior(name, x, text))
+        site = ops.site if compiled else ops.few_site
+        return site(*experts, recipe, self._top_k(gate), onto, self._prior(name, x, text))
 
     def _top_k(self, gate: Gate) -> int | None:
         return None if self.dense or gate.site.top_k == gate.site.n else gate.site.top_k

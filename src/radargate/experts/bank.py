@@ -218,12 +218,13 @@ class Bank(nn.Module):
 
     def cast(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """A and B in the dtype of the computation; a frozen bank is converted once."""
-        if self.A.dtype == dtype:
-            return self.A, self.B
-        if self.A.requires_grad or torch.compiler.is_compiling():
-            return self.A.to(dtype), self.B.to(dtype)
-        key = (dtype, self.A.data_ptr(), self.B.data_ptr(), self.A._version, self.B._version)
+        A, B = self.A, self.B
+        if A.dtype == dtype:
+            return A, B
+        if A.requires_grad or torch.compiler.is_compiling():
+            return A.to(dtype), B.to(dtype)
+        key = (dtype, A.data_ptr(), B.data_ptr(), A._version, B._version)
         if self._cast is None or self._cast[0] != key:
             with torch.inference_mode(False):
-                self._cast = (key, self.A.detach().to(dtype), self.B.detach().to(dtype))
+                self._cast = (key, A.detach().to(dtype), B.detach().to(dtype))
         return self._cast[1:]

@@ -10,6 +10,8 @@ from radargate.ops import cpp as fused
 from radargate.ops import reference as literal
 from radargate.ops import triton as gpu
 from radargate.ops.cpp.sites import Recipe, site, site_applies
+from radargate.ops.cpp.sites import few_plain as few_applies
+from radargate.ops.decode import site as few_site
 from radargate.ops.low_rank import (
     angles,
     codes,
@@ -35,6 +37,8 @@ __all__ = [
     "dense_weights",
     "expert_logits",
     "expert_norms",
+    "few_applies",
+    "few_site",
     "input_codes",
     "merge",
     "merged",
@@ -189,7 +193,10 @@ def input_codes(x: Tensor, down: Tensor | None, angle_norm: str = "none") -> Ten
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """float32, or float64 where any tensor is: never less, as bfloat16 logits choose other experts."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    for t in tensors:
+        if t.dtype == torch.float64:
+            return torch.float64
+    return torch.float32
 
 
 def choose_backend(backend: str = "auto", device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[str, str]:

@@ -11,10 +11,14 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from radargate.ops.fused.sites import Recipe
 from radargate.ops.recompute import tracing
+from radargate.ops.selection import select
 
+MOST_MASKS = 1 << 20  # numbers in the masks of `site`, which grow as the square of the number of experts
 MOST_PLACES = 64  # tokens × slots; every place takes a few vectors of width d
 
 
@@ -104,6 +108,50 @@ def mix(
     return torch.cat([mixed, (weights.unsqueeze(-2) @ v[..., 2 * pairs :]).squeeze(-2)], -1)
 
 
+def site(x: Tensor, A: Tensor, B: Tensor, scale: Tensor, ranks: tuple[int, ...], recipe: Recipe, top_k: int | None,
+         onto: Tensor, prior: Tensor | None = None) -> Tensor | None:  # fmt: skip
+    """As `radargate.ops.site`, in as few calls of PyTorch; None where this is not the way."""
+    theta, temperature, renormalize, down, up, down_scale, angle_norm, reference = recipe
+    tokens, n, d = x.numel() // x.shape[-1], len(ranks), B.shape[-1]
+    slots = n if top_k is None or top_k > n else top_k
+    turns = down is not None and up is not None
+    if theta is None or (turns and d % 2) or n * B.shape[0] > MOST_MASKS:
+        return None
+    given = (A, B, scale, theta, prior, down, up, onto)
+    if not applies(tokens * slots, x, *given) or any(t is not None and t.dtype != x.dtype for t in given):
+        return None
+    x, onto_rows = x.reshape(tokens, -1), onto.reshape(tokens, d)
+    h = F.linear(x, A).mul_(scale)
+    prior = None if prior is None else prior.reshape(tokens, n)
+    weights, indices = select(F.linear(x, theta), top_k, temperature, renormalize, prior=prior)
+    masks = _masks(ranks, x.dtype, x.device)
+    masks = masks.unsqueeze(0) if indices is None else masks[indices]
+    if not turns:
+        own = (weights.unsqueeze(-2) @ masks[..., 0, :]).squeeze(-2)
+        return torch.addmm(onto_rows, h * own, B).view(onto.shape)
+    assert down is not None and up is not None
+    if reference == "selected" and indices is not None:
+        own = masks[..., 0, :]
+        torch.sub(own.sum(1, keepdim=True), own, out=masks[..., 1, :])
+    # what each slot holds and what it relates to, each from its own codes; one product reads B once for all
+    v, other = ((h.view(tokens, 1, 1, -1) * masks) @ B).unbind(-2)
+    code = (v * other) @ down
+    factor = down_scale
+    if angle_norm == "unit":
+        # one after the other: their product may be too small a number; a code of zeros stays one
+        for source in (v, other):
+            code /= torch.linalg.vector_norm(source, dim=-1, keepdim=True).clamp_(min=torch.finfo(x.dtype).tiny)
+        factor *= d
+    elif angle_norm == "mean":
+        factor /= max((slots if reference == "selected" else n) - 1, 1)
+    alpha = code.mul_(factor) @ up
+    if angle_norm == "tanh":
+        alpha = math.pi * torch.tanh(alpha / math.pi)
+    turn = torch.polar(weights.unsqueeze(-1).expand_as(alpha), alpha)  # pairs as complex numbers; weights are lengths
+    turned = (torch.view_as_complex(v.unflatten(-1, (-1, 2))) * turn).sum(1)
+    return (torch.view_as_real(turned).view(tokens, d) + onto_rows).view(onto.shape)
+
+
 def expand(h: Tensor, B: Tensor, ranks: Sequence[int], indices: Tensor | None) -> Tensor:
     """v of every slot: [tokens, k, d]."""
     n, rank = len(ranks), ranks[0]
@@ -116,6 +164,14 @@ def expand(h: Tensor, B: Tensor, ranks: Sequence[int], indices: Tensor | None) -
         return torch.matmul(h.transpose(0, 1), B).transpose(0, 1)
     mine = h.gather(1, indices.unsqueeze(-1).expand(*indices.shape, rank))
     return (mine.unsqueeze(-2) @ B[indices]).squeeze(-2)
+
+
+@functools.lru_cache(maxsize=256)
+def _masks(ranks: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """For each expert 1 at its own codes, and 1 at all others' [n, 2, R]."""
+    with torch.inference_mode(False):
+        own = _owners(ranks, device) == torch.arange(len(ranks), device=device).unsqueeze(-1)
+        return torch.stack((own, ~own), 1).to(dtype)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -7,6 +7,7 @@ in the backward pass instead of being stored.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +31,8 @@ FEW = 5
 
 def codes(x: Tensor, A: Tensor, scale: Tensor) -> Tensor:
     """h = (x A) ⊙ σ: [..., R] for x [..., d_in], A [R, d_in] and scale [R]."""
-    return F.linear(x, A) * scale
+    h = F.linear(x, A)
+    return h.mul_(scale) if h.dtype == scale.dtype else h * scale
 
 
 def owners(ranks: Sequence[int], device: torch.device | None = None) -> Tensor:
@@ -250,7 +252,9 @@ def mix(
     if ranks is None:
         update = dense.mix(h, B, weights, indices, rotation, up, angle_norm)
     else:
-        update = _mix(h, B, ranks, weights, indices, rotation, up, angle_norm)
+        update, added = _mix(h, B, ranks, weights, indices, rotation, up, angle_norm, onto)
+        if added:
+            return update
     if onto is None:
         return update.to(dtype)
     return onto + update.to(onto.dtype)
@@ -274,7 +278,9 @@ def _mix(
     rotation: Tensor | None,
     up: Tensor | None,
     angle_norm: str,
-) -> Tensor:
+    onto: Tensor | None,
+) -> tuple[Tensor, bool]:
+    """The update [..., d], and whether ``onto`` is in it already."""
     shape, h = h.shape[:-1], h.reshape(-1, h.shape[-1])
     weights = weights.reshape(h.shape[0], weights.shape[-1])
     if indices is not None:
@@ -290,22 +296,24 @@ def _mix(
         and by.dim() == 2
         and fused.applies(h, B, weights, turn, by, indices=indices)
     ):
-        update = fused.mix(h, B, ranks, weights, indices, turn, by, bound=angle_norm == "tanh")
-        return update.view(*shape, B.shape[-1])
+        y = onto if onto is not None and fused.applies(h, B, onto) else None
+        y = None if y is None else y.reshape(-1, B.shape[-1])
+        update = fused.mix(h, B, ranks, weights, indices, turn, by, bound=angle_norm == "tanh", onto=y)
+        return update.view(*shape, B.shape[-1]), y is not None
     one_turn = rotation is None or up is None or (up.dim() == 2 and rotation.shape[1] == weights.shape[1])
     if one_turn and few.applies(weights.numel(), h, B, weights, rotation, up):
         update = few.mix(h, B, ranks, weights, indices, rotation, up, bound=angle_norm == "tanh")
-        return update.view(*shape, B.shape[-1])
+        return update.view(*shape, B.shape[-1]), False
     owner = owners(ranks, h.device)
     weighted = h * dense_weights(weights, indices, len(ranks))[:, owner]
     if rotation is None or up is None:
-        return (weighted @ B).view(*shape, B.shape[-1])
-    update = h.new_zeros(h.shape[0], B.shape[-1])
+        return (weighted @ B).view(*shape, B.shape[-1]), False
+    slots: list[Tensor] = []
     for slot in range(weights.shape[-1]):
         code = rotation[:, slot if rotation.shape[1] > 1 else 0]
         if up.dim() == 2 and not tracing():
             one = make_slot(ranks, owner, indices, slot, h.dtype)
-            update = update + SlotTurn.apply(weighted, B, code, up, one, angle_norm == "tanh")
+            slots.append(SlotTurn.apply(weighted, B, code, up, one, angle_norm == "tanh"))
             continue
 
         def turned(h: Tensor, B: Tensor, code: Tensor, up: Tensor, weight: Tensor, slot: int = slot) -> Tensor:
@@ -313,8 +321,8 @@ def _mix(
             alpha = angle(code, up, indices, slot, angle_norm)
             return turn_pairs(v, alpha) * weight.unsqueeze(-1)
 
-        update = update + recompute(turned, h, B, code, up, weights[:, slot])
-    return update.view(*shape, B.shape[-1])
+        slots.append(recompute(turned, h, B, code, up, weights[:, slot]))
+    return functools.reduce(torch.add, slots).view(*shape, B.shape[-1]), False
 
 
 def angles(rotation: Tensor, up: Tensor, indices: Tensor | None, angle_norm: str = "none") -> Tensor:

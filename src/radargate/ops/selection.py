@@ -8,6 +8,8 @@ from torch import Tensor
 from radargate.errors import OptionError
 
 RENORMALIZE = ("auto", "always", "never")
+# of logits on a CPU: 6 times as fast as sorting at 512 tokens of 40 experts, slower below
+FEW_PASSES, WORTH_PASSES = 4, 4096
 
 
 def select(
@@ -46,15 +48,25 @@ def select(
     if indices is None:
         if top_k is None or top_k >= n:
             return scaled.softmax(-1), None
-        found = scaled.detach()  # both have the first of equals first; one pass is cheaper than sorting
-        if top_k == 1:
-            indices = found.argmax(-1, keepdim=True)
-        else:
-            indices = found.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
+        indices = _highest(scaled.detach(), top_k)
     k = indices.shape[-1]
     if renormalize == "always" or (renormalize == "auto" and k > 1):
         return scaled.gather(-1, indices).softmax(-1), indices
     return scaled.softmax(-1).gather(-1, indices), indices
+
+
+def _highest(logits: Tensor, k: int) -> Tensor:
+    """The k highest of the last dimension, highest first and ties to the lowest index."""
+    if k == 1:
+        return logits.argmax(-1, keepdim=True)
+    if k > FEW_PASSES or logits.numel() < WORTH_PASSES or logits.device.type != "cpu":
+        return logits.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    # so few passes over many numbers are cheaper than sorting; below all that is left stands what was taken
+    left, taken = logits.clamp(min=torch.finfo(logits.dtype).min), []
+    for _ in range(k):
+        taken.append(left.max(-1, keepdim=True).indices)
+        left.scatter_(-1, taken[-1], -torch.inf)
+    return torch.cat(taken, -1)
 
 
 def dense_weights(weights: Tensor, indices: Tensor | None, n: int) -> Tensor:

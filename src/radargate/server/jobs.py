@@ -65,14 +65,14 @@ class Sequence:
     def __init__(self, job: Job, index: int, tokenizer: object, ends: frozenset[int], penalty: float) -> None:
         self.job, self.index, self.prompt, self.ends = job, index, job.prompts[index], ends
         self.writer = Writer(tokenizer, job.sampling.stops)
-        self.chooser = Chooser(job.sampling, index, penalty)
+        self.chooser = Chooser(job.sampling, index, penalty, self.prompt)
         self.last = 0
         self.generated = 0
         self._untold: list[tuple[Chosen, int]] = []
 
     def take(self, logits: object) -> bool:
         """Choose a token and tell what is new; True where it was the last."""
-        chosen = self.chooser.choose(logits, self.prompt + self.writer.ids)  # type: ignore[arg-type]
+        chosen = self.chooser.choose(logits)  # type: ignore[arg-type]
         self.last, self.generated = chosen.id, self.generated + 1
         finish, text = None, ""
         if chosen.id in self.ends:
@@ -93,7 +93,7 @@ class Sequence:
 
     def _told(self, all_of_them: bool) -> tuple[tuple[Chosen, int], ...]:
         """Tokens that begin in the text that is certain by now."""
-        end = len(self.writer.text)
+        end = self.writer.told
         count = sum(all_of_them or start < end for _, start in self._untold)
         told, self._untold = self._untold[:count], self._untold[count:]
         return tuple(told)

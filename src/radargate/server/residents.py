@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from radargate.base_models.loading import base_name, load_tokenizer
 from radargate.composition.composing import load, radar_config, read_config
 from radargate.composition.config import RadarConfig
@@ -22,9 +24,10 @@ class Residents:
 
     Args:
         bundles: name → folder or Hub id, all made for the same base.
-        base: the base to put under them, if not the one the first names.
+        base: the base to put under them, or its name, if not the one the first names.
         dtype: of the base.
         device: where to run.
+        tokenizer: of the base; None takes the one it ships.
 
     Raises:
         BundleError: a bundle belongs to another base than the first.
@@ -35,9 +38,10 @@ class Residents:
         self,
         bundles: Mapping[str, str],
         *,
-        base: str | None = None,
+        base: str | PreTrainedModel | None = None,
         dtype: str | None = None,
         device: str | None = None,
+        tokenizer: Any = None,
     ) -> None:
         self.names = list(bundles)
         self._models: dict[str, Any] = {}
@@ -55,7 +59,7 @@ class Residents:
                 f"{base_name(inner)} is a {type(inner).__name__}; serve and chat need a causal model with a key–value "
                 "cache. Use radargate generate for this one."
             )
-        self.base, self.tokenizer = inner.eval(), load_tokenizer(base or base_name(inner))
+        self.base, self.tokenizer = inner.eval(), tokenizer or load_tokenizer(base or base_name(inner))
         for name in self.names:
             self.activate(name).base_model.check_decodes()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,24 +54,29 @@ class Chooser:
         sampling: how.
         index: which of a request's answers this is; each has its own random numbers.
         repetition_penalty: above 1, tokens that have occurred become less likely, as in transformers.
+        prompt: what has occurred before the first choice.
     """
 
-    def __init__(self, sampling: Sampling, index: int = 0, repetition_penalty: float = 1.0) -> None:
+    def __init__(
+        self, sampling: Sampling, index: int = 0, repetition_penalty: float = 1.0, prompt: Sequence[int] = ()
+    ) -> None:
         self.sampling, self.penalty = sampling, repetition_penalty
+        self._seen = torch.tensor(sorted(set(prompt)), dtype=torch.long)
         self.random = torch.Generator()
         if sampling.seed is None:
             self.random.seed()
         else:
             self.random.manual_seed((sampling.seed * 1_000_003 + index) % 2**63)
 
-    def choose(self, logits: Tensor, seen: list[int]) -> Chosen:
-        """The next token, from logits [vocabulary] in float32 on the CPU and the tokens so far."""
+    def choose(self, logits: Tensor) -> Chosen:
+        """The next token, from logits [vocabulary] in float32 on the CPU."""
         weighed = logits
         if self.penalty != 1.0:
-            at = torch.tensor(sorted(set(seen)))
-            old = logits[at]
-            weighed = logits.index_copy(0, at, torch.where(old < 0, old * self.penalty, old / self.penalty))
+            old = logits[self._seen]
+            weighed = logits.index_copy(0, self._seen, torch.where(old < 0, old * self.penalty, old / self.penalty))
         token = int(weighed.argmax()) if self.sampling.temperature == 0 else self._sample(weighed)
+        if self.penalty != 1.0 and not (self._seen == token).any():
+            self._seen = torch.cat([self._seen, self._seen.new_tensor([token])])
         if self.sampling.logprobs is None:
             return Chosen(token)
         logs = logits.log_softmax(-1).clamp(min=LEAST)

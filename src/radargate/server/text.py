@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-_BROKEN = "\ufffd"  # what decoders write for bytes that are no character (yet)
+from radargate.serve.decoder import Decoder
 
 
 class Writer:
@@ -16,54 +16,41 @@ class Writer:
         stops: strings before which the answer ends.
 
     Attributes:
-        ids: tokens so far.
-        text: what is certain: no half character, and no beginning of a stop string.
         starts: where in the text each token begins.
+        told: characters that are certain: no half character, and no beginning of a stop string.
         stopped: whether a stop string has come.
     """
 
     def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
-        self.tokenizer, self.stops = tokenizer, tuple(stops)
-        self.ids: list[int] = []
+        self.stops, self._decoder = tuple(stops), Decoder(tokenizer)
         self.starts: list[int] = []
-        self.text = ""
+        self.told = 0
         self.stopped = False
-        self._length = 0  # of the whole characters so far, held-back ones included
+        self._held = ""  # whole characters that may be the beginning of a stop string
 
     def add(self, token: int) -> str:
         """Take one more token; returns what it makes certain, often nothing."""
-        self.starts.append(self._length)
-        self.ids.append(token)
-        whole = self.tokenizer.decode(self.ids, skip_special_tokens=True)
-        found = [at for at in (whole.find(stop, len(self.text)) for stop in self.stops) if at >= 0]
-        if found:
-            self.stopped = True
-            return self._extend(whole[: min(found)])
-        characters = _whole_characters(whole)
-        self._length = len(characters)
-        return self._extend(characters[: len(characters) - self._possible_stop(characters)])
+        self.starts.append(self.told + len(self._held) + self._decoder.waiting)
+        return self._tell(self._decoder.add(token))
 
     def finish(self) -> str:
         """What was held back, once nothing more comes."""
-        if self.stopped:
-            return ""
-        return self._extend(self.tokenizer.decode(self.ids, skip_special_tokens=True))
+        return "" if self.stopped else self._tell(self._decoder.finish(), last=True)
 
-    def _extend(self, text: str) -> str:
-        fresh, self.text = text[len(self.text) :], max(text, self.text, key=len)
-        return fresh
+    def _tell(self, fresh: str, last: bool = False) -> str:
+        """Only what was held back and what is new can hold a stop string that was not there before."""
+        text = self._held + fresh
+        found = [at for at in map(text.find, self.stops) if at >= 0]
+        self.stopped = bool(found)
+        end = min(found) if found else len(text) if last else len(text) - self._possible_stop(text)
+        self._held = "" if self.stopped else text[end:]
+        self.told += end
+        return text[:end]
 
     def _possible_stop(self, text: str) -> int:
         """How long an end of the text is the beginning of a stop string."""
-        longest = max((len(stop) for stop in self.stops), default=1) - 1
-        for size in range(min(longest, len(text) - len(self.text)), 0, -1):
+        longest = max(map(len, self.stops), default=1) - 1
+        for size in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-size:]) for stop in self.stops):
                 return size
         return 0
-
-
-def _whole_characters(text: str) -> str:
-    """A text without the up to three marks at its end that a character's missing bytes may still replace."""
-    for _ in range(3):
-        text = text.removesuffix(_BROKEN)
-    return text

@@ -88,6 +88,7 @@ def mix(
     up: Tensor,
     *,
     bound: bool,
+    onto: Tensor | None = None,
 ) -> Tensor:
     """The update Σ_i g_i R(a_i Q) v_i: [tokens, d].
 
@@ -100,8 +101,9 @@ def mix(
         rotation: [tokens, k, r_a].
         up: Q, [r_a, d // 2].
         bound: keep angles within ±π by tanh.
+        onto: [tokens, d] to which the update is added.
     """
-    return _apply(_Mix, h, B, weights, rotation, up, indices, tuple(ranks), {"bound": bound})
+    return _apply(_Mix, h, B, weights, rotation, up, onto, indices, tuple(ranks), {"bound": bound})
 
 
 def _plain(t: Tensor) -> bool:
@@ -206,7 +208,7 @@ class _RotationCodes(torch.autograd.Function):
 
 
 class _Mix(torch.autograd.Function):
-    """Gradients to h, B, the weights, the rotation codes and Q."""
+    """Gradients to h, B, the weights, the rotation codes, Q, and what the update is added to."""
 
     @staticmethod
     def compute(
@@ -215,12 +217,13 @@ class _Mix(torch.autograd.Function):
         weights: Tensor,
         rotation: Tensor,
         up: Tensor,
+        onto: Tensor | None,
         indices: Tensor | None,
         ranks: tuple[int, ...],
         options: dict[str, Any],
     ) -> tuple[Tensor]:
         update = h.new_empty(h.shape[0], B.shape[1])
-        arrays: dict[str, Tensor | None] = {"weights": weights, "rotation": rotation, "up": up, "update": update}
+        arrays = {"weights": weights, "rotation": rotation, "up": up, "onto": onto, "update": update}
         calls.run("radargate_mix", h, B, ranks, weights.shape[1], up.shape[0], indices, arrays, **options)
         return (update,)
 
@@ -232,13 +235,14 @@ class _Mix(torch.autograd.Function):
         weights: Tensor,
         rotation: Tensor,
         up: Tensor,
+        onto: Tensor | None,
         indices: Tensor | None,
         ranks: tuple[int, ...],
         options: dict[str, Any],
     ) -> Tensor:
         ctx.save_for_backward(h, B, weights, rotation, up, indices)
         ctx.ranks, ctx.options = ranks, options
-        return _Mix.compute(h, B, weights, rotation, up, indices, ranks, options)[0]
+        return _Mix.compute(h, B, weights, rotation, up, onto, indices, ranks, options)[0]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -262,4 +266,4 @@ class _Mix(torch.autograd.Function):
             "d_up": d_up,
         }
         calls.run("radargate_mix", h, B, ctx.ranks, weights.shape[1], up.shape[0], indices, arrays, **ctx.options)
-        return d_h, d_B, d_weights, d_rotation, d_up, None, None, None
+        return d_h, d_B, d_weights, d_rotation, d_up, grad if ctx.needs_input_grad[5] else None, None, None, None

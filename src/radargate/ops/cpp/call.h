@@ -15,7 +15,7 @@ struct Call {
   double others;
   const int64_t* starts;   // [experts + 1]: where each expert's codes begin
   const int64_t* indices;  // [tokens, slots]
-  const void *h, *B, *total, *rounding, *down, *up, *weights, *rotation, *grad;
+  const void *h, *B, *total, *rounding, *down, *up, *weights, *rotation, *grad, *onto;  // onto [tokens, width]: what the update is added to
   void *code, *scales, *update;  // results of the forward pass; scales [tokens, slots, 3]: 1/rms of v and reference, alone
   void *d_h, *d_B, *d_total, *d_down, *d_weights, *d_rotation, *d_up;
 };

@@ -26,6 +26,7 @@ ARRAYS = (
     "weights",
     "rotation",
     "grad",
+    "onto",
     "code",
     "scales",
     "update",

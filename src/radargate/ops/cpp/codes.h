@@ -15,7 +15,9 @@ template <typename T> class CodesWork {
     static thread_local Places places;
     places_ = &places;
     const int64_t total = chunk * columns, block = BLOCK * columns, few = BLOCK * std::max(call.codes, call.rank);
-    scratch.reserve(Scratch::size_for<T>(total) * 2 + Scratch::size_for<T>(block) * 2 + Scratch::size_for<T>(few) * 3);
+    const int64_t every = chunk * call.codes;
+    scratch.reserve(Scratch::size_for<T>(total) * 2 + Scratch::size_for<T>(block) * 2 + Scratch::size_for<T>(few) * 3 +
+                    Scratch::size_for<T>(every) + Scratch::size_for<T>(call.codes * TILE<T>));
     total_ = scratch.take<T>(total);
     d_total_ = scratch.take<T>(total);
     x_ = scratch.take<T>(block);
@@ -23,6 +25,8 @@ template <typename T> class CodesWork {
     coefficients_ = scratch.take<T>(few);
     found_ = scratch.take<T>(few);
     scaled_ = scratch.take<T>(few);
+    every_ = scratch.take<T>(every);
+    tile_ = scratch.take<T>(call.codes * TILE<T>);
   }
 
   void chunk(int64_t first, int64_t rows) {
@@ -51,18 +55,23 @@ template <typename T> class CodesWork {
   const T* code_at(int64_t row) const { return static_cast<const T*>(call_.h) + (first_ + row) * call_.codes; }
   int64_t number(const Place& place) const { return (first_ + place.row) * call_.slots + place.slot; }
 
-  template <int ROWS> void all_codes(int64_t row) {
-    for (int r = 0; r < ROWS; ++r)
-      for (int64_t p = 0; p < call_.codes; ++p) coefficients_[p * ROWS + r] = code_at(row + r)[p];
+  // Calls each(number of rows, first row) for all rows of the chunk, in blocks.
+  template <typename Each> void for_rows(int64_t rows, Each each) {
+    int64_t row = 0;
+    for (; row + BLOCK <= rows; row += BLOCK) each(std::integral_constant<int, BLOCK>(), row);
+    for (; row < rows; ++row) each(std::integral_constant<int, 1>(), row);
   }
 
-  template <int ROWS> void total_rows(int64_t row) {
-    all_codes<ROWS>(row);
-    products<T, ROWS>(coefficients_, call_.codes, B_, 0, [&](int r, int64_t column, V low, V high) {
-      store<T>(total_ + (row + r) * columns_ + column, low);
-      store<T>(total_ + (row + r) * columns_ + column + n, high);
+  // Codes of the chunk's rows, block by block as products with every expert's B take them.
+  void turn_codes(int64_t rows) {
+    for_rows(rows, [&](auto block, int64_t row) {
+      for (int64_t p = 0; p < call_.codes; ++p)
+        for (int r = 0; r < block; ++r) every_[row * call_.codes + p * block + r] = code_at(row + r)[p];
     });
   }
+
+  // So many tiles of B stay in the second-level cache while all rows of a chunk meet them.
+  int64_t part_tiles() const { return std::max<int64_t>(1, (1 << 18) / (call_.codes * TILE<T>)); }
 
   void sum_over_experts(int64_t rows) {
     if (call_.total != nullptr) {
@@ -73,9 +82,31 @@ template <typename T> class CodesWork {
       }
       return;
     }
-    int64_t row = 0;
-    for (; row + BLOCK <= rows; row += BLOCK) total_rows<BLOCK>(row);
-    for (; row < rows; ++row) total_rows<1>(row);
+    turn_codes(rows);
+    for (int64_t tile = 0; tile < B_.tiles; ++tile) {
+      const T* from = B_.at(0, tile);
+      int64_t step = B_.step(tile);
+      if (B_.tiles > part_tiles()) from = in_one_piece(from, step), step = TILE<T>;
+      for_rows(rows, [&](auto block, int64_t row) {
+        T* to = total_ + row * columns_;
+        auto done = [&](int r, int64_t column, V low, V high) {
+          store<T>(to + r * columns_ + column, low);
+          store<T>(to + r * columns_ + column + n, high);
+        };
+        product_tiles<T, decltype(block)::value, 1>(
+            every_ + row * call_.codes, call_.codes, from, step, tile * TILE<T>, done);
+      });
+    }
+  }
+
+  // A tile of a B that no cache holds, whose rows lie pages apart; the next tile is asked for on the way.
+  const T* in_one_piece(const T* from, int64_t step) {
+    for (int64_t p = 0; p < call_.codes; ++p, from += step) {
+      for (int64_t line = 0; line < TILE<T>; line += 64 / sizeof(T)) __builtin_prefetch(from + TILE<T> + line, 0, 2);
+      store<T>(tile_ + p * TILE<T>, load(from));
+      store<T>(tile_ + p * TILE<T> + n, load(from + n));
+    }
+    return tile_;
   }
 
   template <int ROWS> void block_forward(int64_t expert, int64_t start, int64_t depth, const Place* at) {
@@ -256,17 +287,6 @@ template <typename T> class CodesWork {
     for_others(expert, place.row, [&](int64_t from, int64_t to) { pass_on(g, from, to); });
   }
 
-  template <int ROWS> void total_rows_backward(int64_t row) {
-    if (d_B_ != nullptr) {
-      all_codes<ROWS>(row);
-      accumulate<T, ROWS>(coefficients_, call_.codes, d_total_ + row * columns_, columns_, d_B_);
-    }
-    if (call_.d_h == nullptr) return;
-    dots<T, ROWS>(d_total_ + row * columns_, columns_, B_, 0, call_.codes, found_);
-    for (int r = 0; r < ROWS; ++r)
-      for (int64_t p = 0; p < call_.codes; ++p) d_code(row + r)[p] += found_[r * call_.codes + p];
-  }
-
   void pass_total_on(int64_t rows) {
     if (call_.total != nullptr) {
       if (T* d_total = static_cast<T*>(call_.d_total))
@@ -275,9 +295,20 @@ template <typename T> class CodesWork {
       return;
     }
     if (call_.d_h == nullptr && d_B_ == nullptr) return;
-    int64_t row = 0;
-    for (; row + BLOCK <= rows; row += BLOCK) total_rows_backward<BLOCK>(row);
-    for (; row < rows; ++row) total_rows_backward<1>(row);
+    if (d_B_ != nullptr)
+      for_rows(rows, [&](auto block, int64_t row) {
+        const T* coefficients = every_ + row * call_.codes;
+        accumulate<T, decltype(block)::value>(coefficients, call_.codes, d_total_ + row * columns_, columns_, d_B_);
+      });
+    if (call_.d_h == nullptr) return;
+    for (int64_t tile = 0; tile < B_.tiles; tile += part_tiles()) {
+      const Matrix<T> part = B_.part(tile, std::min(tile + part_tiles(), B_.tiles));
+      for_rows(rows, [&](auto block, int64_t row) {
+        dots<T, decltype(block)::value>(d_total_ + row * columns_ + tile * TILE<T>, columns_, part, 0, call_.codes, found_);
+        for (int r = 0; r < block; ++r)
+          for (int64_t p = 0; p < call_.codes; ++p) d_code(row + r)[p] += found_[r * call_.codes + p];
+      });
+    }
   }
 
   T* d_code(int64_t row) const { return static_cast<T*>(call_.d_h) + (first_ + row) * call_.codes; }
@@ -291,7 +322,7 @@ template <typename T> class CodesWork {
   const bool backward_;
   Places* places_;
   int64_t first_ = 0;
-  T *total_, *d_total_, *x_, *y_, *coefficients_, *found_, *scaled_;
+  T *total_, *d_total_, *x_, *y_, *coefficients_, *found_, *scaled_, *every_, *tile_;
 };
 
 // Forward where call.grad is null.

@@ -137,13 +137,17 @@ template <typename T> class MixWork {
 
   void write_update(int64_t rows) {
     T* update = static_cast<T*>(call_.update) + first_ * call_.width;
+    const T* onto = call_.onto == nullptr ? nullptr : static_cast<const T*>(call_.onto) + first_ * call_.width;
     for (int64_t row = 0; row < rows; ++row, update += call_.width)
       for (int64_t column = 0; column < columns_; column += TILE<T>) {
         const T* kept = kept_ + row * columns_ + column;
         T tile[TILE<T>];
         store<T>(tile, zip_low<T>(load(kept), load(kept + n)));
         store<T>(tile + n, zip_high<T>(load(kept), load(kept + n)));
-        std::memcpy(update + column, tile, std::min(TILE<T>, call_.width - column) * sizeof(T));
+        const int64_t count = std::min(TILE<T>, call_.width - column);
+        if (onto != nullptr)
+          for (int64_t i = 0; i < count; ++i) tile[i] += onto[row * call_.width + column + i];
+        std::memcpy(update + column, tile, count * sizeof(T));
       }
   }
 

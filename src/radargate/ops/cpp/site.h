@@ -25,39 +25,37 @@ template <typename T> class SiteWork {
   explicit SiteWork(const Site& site)
       : site_(site), every_(site.slots == site.experts), h_(site.tokens * site.codes), weights_(site.tokens * site.slots),
         indices_(every_ ? 0 : site.tokens * site.slots), logits_(site.tokens * site.experts),
-        columns_(padded(site.inputs, TILE<T>)), x_(padded(site.tokens, BLOCK) * columns_) {}
+        columns_(padded(site.inputs, TILE<T>)), x_(whole_blocks(site.tokens) * columns_) {}
 
   void run() {
     T* update = static_cast<T*>(site_.update);
     read_inputs();
-    if (site_.theta != nullptr) {
-      const PaddedColumns<T> theta(site_.theta, site_.experts, site_.inputs);
-      rows_times(theta, 0, site_.experts, logits_.data(), site_.experts);
-    }
+    const bool turns = site_.up != nullptr, selected = site_.selected && !every_, everyone = every_ || (turns && !selected);
+    find_logits_and_codes(everyone);
     for (int64_t token = 0; token < site_.tokens; ++token) choose(token);
     Call call{};
     call.tokens = site_.tokens, call.experts = site_.experts, call.slots = site_.slots, call.width = site_.width;
     call.codes = site_.codes, call.rank = site_.rank, call.wide = site_.wide, call.threads = site_.threads;
-    call.unit = site_.unit, call.selected = site_.selected && !every_, call.bound = site_.bound;
+    call.unit = site_.unit, call.selected = selected, call.bound = site_.bound;
     call.others = site_.others, call.starts = site_.starts, call.indices = every_ ? nullptr : indices_.data();
     call.h = h_.data(), call.B = site_.B, call.down = site_.down, call.up = site_.up;
-    const bool turns = site_.up != nullptr, everyone = every_ || (turns && !call.selected);
-    find_codes(everyone);
+    if (!everyone) find_chosen_codes();
+    scale_codes();
     if (!turns) {
       weigh_codes();
       std::fill(update, update + site_.tokens * site_.width, T(0));
       times_B(everyone, update);
+      const T* onto = static_cast<const T*>(site_.onto);
+      for (int64_t i = 0; i < site_.tokens * site_.width; ++i) update[i] += onto[i];
     } else {
       std::vector<T> total(call.selected ? 0 : site_.tokens * site_.width);
       std::vector<T> rotation(site_.tokens * site_.slots * site_.rank);
       if (!call.selected) times_B(true, total.data()), call.total = total.data();
       call.code = rotation.data();
       rotation_codes<T>(call);
-      call.weights = weights_.data(), call.rotation = rotation.data(), call.update = update;
+      call.weights = weights_.data(), call.rotation = rotation.data(), call.onto = site_.onto, call.update = update;
       mix<T>(call);
     }
-    const T* onto = static_cast<const T*>(site_.onto);
-    for (int64_t i = 0; i < site_.tokens * site_.width; ++i) update[i] += onto[i];
   }
 
  private:
@@ -99,18 +97,26 @@ template <typename T> class SiteWork {
     }
   }
 
-  // Codes of all experts, or of those that some token chose.
-  void find_codes(bool everyone) {
+  // Logits, and in the same stroke the codes of all experts where they are wanted.
+  void find_logits_and_codes(bool everyone) {
+    const int64_t logits = site_.theta == nullptr ? 0 : site_.experts, codes = everyone ? site_.codes : 0;
+    const PaddedColumns<T> theta(site_.theta, logits, site_.inputs), A(site_.A, codes, site_.inputs);
+    share(logits + codes, (logits + codes) * site_.inputs, [&](int64_t first, int64_t end) {
+      if (first < codes) rows_times(A, first, std::min(end, codes), h_.data(), site_.codes);
+      if (end > codes) rows_times(theta, std::max(first, codes) - codes, end - codes, logits_.data(), site_.experts);
+    });
+  }
+
+  // Codes of the experts that some token chose.
+  void find_chosen_codes() {
     const PaddedColumns<T> A(site_.A, site_.codes, site_.inputs);
-    if (everyone) {
-      share(site_.codes, site_.codes * site_.inputs,
-            [&](int64_t first, int64_t end) { rows_times(A, first, end, h_.data(), site_.codes); });
-    } else {
-      std::vector<int64_t> chosen(indices_);
-      std::sort(chosen.begin(), chosen.end());
-      chosen.erase(std::unique(chosen.begin(), chosen.end()), chosen.end());
-      for (int64_t e : chosen) rows_times(A, site_.starts[e], site_.starts[e + 1], h_.data(), site_.codes);
-    }
+    std::vector<int64_t> chosen(indices_);
+    std::sort(chosen.begin(), chosen.end());
+    chosen.erase(std::unique(chosen.begin(), chosen.end()), chosen.end());
+    for (int64_t e : chosen) rows_times(A, site_.starts[e], site_.starts[e + 1], h_.data(), site_.codes);
+  }
+
+  void scale_codes() {
     const T* scale = static_cast<const T*>(site_.scale);
     for (int64_t t = 0; t < site_.tokens; ++t)
       for (int64_t p = 0; p < site_.codes; ++p) h_[t * site_.codes + p] *= scale[p];
@@ -125,8 +131,7 @@ template <typename T> class SiteWork {
       for (int64_t p = 0; p < site_.codes; ++p) turned[block * site_.codes + p * rows + t - block] = h_[t * site_.codes + p];
     }
     share(B.tiles, site_.codes * site_.width, [&](int64_t first, int64_t end) {
-      const int64_t whole = std::max<int64_t>(std::min(B.whole, end) - first, 0);
-      const Matrix<T> part{B.body + first * TILE<T>, B.stride, B.tail, whole, end - first};
+      const Matrix<T> part = B.part(first, end);
       T* to = out + first * TILE<T>;
       const int64_t width = site_.width - first * TILE<T>;
       for (int64_t t = 0; t < site_.tokens; t += everyone ? BLOCK : 1) {
@@ -146,6 +151,7 @@ template <typename T> class SiteWork {
     });
   }
   static int64_t block_rows(int64_t tokens) { return tokens <= 2 ? tokens : BLOCK; }
+  static int64_t whole_blocks(int64_t tokens) { return tokens / BLOCK * BLOCK + block_rows(tokens % BLOCK); }
 
   template <int ROWS>
   void add_rows(const T* coefficients, int64_t start, int64_t depth, const Matrix<T>& part, int64_t width, int64_t token,

@@ -6,20 +6,20 @@ Nothing is remembered from call to call, so that nothing can be out of date: wha
 from __future__ import annotations
 
 import ctypes
+import struct
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from radargate.errors import BackendError
 from radargate.ops.cpp import build, calls
 from radargate.ops.recompute import tracing
 
 MOST_TOKENS = 16  # more of them are worth products over all tokens at once
-SIZES = ("tokens", "experts", "slots", "inputs", "width", "codes", "rank", "wide", "threads")
-OPTIONS = ("unit", "selected", "bound", "renormalize")
-NUMBERS = ("others", "temperature")
-ARRAYS = ("starts", "x", "A", "B", "scale", "theta", "prior", "down", "up", "onto", "update")
+# the fields of one call, in the order in which they stand in ``site.h``: sizes and options, numbers, addresses
+FIELDS = struct.Struct("=13q2d11q")
 
 
 class Recipe(NamedTuple):
@@ -46,30 +46,24 @@ class Recipe(NamedTuple):
     reference: str = "all"
 
 
-class Site(ctypes.Structure):
-    """One call; the same fields in the same order stand in ``site.h``."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in (*SIZES, *OPTIONS)),
-        *((name, ctypes.c_double) for name in NUMBERS),
-        *((name, ctypes.c_void_p) for name in ARRAYS),
+def few_plain(x: Tensor, onto: Tensor) -> bool:
+    """Whether this input is of few plain tokens on CPU, and nobody is tracing."""
+    shape = x.shape
+    return (
+        0 < x.numel() <= MOST_TOKENS * shape[-1]
+        and x.is_cpu
+        and x.dtype == onto.dtype
+        and type(x) is Tensor
+        and type(onto) is Tensor
+        and shape[:-1] == onto.shape[:-1]
+        and not tracing()
+        and not torch.jit.is_tracing()
     )
 
 
 def site_applies(x: Tensor, onto: Tensor) -> bool:
     """Whether `site` may be the way for this input: few tokens on CPU, nobody tracing, a compiled library."""
-    width = x.shape[-1]
-    return (
-        0 < x.numel() <= MOST_TOKENS * width
-        and x.device.type == "cpu"
-        and x.dtype == onto.dtype
-        and type(x) is Tensor
-        and type(onto) is Tensor
-        and x.shape[:-1] == onto.shape[:-1]
-        and not tracing()
-        and not torch.jit.is_tracing()
-        and build.load()[0] is not None
-    )
+    return few_plain(x, onto) and build.load()[0] is not None
 
 
 def site(
@@ -100,18 +94,18 @@ def site(
         BackendError: there is no library, or no memory.
     """
     theta, temperature, renormalize, down, up, down_scale, angle_norm, reference = recipe
-    turn = (None, None) if down is None or up is None else (down, up)
+    if down is None or up is None:
+        down = up = None
     n, inputs, (codes, width), grad, dtype = len(ranks), x.shape[-1], B.shape, torch.is_grad_enabled(), x.dtype
     if dtype not in (torch.float32, torch.float64) or A.shape[1] != inputs or onto.shape[-1] != width:
         return None
     if grad and (x.requires_grad or onto.requires_grad):
         return None
-    for t in (A, B, scale, theta, prior, *turn):
-        if t is None:
-            continue
-        plain = type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" and t.is_contiguous()
-        if t.dtype != dtype or not plain or (grad and t.requires_grad):
-            return None
+    for t in (A, B, scale, theta, prior, down, up):
+        if t is not None:
+            plain = type(t) in (Parameter, Tensor) and t.is_cpu and t.is_contiguous()
+            if not plain or t.dtype != dtype or (grad and t.requires_grad):
+                return None
     library, reason = build.library()
     if library is None:
         raise BackendError(f"The compiled operations are not there: {reason}. Use radargate.ops instead.")
@@ -120,14 +114,14 @@ def site(
     slots = n if top_k is None or top_k > n else top_k
     selected = reference == "selected"
     others = max((slots if selected else n) - 1, 1) if angle_norm == "mean" else 1
-    call = Site(
+    call = FIELDS.pack(
         x.numel() // inputs,
         n,
         slots,
         inputs,
         width,
         codes,
-        0 if turn[1] is None else turn[1].shape[0],
+        0 if up is None else up.shape[0],
         dtype == torch.float64,
         torch.get_num_threads(),
         angle_norm == "unit",
@@ -137,12 +131,8 @@ def site(
         others / down_scale,
         temperature,
         ctypes.addressof(calls.starts(ranks)),
-        *map(_address, (x, A, B, scale, theta, prior, *turn, onto, update)),
+        *[0 if t is None else t.data_ptr() for t in (x, A, B, scale, theta, prior, down, up, onto, update)],
     )
-    if library.radargate_site(ctypes.byref(call)):
+    if library.radargate_site(call):
         raise BackendError(f"Not enough memory for a site of {n} experts. Use fewer tokens.")
     return update
-
-
-def _address(t: Tensor | None) -> int | None:
-    return None if t is None else t.data_ptr()

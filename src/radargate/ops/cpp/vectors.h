@@ -107,6 +107,9 @@ template <typename T> struct Matrix {
     return tile < whole ? body + row * stride + tile * TILE<T> : tail + row * TILE<T>;
   }
   int64_t step(int64_t tile) const { return tile < whole ? stride : TILE<T>; }
+  Matrix part(int64_t from, int64_t to) const {  // tiles `from` to `to` of it
+    return {body + from * TILE<T>, stride, tail, std::max<int64_t>(std::min(whole, to) - from, 0), to - from};
+  }
 };
 
 template <typename T, int ROWS, int TILES, typename Done>
