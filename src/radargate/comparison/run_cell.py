@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,43 +15,24 @@ from peft import PeftModel
 
 from radargate.comparison.cells import UNION, Cell
 from radargate.comparison.memory import peak_mb, reset_peak
+from radargate.comparison.options import Comparison
 from radargate.composition.composing import compose, radar_config
+from radargate.composition.config import gate_class
 from radargate.data.batches import AnswerCollator, EncodedRow
 from radargate.data.rows import Row
-from radargate.evaluation.run import Scoring, score_system
+from radargate.evaluation.run import score_system
 from radargate.evaluation.usage import Usage, expert_usage
 from radargate.experts.adapters import read_adapter
 from radargate.io.progress import quietly, share
 from radargate.io.records import make_record, read_records
-from radargate.training.experts import ExpertOptions, train_experts
-from radargate.training.gates import GateTraining, fit_gates, mean_angle, resolve_gate_options
+from radargate.training.diagnostics import mean_angle
+from radargate.training.experts import train_experts
+from radargate.training.gates import fit_gates
+from radargate.training.options import ExpertOptions
 
 RECORDS = "records.jsonl"
 TRAINED = 0.7  # share of a trained cell's time that training takes, for the time left inside the cell
 USAGE_ROWS = 2  # rows of each task that a gate's use of experts is looked at on
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What is compared, and how much of everything.
-
-    Attributes:
-        gates: names, with options as ``NAME:option=value``, or ``("all",)``.
-        rules: the same.
-        architectures: names, or ``("all",)``.
-        seeds: seeds of everything trained.
-        training: steps, rates, top-k and so on of every gate; its gate, architecture and seed are the cells' own.
-        scoring: rows and batch.
-        union_lr: rate of the LoRA trained on the union of all tasks.
-    """
-
-    gates: tuple[str, ...] = ("all",)
-    rules: tuple[str, ...] = ("all",)
-    architectures: tuple[str, ...] = ("mole",)
-    seeds: int = 1
-    training: GateTraining = field(default_factory=GateTraining)
-    scoring: Scoring = field(default_factory=Scoring)
-    union_lr: float = 1e-3
 
 
 @dataclass
@@ -160,7 +141,9 @@ def _composed(cell: Cell, grid: Grid) -> tuple[PeftModel, dict[str, Any], str | 
         gate_options=cell.own_options,
         **cell.training,
     )
-    given = resolve_gate_options(training, grid.model, grid.tokenizer, grid.train, list(adapters))
+    given = gate_class(cell.system).from_rows(
+        training.gate_options, grid.model, grid.tokenizer, grid.train, list(adapters)
+    )
     model = compose(
         grid.model,
         adapters,
@@ -184,15 +167,12 @@ def _union(cell: Cell, grid: Grid) -> tuple[PeftModel, dict[str, Any]]:
     """One LoRA trained on all tasks together, with the gates' number of steps and rows."""
     training = grid.options.training
     first = read_adapter("first", next(iter(grid.adapters["mole"].values())))
+    common = {**training.common(), "lr": grid.options.union_lr, "seed": cell.seed or 0}
     options = ExpertOptions(
+        **common,
         rank=int(first.config.get("r", 8)),
         alpha=int(first.config.get("lora_alpha", 32)),
-        lr=grid.options.union_lr,
         target_modules=_targets(first.config.get("target_modules")),
-        steps=training.steps,
-        batch_size=training.batch_size,
-        seed=cell.seed or 0,
-        max_length=training.max_length,
     )
     folder = train_experts(grid.model, grid.train, grid.work / "union", options, union="union", device=grid.device)[
         "union"

@@ -9,6 +9,7 @@ from typing import Any, overload
 
 import torch
 
+from radargate.data.options import Batching
 from radargate.data.prompts import encode_row, render_context
 from radargate.data.rows import Row
 from radargate.errors import DataError
@@ -66,25 +67,27 @@ class EncodedRows:
 
     rows: Examples
     dropped: dict[str, int]
+    max_length: int
 
-    def report(self, max_length: int) -> str:
+    def report(self) -> str:
         """One line about what is kept and dropped."""
         kept = f"{len(self.rows)} training rows"
         if not self.dropped:
             return f"{kept}, none dropped."
         lost = ", ".join(f"{count} of {task}" for task, count in self.dropped.items())
-        return f"{kept}; dropped whole, being longer than --max-length {max_length} tokens: {lost}."
+        return f"{kept}; dropped whole, being longer than `max_length` {self.max_length} tokens: {lost}."
 
 
-def encode_rows(rows: Iterable[Row], tokenizer: Any, *, max_length: int, encoder_decoder: bool) -> EncodedRows:
+def encode_rows(rows: Iterable[Row], tokenizer: Any, options: Batching, *, encoder_decoder: bool) -> EncodedRows:
     """Turn rows into training examples that end with the tokenizer's end token.
 
-    Rows longer than ``max_length`` tokens are dropped whole and counted: a cut prompt or target would
+    Rows longer than the options' ``max_length`` tokens are dropped whole and counted: a cut prompt or target would
     teach the wrong thing.
 
     Raises:
         DataError: nothing is left.
     """
+    max_length = options.max_length
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
 
     def encode(row: Row) -> EncodedRow:
@@ -108,10 +111,10 @@ def encode_rows(rows: Iterable[Row], tokenizer: Any, *, max_length: int, encoder
             kept.append(row)
     if not kept:
         raise DataError(
-            f"No row is left: all {sum(dropped.values())} of {', '.join(dropped)} are longer than --max-length {max_length} tokens. "
+            f"No row is left: all {sum(dropped.values())} of {', '.join(dropped)} are longer than `max_length` {max_length} tokens. "
             "Raise it, or leave them out."
         )
-    return EncodedRows(Examples(kept, encode), dropped)
+    return EncodedRows(Examples(kept, encode), dropped, max_length)
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ from radargate.errors import RadarGateError
 from radargate.experts.bank import write_expert
 from radargate.io.progress import duration
 from radargate.io.records import append_records, make_record
-from radargate.training.experts import ExpertOptions, begun_dtype, check_options, lora_config, train_experts
+from radargate.training.experts import begun_dtype, check_options, lora_config, train_experts
 from radargate.training.loop import AnswerTrainer, training_arguments, training_run
+from radargate.training.options import ExpertOptions
 
 logger = logging.getLogger(__name__)
 
@@ -91,26 +92,19 @@ def train_hydra_jointly(
     """
     out = Path(out)
     if (out / JOINT_BUNDLE).exists():
-        raise RadarGateError(f"{out / JOINT_BUNDLE} already holds a bundle; choose another --out.")
+        raise RadarGateError(f"{out / JOINT_BUNDLE} already holds a bundle; choose another `out`.")
     with training_run(out, options):
         model = load_base(base, dtype=dtype, device=device)
         tokenizer, seq2seq = load_tokenizer(base), bool(model.config.is_encoder_decoder)
         rows = [row for task_rows in load_rows(data, "train", tasks).values() for row in task_rows]
-        encoded = encode_rows(rows, tokenizer, max_length=options.max_length, encoder_decoder=seq2seq)
-        logger.info(f"{heads} heads; {encoded.report(options.max_length)}")
+        encoded = encode_rows(rows, tokenizer, options, encoder_decoder=seq2seq)
+        logger.info(f"{heads} heads; {encoded.report()}")
         work = out / f".{JOINT_BUNDLE}.tmp"
         shutil.rmtree(work, ignore_errors=True)
         composed = _untrained(model, work / "heads", heads, options, seq2seq)
         for parameter in _banks(composed):
             parameter.requires_grad_(True)
-        arguments = training_arguments(
-            work / "run",
-            steps=options.steps,
-            batch_size=options.batch_size,
-            lr=options.lr,
-            seed=options.seed,
-            device=device,
-        )
+        arguments = training_arguments(work / "run", options, device=device)
         trainer = AnswerTrainer(composed, encoded.rows, arguments, AnswerCollator(tokenizer.pad_token_id, seq2seq))
         result = trainer.train()
         for parameter in _banks(composed):

@@ -19,6 +19,7 @@ from radargate.errors import DataError
 from radargate.gates.base import make_options
 from radargate.gates.rules.searched import Batch, SearchedRule
 from radargate.training.loop import AnswerTrainer, training_arguments
+from radargate.training.options import Training
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def search_weights(
     if len(rows) < options.examples:
         raise DataError(
             f"the search wants {options.examples} examples and there are {len(rows)} training rows. Give more data, or "
-            f"--option examples={len(rows)}."
+            f"the option examples={len(rows)}."
         )
     chosen = random.Random(seed).sample(rows, options.examples)
     batches = [collator(chosen[i : i + BATCH]) for i in range(0, len(chosen), BATCH)]
@@ -58,7 +59,7 @@ def search_weights(
     started = time.monotonic()
     model.eval()
     with tempfile.TemporaryDirectory() as work:
-        arguments = training_arguments(work, steps=1, batch_size=BATCH, lr=1.0, seed=seed, device=device)
+        arguments = training_arguments(work, Training(steps=1, batch_size=BATCH, lr=1.0, seed=seed), device=device)
         trainer = AnswerTrainer(model, chosen, arguments, collator)
 
         def losses(weights: Mapping[str, float]) -> list[Batch]:
