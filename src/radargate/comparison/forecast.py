@@ -9,7 +9,7 @@ from typing import Any
 
 from radargate.comparison.cells import UNION, Cell
 from radargate.composition.composing import compose
-from radargate.data.batches import AnswerCollator, EncodedRow, step_order
+from radargate.data.batches import EncodedRows, step_order
 from radargate.data.rows import Row
 from radargate.evaluation.scoring import Scorer
 from radargate.training.cost import SEARCH_STEPS, architecture_factor, rotates
@@ -40,17 +40,17 @@ class Forecast:
         cls,
         model: Any,
         adapters: Mapping[str, str],
-        encoded: Sequence[EncodedRow],
-        collator: AnswerCollator,
+        encoded: EncodedRows,
         test: Mapping[str, Sequence[Row]],
         tokenizer: Any,
         training: GateTraining,
         device: str | None,
     ) -> Forecast:
         """Time a step of ordinary length with stretch and with radar, dense and top-k, and a few rows of scoring."""
-        order = step_order(lambda i: encoded[i].length, len(encoded), training.batch_size, 9, training.seed)
-        step = sorted(order, key=lambda rows: sum(encoded[i].length for i in rows))[len(order) // 2]
-        batch = {k: v.to(device) if device else v for k, v in collator([encoded[i] for i in step]).items()}
+        examples = encoded.rows
+        order = step_order(lambda i: examples[i].length, len(examples), training.batch_size, 9, training.seed)
+        step = sorted(order, key=lambda rows: sum(examples[i].length for i in rows))[len(order) // 2]
+        batch = {k: v.to(device) if device else v for k, v in encoded.collator([examples[i] for i in step]).items()}
         batch.pop("position_ids", None)
         times: dict[str, float] = {}
         for gate in ("stretch", "radar"):

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from radargate.comparison.memory import peak_mb, reset_peak
 from radargate.comparison.options import Comparison
 from radargate.composition.composing import compose, radar_config
 from radargate.composition.config import gate_class
-from radargate.data.batches import AnswerCollator, EncodedRow
+from radargate.data.batches import EncodedRows
 from radargate.data.rows import Row
 from radargate.evaluation.run import score_system
 from radargate.evaluation.usage import Usage, expert_usage
@@ -44,8 +44,7 @@ class Grid:
     adapters: dict[str, dict[str, str]]
     train: dict[str, list[Row]]
     test: dict[str, list[Row]]
-    encoded: Sequence[EncodedRow]
-    collator: AnswerCollator
+    encoded: EncodedRows
     options: Comparison
     conditions: dict[str, Any]
     work: Path
@@ -77,7 +76,7 @@ def run_cell(cell: Cell, grid: Grid, cell_id: str | None = None) -> list[dict[st
     if isinstance(model, PeftModel) and cell.kind in ("rule", "gate") and cell.system != UNION:
         model.eval()
         usage = expert_usage(model, grid.tokenizer, {task: rows[:USAGE_ROWS] for task, rows in grid.test.items()})
-        angle = mean_angle(model, grid.encoded[:8], grid.collator)
+        angle = mean_angle(model, grid.encoded, 8)
     cell_id = cell_id or cell.id(grid.conditions)
     shown = {
         "id": cell_id,
@@ -157,9 +156,7 @@ def _composed(cell: Cell, grid: Grid) -> tuple[PeftModel, dict[str, Any], str | 
     )
     lost = [facts["residual"] for facts in radar_config(model).expert_facts.values() if "residual" in facts]
     note = f"converted to a common A, residual {sum(lost) / len(lost):.2f}" if lost else None
-    facts = fit_gates(
-        model, grid.encoded, grid.collator, grid.work, dataclasses.replace(training, save_every=0), device=grid.device
-    )
+    facts = fit_gates(model, grid.encoded, grid.work, dataclasses.replace(training, save_every=0), device=grid.device)
     return model, facts, note
 
 

@@ -62,12 +62,37 @@ class Examples(Sequence[EncodedRow]):
 
 
 @dataclass(frozen=True)
+class AnswerCollator:
+    """Pads examples into a batch.
+
+    Causal models are padded on the left, so that all answers end at the last position and logits are
+    needed only for the last few; positions count from each row's first real token.
+    """
+
+    pad_token_id: int
+    encoder_decoder: bool
+
+    def __call__(self, rows: list[EncodedRow]) -> dict[str, torch.Tensor]:
+        width = max(row.length for row in rows)
+        left = not self.encoder_decoder
+        batch = {
+            "input_ids": _pad([row.input_ids for row in rows], width, self.pad_token_id, left),
+            "attention_mask": _pad([[1] * row.length for row in rows], width, 0, left),
+            "labels": _pad([row.labels for row in rows], max(len(row.labels) for row in rows), -100, left),
+        }
+        if not self.encoder_decoder:
+            batch["position_ids"] = positions(batch["attention_mask"])
+        return batch
+
+
+@dataclass(frozen=True)
 class EncodedRows:
-    """Training examples, and how many rows were left out, being longer than ``max_length``."""
+    """Training examples, how many rows were left out, being longer than ``max_length``, and what pads the others."""
 
     rows: Examples
     dropped: dict[str, int]
     max_length: int
+    collator: AnswerCollator
 
     def report(self) -> str:
         """One line about what is kept and dropped."""
@@ -114,31 +139,8 @@ def encode_rows(rows: Iterable[Row], tokenizer: Any, options: Batching, *, encod
             f"No row is left: all {sum(dropped.values())} of {', '.join(dropped)} are longer than `max_length` {max_length} tokens. "
             "Raise it, or leave them out."
         )
-    return EncodedRows(Examples(kept, encode), dropped, max_length)
-
-
-@dataclass(frozen=True)
-class AnswerCollator:
-    """Pads examples into a batch.
-
-    Causal models are padded on the left, so that all answers end at the last position and logits are
-    needed only for the last few; positions count from each row's first real token.
-    """
-
-    pad_token_id: int
-    encoder_decoder: bool
-
-    def __call__(self, rows: list[EncodedRow]) -> dict[str, torch.Tensor]:
-        width = max(row.length for row in rows)
-        left = not self.encoder_decoder
-        batch = {
-            "input_ids": _pad([row.input_ids for row in rows], width, self.pad_token_id, left),
-            "attention_mask": _pad([[1] * row.length for row in rows], width, 0, left),
-            "labels": _pad([row.labels for row in rows], max(len(row.labels) for row in rows), -100, left),
-        }
-        if not self.encoder_decoder:
-            batch["position_ids"] = positions(batch["attention_mask"])
-        return batch
+    collator = AnswerCollator(tokenizer.pad_token_id, encoder_decoder)
+    return EncodedRows(Examples(kept, encode), dropped, max_length, collator)
 
 
 def positions(attention_mask: torch.Tensor) -> torch.Tensor:

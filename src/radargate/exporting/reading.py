@@ -13,7 +13,7 @@ from torch import Tensor
 
 from radargate.composition.composing import radar_layers
 from radargate.composition.layer import RadarLayer, real_tokens, token_masks
-from radargate.data.batches import AnswerCollator, EncodedRows, encode_rows
+from radargate.data.batches import EncodedRows, encode_rows
 from radargate.data.options import Batching
 from radargate.data.rows import Row
 from radargate.data.sources import has_split, load_rows
@@ -62,11 +62,10 @@ def make_batches(model: Any, tokenizer: Any, rows: Sequence[Row], options: Batch
     inner = model.get_base_model()
     seq2seq, accepted = bool(inner.config.is_encoder_decoder), set(inspect.signature(inner.forward).parameters)
     encoded = encode_rows(rows, tokenizer, options, encoder_decoder=seq2seq)
-    collate = AnswerCollator(tokenizer.pad_token_id, seq2seq)
     ordered = sorted(encoded.rows, key=lambda row: row.length)
     batches = []
     for start in range(0, len(ordered), options.batch_size):
-        batch: dict[str, Any] = collate(ordered[start : start + options.batch_size])
+        batch: dict[str, Any] = encoded.collator(ordered[start : start + options.batch_size])
         if not seq2seq:
             del batch["labels"]  # nobody asks for a loss, nor for the logits behind it
             batch["logits_to_keep"] = 1

@@ -210,15 +210,11 @@ def cell_conditions(
             "experts": {"mole": {first: experts["mole"][first]}},
             "lr": design.recipe.lr,
         }
-    given = asdict(gate_training(point, design))
-    training = {
-        key: value for key, value in given.items() if key not in ("architecture", "gate", "seed", "gate_options")
-    }
     kept = {a: {name: hashes[name] for name in point.experts} for a, hashes in experts.items()}
     return {
         **shared,
         "experts": kept,
-        "training": training,
+        "training": gate_training(point, design).shared(),
         **({"probe": probe} if probe and cell.kind == "gate" else {}),
     }
 

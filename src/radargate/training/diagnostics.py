@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from peft import PeftModel
 
 from radargate import ops
 from radargate.composition.composing import radar_layers
-from radargate.data.batches import AnswerCollator, EncodedRow
+from radargate.data.batches import EncodedRows
 
 logger = logging.getLogger(__name__)
 
@@ -20,10 +19,13 @@ LITTLE = 0.02  # radians
 
 
 @torch.no_grad()
-def mean_angle(model: PeftModel, rows: Sequence[EncodedRow], collator: AnswerCollator) -> float | None:
-    """Mean absolute rotation angle over sites, chosen experts and real tokens, in radians; None without rotation."""
+def mean_angle(model: PeftModel, encoded: EncodedRows, count: int) -> float | None:
+    """Mean absolute rotation angle over sites, chosen experts and real tokens of the first ``count`` rows, in radians.
+
+    None where nothing rotates.
+    """
     sums: list[float] = []
-    batch = collator(list(rows))
+    batch = encoded.collator(encoded.rows[:count])
     keep = batch["attention_mask"].bool()
 
     def look(layer: Any, args: tuple[Any, ...]) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from radargate.base_models.loading import base_name, load_base, load_tokenizer
-from radargate.data.batches import AnswerCollator, EncodedRow, encode_rows
+from radargate.data.batches import EncodedRows, encode_rows
 from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import load_rows
 from radargate.errors import DataError, RadarGateError, shown
@@ -112,32 +112,31 @@ def train_experts(
             peft_model = cast(PeftModel, get_peft_model(model, lora_config(options, seq2seq)))
             if frozen_A is not None:
                 share_A(peft_model, frozen_A)
-            facts = {
-                "base": base_name(model),
-                "data": None if isinstance(data, Mapping) else Path(data).name,
-                "data_hash": rows_hash(rows),
-                "rows": len(encoded.rows),
-                "dropped": encoded.dropped,
-                "options": asdict(options),
-                "dtype": str(model.dtype).removeprefix("torch."),
-            }
+            facts = record_facts(model, data, rows, encoded, options)
             peft_model.peft_config["default"].base_model_name_or_path = base_name(model)
             with (
                 work.part(sizes[task]),
                 writing(f"the adapter {task}", out, again=AGAIN if resume else f"{AGAIN} with `resume`"),
             ):
-                seconds = _train_one(
-                    peft_model,
-                    encoded.rows,
-                    AnswerCollator(tokenizer.pad_token_id, seq2seq),
-                    folders[task],
-                    options,
-                    facts,
-                    device,
-                )
+                seconds = _train_one(peft_model, encoded, folders[task], options, facts, device)
             model = cast(PreTrainedModel, peft_model.unload())
             logger.info(f"[{number}/{len(by_task)}] {task}: saved to {folders[task]} after {duration(seconds)}.")
         return folders
+
+
+def record_facts(
+    model: PreTrainedModel, data: Any, rows: Sequence[Row], encoded: EncodedRows, options: ExpertOptions
+) -> dict[str, Any]:
+    """What a record says of a training: on which base, rows and options it was made."""
+    return {
+        "base": base_name(model),
+        "data": None if isinstance(data, Mapping) else Path(data).name,
+        "data_hash": rows_hash(rows),
+        "rows": len(encoded.rows),
+        "dropped": encoded.dropped,
+        "options": asdict(options),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
 
 
 def begun_dtype(out: Path) -> str | None:
@@ -169,8 +168,7 @@ def check_options(folder: Path, options: ExpertOptions) -> None:
 
 def _train_one(
     model: PeftModel,
-    rows: Sequence[EncodedRow],
-    collator: AnswerCollator,
+    encoded: EncodedRows,
     folder: Path,
     options: ExpertOptions,
     facts: dict[str, Any],
@@ -181,17 +179,14 @@ def _train_one(
     shutil.rmtree(work, ignore_errors=True)
     try:
         arguments = training_arguments(work / "run", options, device=device)
-        trainer = AnswerTrainer(model, rows, arguments, collator)
+        trainer = AnswerTrainer(model, encoded.rows, arguments, encoded.collator)
         result = trainer.train()
         adapter = work / "adapter"
         model.save_pretrained(str(adapter), save_embedding_layers=False)
         _cast_file(adapter / "adapter_model.safetensors", options.save_dtype)
         shutil.move(work / "run" / "metrics.jsonl", adapter / "metrics.jsonl")
         (adapter / "options.json").write_text(json.dumps(asdict(options), indent=2))
-        metrics = {
-            "final_loss": [line["loss"] for line in trainer.state.log_history if "loss" in line][-1],
-            "seconds": result.metrics["train_runtime"],
-        }
+        metrics = {"final_loss": trainer.losses[-1][1], "seconds": result.metrics["train_runtime"]}
         # the record first: it needs room, the rename does not, and a finished adapter is not trained again
         append_records(folder.parent / "records.jsonl", [make_record("experts", folder.name, metrics, **facts)])
         flush(adapter)

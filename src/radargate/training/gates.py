@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,7 @@ from radargate.base_models.dtype import CHECKPOINT
 from radargate.base_models.loading import load_base, load_tokenizer
 from radargate.composition.composing import compose, radar_config, radar_layers
 from radargate.composition.config import gate_class
-from radargate.data.batches import AnswerCollator, EncodedRow, EncodedRows, encode_rows
+from radargate.data.batches import EncodedRows, encode_rows
 from radargate.data.rows import rows_hash
 from radargate.data.sources import load_rows
 from radargate.experts.adapters import read_adapter
@@ -106,17 +106,14 @@ def train_gates(
         with writing("checkpoints and metrics", folder.path, again=again):
             metrics = fit_gates(
                 composed.model,
-                composed.encoded.rows,
-                composed.collator,
+                composed.encoded,
                 folder.path,
                 options,
                 resume=resume,
                 device=device,
                 tensorboard=tensorboard,
             )
-        metrics["mean_angle"] = mean_angle(
-            composed.model, composed.encoded.rows[: options.batch_size], composed.collator
-        )
+        metrics["mean_angle"] = mean_angle(composed.model, composed.encoded, options.batch_size)
         log_angle(metrics["mean_angle"])
         facts = {"base": base, "data": Path(data).name, "data_hash": run["data_hash"], "options": run["options"]}
         facts |= composed.facts() | ({"dtype": known} if known else {})
@@ -130,7 +127,6 @@ class Composed:
 
     model: PeftModel
     encoded: EncodedRows
-    collator: AnswerCollator
 
     def facts(self) -> dict[str, Any]:
         """What a record says of them."""
@@ -179,13 +175,12 @@ def prepare(
     logger.info(f"{len(adapters)} experts at {len(radar_layers(model))} layers of the model; {encoded.report()}")
     backend, reason = ops.choose_backend(device=device or "cpu")
     logger.info(f"backend: {backend} ({reason}).")
-    return Composed(model, encoded, AnswerCollator(tokenizer.pad_token_id, seq2seq))
+    return Composed(model, encoded)
 
 
 def fit_gates(
     model: PeftModel,
-    rows: Sequence[EncodedRow],
-    collator: AnswerCollator,
+    encoded: EncodedRows,
     out: Path,
     options: GateTraining,
     *,
@@ -200,12 +195,12 @@ def fit_gates(
     """
     if any(p.requires_grad for p in model.parameters()):
         if routers_of(model):
-            some = rows[:: -(-len(rows) // MOST_TEXTS)]
-            describe_texts(model, [row.prompt(collator.encoder_decoder) for row in some])
-        return _train(model, rows, collator, out, options, resume, device, tensorboard)
+            some = encoded.rows[:: -(-len(encoded.rows) // MOST_TEXTS)]
+            describe_texts(model, [row.prompt(encoded.collator.encoder_decoder) for row in some])
+        return _train(model, encoded, out, options, resume, device, tensorboard)
     nothing: dict[str, Any] = {"trained_parameters": 0, "seconds": 0.0, "final_loss": None, "curve": []}
     if _searched(options):
-        return {**nothing, **search_weights(model, rows, collator, seed=options.seed, device=device)}
+        return {**nothing, **search_weights(model, encoded, seed=options.seed, device=device)}
     logger.info(f"{options.gate} has nothing to train; saved as it is.")
     return nothing
 
@@ -218,8 +213,7 @@ def _searched(options: GateTraining) -> bool:
 
 def _train(
     model: PeftModel,
-    rows: Sequence[EncodedRow],
-    collator: AnswerCollator,
+    encoded: EncodedRows,
     out: Path,
     options: GateTraining,
     resume: bool,
@@ -239,21 +233,19 @@ def _train(
     arguments = training_arguments(
         out / "checkpoints", options, save_every=options.save_every, tensorboard=tensorboard, device=device
     )
-    trainer = AnswerTrainer(
-        model, rows, arguments, collator, groups=groups, callbacks=[contract, DenseStart(options.dense_start)]
-    )
+    callbacks = [contract, DenseStart(options.dense_start)]
+    trainer = AnswerTrainer(model, encoded.rows, arguments, encoded.collator, groups=groups, callbacks=callbacks)
     checkpoint = checkpoints.newest(out / "checkpoints") if resume else None
     if checkpoint is not None:
         logger.info(f"resuming from {checkpoint.name}.")
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     for line in contract.finish(model):
         logger.info(line)
-    curve = [[line["step"], line["loss"]] for line in trainer.state.log_history if "loss" in line]
     return {
         "trained_parameters": count,
         "seconds": result.metrics["train_runtime"],
-        "final_loss": curve[-1][1] if curve else None,
-        "curve": curve,
+        "final_loss": trainer.losses[-1][1] if trainer.losses else None,
+        "curve": trainer.losses,
     }
 
 

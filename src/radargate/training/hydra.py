@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,14 +14,14 @@ from transformers import PreTrainedModel
 
 from radargate.base_models.loading import base_name, load_base, load_tokenizer
 from radargate.composition.composing import compose, expert_bank, radar_layers
-from radargate.data.batches import AnswerCollator, encode_rows
-from radargate.data.rows import Row, rows_hash
+from radargate.data.batches import encode_rows
+from radargate.data.rows import Row
 from radargate.data.sources import load_rows
 from radargate.errors import RadarGateError
 from radargate.experts.bank import write_expert
 from radargate.io.progress import duration
 from radargate.io.records import append_records, make_record
-from radargate.training.experts import begun_dtype, check_options, lora_config, train_experts
+from radargate.training.experts import begun_dtype, check_options, lora_config, record_facts, train_experts
 from radargate.training.loop import AnswerTrainer, training_arguments, training_run
 from radargate.training.options import ExpertOptions
 
@@ -105,7 +104,7 @@ def train_hydra_jointly(
         for parameter in _banks(composed):
             parameter.requires_grad_(True)
         arguments = training_arguments(work / "run", options, device=device)
-        trainer = AnswerTrainer(composed, encoded.rows, arguments, AnswerCollator(tokenizer.pad_token_id, seq2seq))
+        trainer = AnswerTrainer(composed, encoded.rows, arguments, encoded.collator)
         result = trainer.train()
         for parameter in _banks(composed):
             parameter.requires_grad_(False)
@@ -118,28 +117,10 @@ def train_hydra_jointly(
         composed.unload()
         shutil.rmtree(work, ignore_errors=True)
         seconds = result.metrics["train_runtime"]
-        append_records(
-            out / "records.jsonl",
-            [
-                make_record(
-                    "experts",
-                    JOINT_BUNDLE,
-                    {
-                        "final_loss": [line["loss"] for line in trainer.state.log_history if "loss" in line][-1],
-                        "seconds": seconds,
-                    },
-                    base=base_name(model),
-                    data=Path(data).name,
-                    data_hash=rows_hash(rows),
-                    rows=len(encoded.rows),
-                    dropped=encoded.dropped,
-                    options=asdict(options),
-                    heads=heads,
-                    dtype=str(model.dtype).removeprefix("torch."),
-                    architecture="hydra",
-                )
-            ],
-        )
+        facts = record_facts(model, data, rows, encoded, options)
+        metrics = {"final_loss": trainer.losses[-1][1], "seconds": seconds}
+        record = make_record("experts", JOINT_BUNDLE, metrics, **facts, heads=heads, architecture="hydra")
+        append_records(out / "records.jsonl", [record])
         logger.info(f"A, {heads} heads and router: saved to {out} after {duration(seconds)}.")
         return folders
 

@@ -152,6 +152,11 @@ class AnswerTrainer(Trainer):
             self.progress.close()
             self.remove_hooks()
 
+    @property
+    def losses(self) -> list[list[float]]:
+        """[step, loss] pairs of what was logged."""
+        return [[line["step"], line["loss"]] for line in self.state.log_history if "loss" in line]
+
     def remove_hooks(self) -> None:
         """Take the hook off the model's head."""
         if self.head_hook is not None:

@@ -97,6 +97,11 @@ class GateTraining(Training):
         check_share(resolved.dense_start)
         return resolved
 
+    def shared(self) -> dict[str, Any]:
+        """What all cells of a comparison have in common; cell ids hash it, so keys and values stay as they are."""
+        own = ("architecture", "gate", "seed", "gate_options")
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in own}
+
     @property
     def rates(self) -> tuple[float, float]:
         """Learning rates of weights and of rotations, once `resolved`."""
