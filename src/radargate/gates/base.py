@@ -22,6 +22,8 @@ from radargate.registry import unknown_name
 # what one training forward has gathered for auxiliary losses: (gate, statistic); None outside of one
 auxiliary_terms: ContextVar[list[tuple[Gate, Tensor]] | None] = ContextVar("radargate_auxiliary", default=None)
 
+ByTask = Mapping[str, Sequence[Row]]
+
 
 @dataclass(frozen=True)
 class GateSite:
@@ -213,12 +215,7 @@ class Gate(nn.Module):
 
     @classmethod
     def from_rows(
-        cls,
-        values: dict[str, Any],
-        base: Any,
-        tokenizer: Any,
-        by_task: Mapping[str, Sequence[Row]],
-        experts: Sequence[str],
+        cls, values: dict[str, Any], base: Any, tokenizer: Any, by_task: ByTask, experts: Sequence[str]
     ) -> dict[str, Any]:
         """The options that a user gave, with what they ask to be computed from training rows; for who has rows."""
         return values

@@ -11,12 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from radargate import ops
-from radargate.data.rows import Row
 from radargate.errors import OptionError
 from radargate.experts.domains import TEXTS, domain_vectors
 from radargate.experts.prototypes import prototypes
 from radargate.gates.balance import check_auxiliary_weight, gshard
-from radargate.gates.base import Call, Gate, GateSite
+from radargate.gates.base import ByTask, Call, Gate, GateSite
 from radargate.ops.selection import check_selection
 
 DOMAINS = ("prototype", "random", "given")
@@ -95,12 +94,7 @@ class NexusGate(Gate):
 
     @classmethod
     def from_rows(
-        cls,
-        values: dict[str, Any],
-        base: Any,
-        tokenizer: Any,
-        by_task: Mapping[str, Sequence[Row]],
-        experts: Sequence[str],
+        cls, values: dict[str, Any], base: Any, tokenizer: Any, by_task: ByTask, experts: Sequence[str]
     ) -> dict[str, Any]:
         """Options in which ``domains="hidden"`` has become each expert's vector, from the rows of its own task.
 

@@ -13,15 +13,7 @@ from radargate.comparison.cells import UNION, Cell
 from radargate.data.rows import Row
 from radargate.errors import BaseModelError
 from radargate.paper.design import Design
-from radargate.training.cost import (
-    DECODED,
-    FORWARD,
-    OPENING,
-    SEARCH_STEPS,
-    gate_factor,
-    rotates,
-    token_seconds,
-)
+from radargate.training import cost
 from radargate.training.options import Training
 
 # parameters, in millions, of bases whose config may be out of reach
@@ -55,7 +47,7 @@ class Rates:
     @property
     def token(self) -> float:
         """One token of a LoRA's training step."""
-        return self.millions * token_seconds(self.device)
+        return self.millions * cost.token_seconds(self.device)
 
     def expert(self, rows: Iterable[Row], design: Design) -> float:
         """Training of one expert."""
@@ -76,15 +68,15 @@ class Rates:
         )
         seconds = self._scoring(test, design) * (1 + mixing)
         if cell.kind != "base":
-            seconds += OPENING * max(1.0, self.millions / 135) * (1.0 if self.device == "cpu" else 0.2)
+            seconds += cost.OPENING * max(1.0, self.millions / 135) * (1.0 if self.device == "cpu" else 0.2)
         if not cell.trained:
             return seconds
         step = self._step([r for rows in train.values() for r in rows], design.training)
         if cell.system == UNION:
             return seconds + design.training.steps * step
-        rotating = cell.kind == "gate" and rotates(cell.system)
-        steps = SEARCH_STEPS if cell.kind == "rule" else design.training.steps
-        return seconds + steps * step * gate_factor((bank + top_k) / 2, cell.architecture, rotating)
+        rotating = cell.kind == "gate" and cost.rotates(cell.system)
+        steps = cost.SEARCH_STEPS if cell.kind == "rule" else design.training.steps
+        return seconds + steps * step * cost.gate_factor((bank + top_k) / 2, cell.architecture, rotating)
 
     def _step(self, rows: Iterable[Row], options: Training) -> float:
         """A LoRA's training step on rows of ordinary length."""
@@ -95,7 +87,7 @@ class Rates:
     def _scoring(self, test: Mapping[str, list[Row]], design: Design) -> float:
         read = sum(_length(row) + 4 * max(len(row.choices), 1) for rows in test.values() for row in rows)
         made = sum(design.scoring.max_new_tokens for rows in test.values() for row in rows if not row.choices)
-        return (read + DECODED * made) * FORWARD * self.token
+        return (read + cost.DECODED * made) * cost.FORWARD * self.token
 
 
 def _millions(base: str) -> float:

@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -19,14 +19,14 @@ from transformers import PreTrainedModel
 
 from radargate.base_models.loading import base_name, load_base, load_tokenizer
 from radargate.data.batches import EncodedRows, encode_rows
-from radargate.data.rows import Row, rows_hash
+from radargate.data.rows import Row
 from radargate.data.sources import load_rows
 from radargate.errors import DataError, RadarGateError, shown
 from radargate.experts.files import read_json
 from radargate.io.disk import AGAIN, check_writable, flush, writing
 from radargate.io.progress import Progress, duration
 from radargate.io.records import append_records, make_record, read_records
-from radargate.training.loop import AnswerTrainer, training_arguments, training_run
+from radargate.training.loop import AnswerTrainer, record_facts, training_arguments, training_run
 from radargate.training.options import ExpertOptions
 
 logger = logging.getLogger(__name__)
@@ -122,21 +122,6 @@ def train_experts(
             model = cast(PreTrainedModel, peft_model.unload())
             logger.info(f"[{number}/{len(by_task)}] {task}: saved to {folders[task]} after {duration(seconds)}.")
         return folders
-
-
-def record_facts(
-    model: PreTrainedModel, data: Any, rows: Sequence[Row], encoded: EncodedRows, options: ExpertOptions
-) -> dict[str, Any]:
-    """What a record says of a training: on which base, rows and options it was made."""
-    return {
-        "base": base_name(model),
-        "data": None if isinstance(data, Mapping) else Path(data).name,
-        "data_hash": rows_hash(rows),
-        "rows": len(encoded.rows),
-        "dropped": encoded.dropped,
-        "options": asdict(options),
-        "dtype": str(model.dtype).removeprefix("torch."),
-    }
 
 
 def begun_dtype(out: Path) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,8 +19,8 @@ from radargate.composition.config import gate_class
 from radargate.data.batches import EncodedRows, encode_rows
 from radargate.data.rows import rows_hash
 from radargate.data.sources import load_rows
-from radargate.experts.adapters import read_adapter
-from radargate.gates.base import make_options
+from radargate.experts.adapters import Adapter, read_adapter
+from radargate.gates.base import ByTask, make_options
 from radargate.gates.rules.searched import SearchedRule
 from radargate.io.disk import AGAIN, writing
 from radargate.io.processes import is_main_process
@@ -28,7 +28,7 @@ from radargate.io.progress import duration
 from radargate.training import checkpoints, processes
 from radargate.training.contract import TrainContract
 from radargate.training.diagnostics import log_angle, mean_angle
-from radargate.training.loop import AnswerTrainer, training_arguments, training_run
+from radargate.training.loop import AnswerTrainer, record_facts, training_arguments, training_run
 from radargate.training.options import GateTraining
 from radargate.training.run_folder import RunFolder
 from radargate.training.schedule import DenseStart, parameter_groups
@@ -99,56 +99,32 @@ def train_gates(
         }
         if folder.claim(run, resume):
             return folder.read()
-        composed = prepare(base, read, by_task, options, dtype=known, device=device, allow_inactive=allow_inactive)
+        model, encoded = prepare(base, read, by_task, options, known, device, allow_inactive)
         if shard:
             PartialState(cpu=device == "cpu")  # connects the processes
-            processes.shard(composed.model)
+            processes.shard(model)
         with writing("checkpoints and metrics", folder.path, again=again):
             metrics = fit_gates(
-                composed.model,
-                composed.encoded,
-                folder.path,
-                options,
-                resume=resume,
-                device=device,
-                tensorboard=tensorboard,
+                model, encoded, folder.path, options, resume=resume, device=device, tensorboard=tensorboard
             )
-        metrics["mean_angle"] = mean_angle(composed.model, composed.encoded, options.batch_size)
+        metrics["mean_angle"] = mean_angle(model, encoded, options.batch_size)
         log_angle(metrics["mean_angle"])
-        facts = {"base": base, "data": Path(data).name, "data_hash": run["data_hash"], "options": run["options"]}
-        facts |= composed.facts() | ({"dtype": known} if known else {})
-        radar_config(composed.model).gate_only = gate_only
-        return _save(folder, composed.model, metrics, facts, again)
-
-
-@dataclass(frozen=True)
-class Composed:
-    """A composition that is ready to be trained, and the rows it learns from."""
-
-    model: PeftModel
-    encoded: EncodedRows
-
-    def facts(self) -> dict[str, Any]:
-        """What a record says of them."""
-        experts = radar_config(self.model).expert_facts
-        return {
-            "rows": len(self.encoded.rows),
-            "dropped": self.encoded.dropped,
-            "dtype": str(cast(Any, self.model.get_base_model()).dtype).removeprefix("torch."),
-            "experts": {name: known["sha256"] for name, known in experts.items()},
-        }
+        facts = record_facts(cast(Any, model.get_base_model()), data, rows, encoded, options)
+        facts |= {"base": base, "experts": {n: f["sha256"] for n, f in radar_config(model).expert_facts.items()}}
+        facts["dtype"] = known or facts["dtype"]
+        radar_config(model).gate_only = gate_only
+        return _save(folder, model, metrics, facts, again)
 
 
 def prepare(
     base: str,
-    adapters: Mapping[str, Any],
-    by_task: Mapping[str, Any],
+    adapters: Mapping[str, Adapter],
+    by_task: ByTask,
     options: GateTraining,
-    *,
     dtype: str | None,
     device: str | None,
-    allow_inactive: bool = False,
-) -> Composed:
+    allow_inactive: bool,
+) -> tuple[PeftModel, EncodedRows]:
     """Load the base, compose, and encode the rows of every task.
 
     Raises:
@@ -175,7 +151,7 @@ def prepare(
     logger.info(f"{len(adapters)} experts at {len(radar_layers(model))} layers of the model; {encoded.report()}")
     backend, reason = ops.choose_backend(device=device or "cpu")
     logger.info(f"backend: {backend} ({reason}).")
-    return Composed(model, encoded)
+    return model, encoded
 
 
 def fit_gates(

@@ -21,8 +21,8 @@ from radargate.errors import RadarGateError
 from radargate.experts.bank import write_expert
 from radargate.io.progress import duration
 from radargate.io.records import append_records, make_record
-from radargate.training.experts import begun_dtype, check_options, lora_config, record_facts, train_experts
-from radargate.training.loop import AnswerTrainer, training_arguments, training_run
+from radargate.training.experts import begun_dtype, check_options, lora_config, train_experts
+from radargate.training.loop import AnswerTrainer, record_facts, training_arguments, training_run
 from radargate.training.options import ExpertOptions
 
 logger = logging.getLogger(__name__)

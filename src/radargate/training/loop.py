@@ -9,17 +9,20 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
-from radargate.data.batches import AnswerCollator, EncodedRow, step_order
+from radargate.base_models.loading import base_name
+from radargate.data.batches import AnswerCollator, EncodedRow, EncodedRows, step_order
 from radargate.data.options import Batching
+from radargate.data.rows import Row, rows_hash
 from radargate.errors import OptionError
 from radargate.io.disk import alone, enough_memory
 from radargate.io.processes import is_main_process
@@ -90,6 +93,21 @@ def training_arguments(
         use_cpu=device == "cpu",
         dataloader_pin_memory=False,
     )
+
+
+def record_facts(
+    model: PreTrainedModel, data: Any, rows: Sequence[Row], encoded: EncodedRows, options: Training
+) -> dict[str, Any]:
+    """What a record says of a training: on which base, rows and options it was made."""
+    return {
+        "base": base_name(model),
+        "data": None if isinstance(data, Mapping) else Path(data).name,
+        "data_hash": rows_hash(rows),
+        "rows": len(encoded.rows),
+        "dropped": encoded.dropped,
+        "options": asdict(options),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
 
 
 class AnswerTrainer(Trainer):
