@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaConfi
 
 from radargate.base_models.loading import load_tokenizer
 from radargate.io.records import append_records, make_record
-from radargate.training.gates import GateTraining
+from radargate.training.options import GateTraining
 from radargate.training.plan import plan_training
 
 RECORDS = Path(__file__).parent / "results" / "trust" / "plan.jsonl"

@@ -18,7 +18,8 @@ from radargate.evaluation import answers
 from radargate.evaluation.answers import TASK_METRICS, check_metrics, judge, metric_of
 from radargate.evaluation.math_answers import MathChecker, equal_answers
 from radargate.evaluation.metrics import RowScore, paired_difference, row_values, summarise, summarise_tasks
-from radargate.evaluation.run import Scoring, score_system
+from radargate.evaluation.options import Scoring
+from radargate.evaluation.run import score_system
 
 HYPOTHESES = [
     "The cat sat on a mat.",

@@ -13,6 +13,7 @@ from radargate.base_models.loading import load_tokenizer
 from radargate.cli import main
 from radargate.errors import DataError
 from radargate.evaluation import harness, run
+from radargate.evaluation.options import Scoring
 from radargate.evaluation.presets import PRESETS, find_preset, local_rows
 from radargate.evaluation.scoring import generate
 from radargate.io.records import read_records
@@ -131,7 +132,7 @@ def test_without_network_the_preset_gives_the_remedy_at_once(monkeypatch, tmp_pa
     monkeypatch.setenv("no_proxy", "*")
     assert main(["eval", "no-such-model", "--preset", "paper", "--out", str(tmp_path / "x.jsonl")]) == 1
     error = capsys.readouterr().err
-    assert "http://127.0.0.1:9 does not answer" in error and "--preset paper --data DIR" in error
+    assert "http://127.0.0.1:9 does not answer" in error and "--data with --preset paper" in error
 
 
 def test_data_that_cannot_be_loaded_is_named_with_the_remedy():
@@ -197,7 +198,7 @@ def test_several_adapters_share_one_base_that_is_loaded_once(zoo, tasks, tmp_pat
         "data": str(tasks),
         "tasks": ["even"],
         "lm_eval_tasks": None,
-        "scoring": run.Scoring(limit=4),
+        "scoring": Scoring(limit=4),
         "device": "cpu",
     }
     together = run.evaluate(str(tiny["base"]), adapters, tmp_path / "all.jsonl", **options)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from conftest import tiny_tokenizer
 from radargate.data.batches import AnswerCollator, encode_rows, step_order
+from radargate.data.options import Batching
 from radargate.data.prompts import encode_pair, encode_row
 from radargate.data.rows import Row, parse_row
 from radargate.data.sources import load_rows
@@ -91,28 +92,31 @@ def test_a_pair_loses_no_text_and_moves_trailing_space_to_the_continuation(conte
 def test_loss_is_on_the_answer_and_its_end_only_and_the_template_newline_is_no_answer():
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}<{{ m.content }}>{% endfor %}{{ '\n' }}"
-    row = encode_rows([Row("hello", "yes")], tokenizer, max_length=99, encoder_decoder=False).rows[0]
+    row = encode_rows([Row("hello", "yes")], tokenizer, Batching(max_length=99), encoder_decoder=False).rows[0]
     assert tokenizer.decode(row.input_ids) == "<hello>\nyes</s>"
     assert tokenizer.decode([t for t in row.labels if t != -100]) == "yes</s>"
     tokenizer.chat_template = None
-    row = encode_rows([Row("hello", "yes")], tokenizer, max_length=99, encoder_decoder=False).rows[0]
+    row = encode_rows([Row("hello", "yes")], tokenizer, Batching(max_length=99), encoder_decoder=False).rows[0]
     assert tokenizer.decode(row.input_ids) == "hello yes</s>"
     assert encode_row("a", "b", tokenizer, True).continuation == tokenizer.encode("b")
 
 
 def test_targets_are_never_cut():
     encoded = encode_rows(
-        [Row("p" * i, "t" * 5, task="x") for i in range(20)], tiny_tokenizer(), max_length=15, encoder_decoder=False
+        [Row("p" * i, "t" * 5, task="x") for i in range(20)],
+        tiny_tokenizer(),
+        Batching(max_length=15),
+        encoder_decoder=False,
     )
     assert encoded.dropped == {"x": 20 - len(encoded.rows)} and encoded.dropped["x"] > 0
     assert all(len([t for t in row.labels if t != -100]) == 7 for row in encoded.rows)  # delimiter, answer, end
-    assert "dropped whole" in encoded.report(15)
+    assert "dropped whole" in encoded.report()
 
 
 def test_causal_batches_end_with_their_answers():
     tokenizer = tiny_tokenizer()
     rows = encode_rows(
-        [Row("a", "yes"), Row("longer prompt", "no")], tokenizer, max_length=99, encoder_decoder=False
+        [Row("a", "yes"), Row("longer prompt", "no")], tokenizer, Batching(max_length=99), encoder_decoder=False
     ).rows
     batch = AnswerCollator(0, False)(rows)
     assert bool((batch["labels"][:, -1] == 1).all())

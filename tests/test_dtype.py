@@ -18,8 +18,9 @@ from radargate.cli import main
 from radargate.errors import OptionError, OutOfMemoryError, RadarGateError
 from radargate.io.records import read_records
 from radargate.training import checkpoints
-from radargate.training.experts import ExpertOptions, train_experts
-from radargate.training.gates import GateTraining, train_gates
+from radargate.training.experts import train_experts
+from radargate.training.gates import train_gates
+from radargate.training.options import ExpertOptions, GateTraining
 from radargate.training.plan import plan_training
 
 SLOW, FAST = Speed(0.1, 0.01), Speed(6.0, 4.0)

@@ -12,7 +12,8 @@ from radargate.base_models.loading import load_tokenizer
 from radargate.data.prompts import encode_row
 from radargate.data.rows import Row
 from radargate.evaluation.metrics import RowScore, paired_difference, summarise, summarise_tasks
-from radargate.evaluation.run import Scoring, evaluate
+from radargate.evaluation.options import Scoring
+from radargate.evaluation.run import evaluate
 from radargate.evaluation.scoring import Scorer, generate
 from radargate.training.texts import routers_of
 

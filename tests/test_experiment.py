@@ -85,7 +85,7 @@ def test_every_experiment_runs_and_its_report_comes_from_its_records(zoo, source
     )
     assert main(command(name, zoo, sources, out, *words, base=base)) == 0
     shown = capsys.readouterr()
-    assert "predicted" in shown.err and "cells are in (preset cpu, shrunk by --smoke" in shown.out
+    assert "predicted" in shown.err and "cells are in (preset cpu, shrunk to a smoke run" in shown.out
     page = (out / "report.md").read_text()
     assert (out / "figure-1.svg").exists() and "](figure-1.svg)" in page and "No figure" not in page
     plan = next(r for r in read_records(out / "records.jsonl") if r["suite"] == "experiment")
@@ -149,7 +149,7 @@ def test_without_data_an_experiment_runs_on_the_built_in_tasks(zoo, tmp_path, mo
         "cpu",
     ]
     assert main([*words, "--steps", "2", "--limit", "3", "--gates", "stretch,radar"]) == 0
-    assert "cells are in (preset cpu, shrunk by --smoke" in capsys.readouterr().out
+    assert "cells are in (preset cpu, shrunk to a smoke run" in capsys.readouterr().out
     page = (tmp_path / "runs" / "ablation" / "report.md").read_text()
     assert "own expert" in page and "parameters trained" in page and "expert: " not in page
 

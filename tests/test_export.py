@@ -18,13 +18,15 @@ from conftest import FAMILIES, tiny_tokenizer
 from radargate.cli import main
 from radargate.composition.composing import radar_layers
 from radargate.data.batches import AnswerCollator
+from radargate.data.options import Batching
 from radargate.data.sources import load_rows
 from radargate.errors import AdapterError, DataError, OptionError, RadarGateError
 from radargate.evaluation.scoring import Scorer
 from radargate.experts.adapters import read_adapter
 from radargate.exporting import fit as fitted_lora
-from radargate.exporting.fit import Fitting, fit_lora, fit_sites
+from radargate.exporting.fit import fit_lora, fit_sites
 from radargate.exporting.gguf import gguf_names, interleaved, write_gguf
+from radargate.exporting.options import Fitting
 from radargate.exporting.reading import fit_and_held_out, make_batches
 from radargate.exporting.reduced_rank import RIDGES, Moments, reduced_rank
 from test_tracing import compose
@@ -113,7 +115,7 @@ def rows(tasks):
 
 def sites_of(model, rows, rank=4, batch_size=8):
     batches, _ = make_batches(
-        model, tiny_tokenizer(), [r for group in rows.values() for r in group], batch_size=batch_size, max_length=512
+        model, tiny_tokenizer(), [r for group in rows.values() for r in group], Batching(batch_size=batch_size)
     )
     layers = radar_layers(model)
     return fit_sites(model, layers, batches, rank)
@@ -184,7 +186,7 @@ def literal_residuals(model, tokenizer, by_task, adapter):
     seq2seq = model.config.is_encoder_decoder
     for group in by_task.values():
         for row in group:
-            _, encoded = make_batches(model, tokenizer, [row], batch_size=1, max_length=512)
+            _, encoded = make_batches(model, tokenizer, [row], Batching(batch_size=1))
             batch = AnswerCollator(0, seq2seq)(encoded.rows)
             model(**{name: batch[name] for name in ("input_ids", "labels") if name in batch})
     for hook in hooks:
@@ -372,4 +374,4 @@ def test_what_gguf_cannot_hold_is_refused(zoo, load_tiny, tmp_path, capsys):
         str(tmp_path / "o"),
     ]
     assert main([*words, "--device", "cpu"]) == 1
-    assert "Use --to lora" in capsys.readouterr().err and not (tmp_path / "o").exists()
+    assert "--to lora" in capsys.readouterr().err and not (tmp_path / "o").exists()

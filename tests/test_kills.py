@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import logged
 from radargate.io.records import read_records
 from radargate.training import checkpoints
-from radargate.training.gates import GateTraining, train_gates
+from radargate.training.gates import train_gates
+from radargate.training.options import GateTraining
 
 
 def test_ten_kills_lose_nothing_and_resumed_runs_end_bit_equal(tmp_path):
@@ -74,26 +74,26 @@ TORN = {
 
 
 @pytest.mark.parametrize("case", TORN)
-def test_a_torn_checkpoint_is_named_and_the_one_before_it_taken(case, halfway, zoo, tasks, tmp_path):
+def test_a_torn_checkpoint_is_named_and_the_one_before_it_taken(case, halfway, zoo, tasks, tmp_path, caplog):
     out = shutil.copytree(halfway / "stopped", tmp_path / "out")
     tear, reason = TORN[case]
     tear(out / "checkpoints" / "checkpoint-4")
-    lines: list[str] = []
-    with logged(lines.append):
-        train(zoo, tasks, out, resume=True)
+    caplog.set_level("INFO", logger="radargate")
+    train(zoo, tasks, out, resume=True)
+    lines = caplog.messages
     assert any("checkpoint-4 is damaged" in line and reason in line for line in lines), lines
     assert "resuming from checkpoint-2." in lines
     whole, torn = (load_file(f / "adapter_model.safetensors") for f in (halfway / "whole", out))
     assert all(torch.equal(whole[name], torn[name]) for name in whole)
 
 
-def test_where_every_checkpoint_is_torn_training_says_so_and_begins_anew(halfway, zoo, tasks, tmp_path):
+def test_where_every_checkpoint_is_torn_training_says_so_and_begins_anew(halfway, zoo, tasks, tmp_path, caplog):
     out = shutil.copytree(halfway / "stopped", tmp_path / "out")
     for folder in (out / "checkpoints").glob("checkpoint-*"):
         cut(folder / "trained.safetensors", 0.9)
-    lines: list[str] = []
-    with logged(lines.append):
-        train(zoo, tasks, out, resume=True)
+    caplog.set_level("INFO", logger="radargate")
+    train(zoo, tasks, out, resume=True)
+    lines = caplog.messages
     assert any("is whole: training begins anew" in line for line in lines)
     whole, torn = (load_file(f / "adapter_model.safetensors") for f in (halfway / "whole", out))
     assert all(torch.equal(whole[name], torn[name]) for name in whole)

@@ -14,7 +14,8 @@ from radargate.cli import main
 from radargate.composition.composing import radar_layers
 from radargate.errors import OptionError, OutOfMemoryError
 from radargate.io.disk import enough_memory
-from radargate.training.gates import GateTraining, train_gates
+from radargate.training.gates import train_gates
+from radargate.training.options import GateTraining
 from radargate.training.plan import plan_training
 from radargate.training.schedule import set_dense
 
@@ -89,7 +90,7 @@ def test_the_command_prints_a_plan_of_every_family(zoo, capsys):
             == 0
         )
         out = capsys.readouterr().out
-        assert "a step of 2 rows of 32 tokens" in out and "numbers to train" in out and "--batch-size" in out
+        assert "a step of 2 rows of 32 tokens" in out and "parameters to train" in out and "--batch-size" in out
     words = ["plan", str(tiny["base"]), *adapters, "--device", "cpu", "--max-length", "32", "--json"]
     assert main([*words, "--runs", "1"]) == 0
     one = json.loads(capsys.readouterr().out)
@@ -126,7 +127,7 @@ def test_running_out_of_memory_says_what_to_lower(error, zoo, tasks, tmp_path, m
 
     monkeypatch.setattr(loop.AnswerTrainer, "training_step", full)
     tiny = zoo["llama"]
-    with pytest.raises(OutOfMemoryError, match=r"--batch-size \(now 3\) or --max-length \(now 48\).*radargate plan"):
+    with pytest.raises(OutOfMemoryError, match=r"`batch_size` \(now 3\) or `max_length` \(now 48\).*radargate plan"):
         train_gates(str(tiny["base"]), tiny["adapters"], str(tasks), tmp_path / "out", options(), device="cpu")
     words = [
         "experts",

@@ -12,7 +12,8 @@ import radargate
 from conftest import make_adapter, tiny_tokenizer
 from radargate.base_models.loading import load_base
 from radargate.errors import BundleError, OptionError
-from radargate.training.gates import GateTraining, train_gates
+from radargate.training.gates import train_gates
+from radargate.training.options import GateTraining
 
 pytest.importorskip("bitsandbytes")
 

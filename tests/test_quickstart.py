@@ -12,15 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from conftest import HANG, logged
+from conftest import HANG
 from radargate.cli import flags
+from radargate.cli.quickstart import summary
 from radargate.data.builtin import CATEGORIES
 from radargate.errors import AdapterError
 from radargate.experts.adapters import read_adapter
 from radargate.experts.shipped import FOLDER, shipped_experts
 from radargate.io.records import read_records
+from radargate.quickstart.options import Quickstart
 from radargate.quickstart.page import most_used, quickstart_page
-from radargate.quickstart.run import Quickstart, quickstart, summary
+from radargate.quickstart.run import quickstart
 
 pytestmark = pytest.mark.real
 ROOT = Path(__file__).parents[1]
@@ -29,11 +31,10 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """One quickstart of two steps and one row a task."""
-    out, lines = tmp_path_factory.mktemp("quickstart"), []
+    out = tmp_path_factory.mktemp("quickstart")
     options = Quickstart(steps=2, batch_size=2, limit=1, max_new_tokens=2)
-    with logged(lines.append):
-        quickstart(out, options, device="cpu")
-    return out, options, lines
+    quickstart(out, options, device="cpu")
+    return out, options
 
 
 def cells(page: str) -> list[list[str]]:
@@ -57,7 +58,7 @@ def test_shipped_experts_are_small_checked_and_whole(tmp_path, monkeypatch):
 
 
 def test_every_number_of_the_report_is_a_records(run):
-    out, _, _ = run
+    out, _ = run
     page = (out / "report.html").read_text()
     means = {r["system"]: r["metrics"] for r in read_records(out / "records.jsonl") if r.get("task") == "mean"}
     assert list(means) == [
@@ -123,18 +124,17 @@ def test_commands_to_type_next_work_from_where_the_user_stands(recorded, monkeyp
     assert flags.program() == "radargate"
 
 
-def test_a_second_run_keeps_what_is_finished_and_needs_no_network(run, monkeypatch):
+def test_a_second_run_keeps_what_is_finished_and_needs_no_network(run, monkeypatch, caplog):
     def refuse(*args):
         raise OSError(errno.ENETUNREACH, "Network is unreachable")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    out, options, _ = run
+    out, options = run
     before = (out / "records.jsonl").read_text()
-    again: list[str] = []
-    with logged(again.append):
-        quickstart(out, options, device="cpu")
+    caplog.set_level("INFO", logger="radargate")
+    quickstart(out, options, device="cpu")
     assert (out / "records.jsonl").read_text() == before
-    assert any("finished already" in line for line in again)
+    assert "finished already" in caplog.text
 
 
 def test_the_report_opens_in_a_browser_without_a_console_error(run, tmp_path):

@@ -16,12 +16,14 @@ from radargate.base_models.loading import load_tokenizer
 from radargate.cli import main
 from radargate.composition.composing import radar_layers
 from radargate.data.batches import encode_rows
+from radargate.data.options import Batching
 from radargate.data.sources import load_rows
 from radargate.errors import AdapterError, DataError, OptionError, RadarGateError
 from radargate.experts.adapters import read_adapter
 from radargate.experts.bank import check_equal_ranks
 from radargate.gates.rules import RULES
-from radargate.training.gates import GateTraining, train_gates
+from radargate.training.gates import train_gates
+from radargate.training.options import GateTraining
 
 FAMILIES = ("llama", "gpt2", "t5")
 NAMES = ("math", "law", "code")
@@ -284,7 +286,9 @@ def test_the_searchs_first_loss_is_the_bases_counted_as_the_form_says(zoo, tasks
     rows = [row for task in load_rows(tasks, "train").values() for row in task]
     import random
 
-    chosen = random.Random(0).sample(encode_rows(rows, tokenizer, max_length=64, encoder_decoder=False).rows, 7)
+    chosen = random.Random(0).sample(
+        encode_rows(rows, tokenizer, Batching(max_length=64), encoder_decoder=False).rows, 7
+    )
     sums, counts, base = [], [], load_tiny()
     with torch.no_grad():
         for row in chosen:

@@ -132,7 +132,7 @@ def test_a_cell_that_kills_its_worker_every_time_ends_the_run_in_words():
     place = dataclasses.make_dataclass("Place", ["id", "cell"])("a", cell)
     for _ in range(executors.MOST_TRIES - 1):
         executors._again(place, tries, waiting, lambda line: None)
-    with pytest.raises(RadarGateError, match=r"radar: its worker was lost 3 times.*--resume goes on"):
+    with pytest.raises(RadarGateError, match=r"radar: its worker was lost 3 times.*`resume` goes on"):
         executors._again(place, tries, waiting, lambda line: None)
 
 

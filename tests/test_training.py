@@ -15,16 +15,18 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
 import radargate
-from conftest import HANG, logged
+from conftest import HANG
 from radargate.base_models.loading import load_tokenizer
 from radargate.data.batches import AnswerCollator, encode_rows
+from radargate.data.options import Batching
 from radargate.data.rows import Row
 from radargate.data.sources import load_rows
 from radargate.errors import DataError, RadarGateError, TrainContractError
 from radargate.training.contract import TrainContract, frozen_hash
-from radargate.training.experts import ExpertOptions, train_experts
-from radargate.training.gates import GateTraining, train_gates
+from radargate.training.experts import train_experts
+from radargate.training.gates import train_gates
 from radargate.training.loop import AnswerTrainer, training_arguments
+from radargate.training.options import ExpertOptions, GateTraining, Training
 
 
 def run(zoo, tasks, out, family="llama", **changes):
@@ -90,21 +92,21 @@ def test_resume_refuses_other_rows_and_other_adapters_under_the_same_names(zoo, 
         run(mine, data, tmp_path / "b", steps=2, resume=True)
 
 
-def test_two_steps_do_not_claim_a_gradient_for_every_tensor(zoo, tasks, tmp_path):
-    lines = []
-    with logged(lines.append):
-        run(zoo, tasks, tmp_path / "b", steps=1)
-    assert any("had no gradient in so few steps" in line for line in lines)
-    with logged(lines.append):
-        run(zoo, tasks, tmp_path / "c", steps=4)
-    assert "each had a finite, non-zero gradient" in " ".join(lines)
+def test_two_steps_do_not_claim_a_gradient_for_every_tensor(zoo, tasks, tmp_path, caplog):
+    caplog.set_level("INFO", logger="radargate")
+    run(zoo, tasks, tmp_path / "b", steps=1)
+    assert "had no gradient in so few steps" in caplog.text
+    run(zoo, tasks, tmp_path / "c", steps=4)
+    assert "each had a finite, non-zero gradient" in caplog.text
 
 
 def test_a_step_of_fewer_rows_than_a_batch_holds_each_once(zoo, tasks, load_tiny, tmp_path):
     rows = load_rows(str(tasks), "train", ["even"])["even"][:5]
-    encoded = encode_rows(rows, load_tokenizer(str(zoo["llama"]["base"])), max_length=64, encoder_decoder=False).rows
+    encoded = encode_rows(
+        rows, load_tokenizer(str(zoo["llama"]["base"])), Batching(max_length=64), encoder_decoder=False
+    ).rows
     model = radargate.compose(load_tiny(), zoo["llama"]["adapters"])
-    arguments = training_arguments(tmp_path, steps=2, batch_size=8, lr=1e-3, seed=0, device="cpu")
+    arguments = training_arguments(tmp_path, Training(steps=2, batch_size=8, lr=1e-3, seed=0), device="cpu")
     trainer = AnswerTrainer(model, encoded, arguments, AnswerCollator(0, False))
     assert [batch["input_ids"].shape[0] for batch in trainer.get_train_dataloader()] == [5, 5]
 
@@ -132,7 +134,7 @@ def test_an_expert_that_no_row_is_left_for_is_said_before_any_is_trained(zoo, tm
         "long": [Row("is 1 odd? " * 40, "yes", task="long")] * 4,
     }
     options = ExpertOptions(steps=1, batch_size=2, max_length=32)
-    with pytest.raises(DataError, match=r"all 4 of long are longer than --max-length 32 tokens\. Raise it"):
+    with pytest.raises(DataError, match=r"all 4 of long are longer than `max_length` 32 tokens\. Raise it"):
         train_experts(str(zoo["llama"]["base"]), data, tmp_path / "experts", options, device="cpu")
     assert not (tmp_path / "experts").exists()
 
@@ -229,11 +231,14 @@ def test_the_loss_is_the_mean_over_answer_tokens_whatever_the_model_can_slice(
 ):
     tokenizer, seq2seq = load_tokenizer(str(zoo[family]["base"])), family == "t5"
     rows = [row for task in load_rows(tasks, "train", limit=3).values() for row in task]
-    encoded = encode_rows(rows, tokenizer, max_length=64, encoder_decoder=seq2seq).rows
+    encoded = encode_rows(rows, tokenizer, Batching(max_length=64), encoder_decoder=seq2seq).rows
     model = radargate.compose(load_tiny(family), zoo[family]["adapters"]).eval()
     collator = AnswerCollator(0, seq2seq)
     trainer = AnswerTrainer(
-        model, encoded, training_arguments(tmp_path, steps=1, batch_size=6, lr=1.0, seed=0, device="cpu"), collator
+        model,
+        encoded,
+        training_arguments(tmp_path, Training(steps=1, batch_size=6, lr=1.0, seed=0), device="cpu"),
+        collator,
     )
     if forget:  # a model that cannot slice its logits
         trainer.slices_logits = False

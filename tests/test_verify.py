@@ -14,7 +14,8 @@ import radargate
 from radargate.cli import main
 from radargate.composition.verify import verify
 from radargate.errors import BundleError
-from radargate.training.gates import GateTraining, train_gates
+from radargate.training.gates import train_gates
+from radargate.training.options import GateTraining
 
 WEIGHTS, CONFIG, LOCK = "adapter_model.safetensors", "adapter_config.json", "radargate.lock.json"
 

@@ -1,11 +1,12 @@
-"""Names and options that users type: ``name -> "module:attribute"``, imported on first use, and ``NAME=VALUE``."""
+"""Names and options that users type: ``name -> "module:attribute"``, imported on first use, options and ``NAME=VALUE``."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from radargate.errors import OptionError, RadarGateError, UnknownNameError, first_line
@@ -73,12 +74,27 @@ def unknown_name(kind: str, name: str, known: list[str]) -> str:
     return f"Unknown {kind} {name!r}.{hint} Known: {', '.join(known)}."
 
 
-def read_options(pairs: Iterable[str], flag: str = "--option", example: str = "rotation_rank=4") -> dict[str, Any]:
+def option(default: Any, help: str | Callable[[], str], **typed: Any) -> Any:
+    """A field of a dataclass of options that users may type: flags, help and config files are made from it.
+
+    Args:
+        default: its value where none is given; a dict is copied for each object.
+        help: one phrase, or a function that makes it when it is shown, as a list of registered names needs.
+        typed: how it is typed, where its name and type do not say it: ``flag``, ``metavar``, ``choices``, ``least`` (the
+            smallest value), ``above`` (a value must be larger), ``repeat`` (one value each time the flag is given).
+    """
+    metadata = {"help": help, **typed}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def read_options(pairs: Iterable[str], given: str = "option", example: str = "rotation_rank=4") -> dict[str, Any]:
     """``NAME=VALUE`` words → options, values read as YAML reads them (numbers, true, text).
 
     Args:
         pairs: the words.
-        flag: what they were given with, for messages.
+        given: what they were given as, for messages.
         example: a word that could be among them, for messages.
 
     Raises:
@@ -90,11 +106,11 @@ def read_options(pairs: Iterable[str], flag: str = "--option", example: str = "r
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise OptionError(f"{flag} {pair}: expected NAME=VALUE, such as {example}.")
+            raise OptionError(f"{given} {pair}: expected NAME=VALUE, such as {example}.")
         try:
             options[name] = float(value) if _EXPONENT.fullmatch(value) else yaml.safe_load(value)
         except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
             raise OptionError(
-                f"{flag} {pair}: the value cannot be read ({first_line(error)}), expected one such as in {example}."
+                f"{given} {pair}: the value cannot be read ({first_line(error)}), expected one such as in {example}."
             ) from error
     return options

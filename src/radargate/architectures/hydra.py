@@ -56,8 +56,7 @@ class Hydra(Architecture):
                 raise AdapterError(
                     f"architecture 'hydra' needs adapters that share A, but {bank.names[site.experts[0]]!r} and "
                     f"{bank.names[site.experts[other]]!r} have their own at {name}. Train some with "
-                    "radargate experts --architecture hydra, or accept a lossy conversion (convert=True, "
-                    "--architecture-option convert=true)."
+                    "the architecture hydra (radargate experts), or accept a lossy conversion: its option convert=true."
                 )
             sites[name], residual = _common(site)
             converted = True

@@ -4,45 +4,31 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 from pathlib import Path
 
 from radargate.architectures import ARCHITECTURES
 from radargate.cli import flags
+from radargate.comparison.options import Comparison
 from radargate.errors import OptionError
-from radargate.gates import GATES
-from radargate.gates.rules import RULES
+from radargate.evaluation.options import Scoring
+from radargate.training.options import DEFAULTS, GateTraining, Training
 
 HELP = "compare every way of combining the same adapters on the same rows, with intervals and tests"
 EXAMPLE = "radargate compare smollm2-135m experts/*/ --data my_tasks/ --gates stretch,radar --rules uniform,arrow --seeds 3 --out compared"
+# of a gate's training; the rest is each cell's own
+COMMON = {"top_k", *DEFAULTS[None], *(f.name for f in dataclasses.fields(Training))} - {"seed"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
-    parser.add_argument("base", metavar="BASE", help="Hub name, folder, .gguf file, or smollm2-135m; loaded once")
+    flags.base_argument(parser)
     flags.adapters_argument(parser, required=True)
     flags.data_flag(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for records.jsonl and report.html")
-    parser.add_argument(
-        "--gates",
-        default="stretch,radar",
-        metavar="NAMES",
-        help=f"comma-separated, or all: {', '.join(GATES.names())} (default %(default)s)",
-    )
-    parser.add_argument(
-        "--rules",
-        default="uniform",
-        metavar="NAMES",
-        help=f"comma-separated, or all: {', '.join(RULES.names())} (default %(default)s). "
-        "NAME:option=value sets an option, for gates also lr, rotation_lr and dense_start; separate several systems by spaces then",
-    )
-    parser.add_argument(
-        "--architectures",
-        default="mole",
-        metavar="NAMES",
-        help=f"comma-separated, or all: {', '.join(ARCHITECTURES.names())} (default mole)",
-    )
+    flags.add_options(parser, Comparison, gates=("stretch", "radar"), rules=("uniform",))
     parser.add_argument(
         "--experts",
         action="append",
@@ -53,13 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--convert", action="store_true", help="let hydra convert adapters that do not share A; lossy, and labelled so"
     )
-    parser.add_argument("--seeds", type=flags.positive_int, default=1, help="seeds of everything trained (default 1)")
-    parser.add_argument("--limit", type=flags.positive_int, help="scoring rows a task (default all)")
-    parser.add_argument("--max-new-tokens", type=flags.positive_int, default=32, help="of free answers (default 32)")
-    flags.training_flags(
-        parser, steps=120, lr=None, lr_help="rate of the weights' parameters (default 5e-3)", seed=False
-    )
-    flags.gate_flags(parser)
+    flags.add_options(parser, Scoring, "limit", "max_new_tokens")
+    flags.add_options(parser, GateTraining, *COMMON)
+    flags.resume_flag(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the cells and predicted hours, and stop")
     parser.add_argument("--json", action="store_true", help="print the path of the records and of the report as JSON")
     flags.machine_flags(parser)
@@ -68,29 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare, write the report, print the table."""
     from radargate.comparison.page import compare_page, compare_table, write_csv
-    from radargate.comparison.run import Comparison, compare
-    from radargate.evaluation.run import Scoring
+    from radargate.comparison.run import compare
     from radargate.io.disk import alone
     from radargate.io.records import read_records, write_atomic
-    from radargate.training.gates import GateTraining
 
-    training = GateTraining(
-        architecture_options={"convert": True} if args.convert else {},
-        top_k=args.top_k,
-        steps=args.steps,
-        batch_size=args.batch_size,
-        lr=args.lr,
-        rotation_lr=args.rotation_lr,
-        dense_start=args.dense_start,
-        max_length=args.max_length,
-    )
-    options = Comparison(
-        gates=names(args.gates),
-        rules=names(args.rules),
-        architectures=names(args.architectures),
-        seeds=args.seeds,
-        training=training,
-        scoring=Scoring(limit=args.limit, max_new_tokens=args.max_new_tokens),
+    converting = {"convert": True} if args.convert else {}
+    options = flags.build(
+        args,
+        Comparison,
+        training=flags.build(args, GateTraining, architecture_options=converting),
+        scoring=flags.build(args, Scoring),
     )
     with contextlib.nullcontext() if args.dry_run else alone(args.out):
         file = compare(
@@ -118,12 +87,6 @@ def run(args: argparse.Namespace) -> int:
         print(compare_table(records))
         print(f"\nReport: {report} (open it in a browser).")
     return 0
-
-
-def names(text: str) -> tuple[str, ...]:
-    """``a,b`` or, where options with commas are in it, ``a:x=1,y=2 b``."""
-    parts = text.split() if ":" in text else text.split(",")
-    return tuple(part.strip() for part in parts if part.strip())
 
 
 def _experts(pairs: list[str]) -> dict[str, dict[str, str]]:

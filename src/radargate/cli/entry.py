@@ -10,8 +10,10 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
+from radargate.cli.flags import flags_of, in_flags
 from radargate.errors import OptionError, RadarGateError, first_line, out_of_memory, printable
 from radargate.io import progress
 from radargate.io.disk import write_fault
@@ -43,9 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     _quiet_libraries()
     _show_log()
     parser = build_parser(argv)
+    known: dict[str, str] = {}
     try:
         _check_command(argv)
         args = parser.parse_args(_with_config(argv))
+        known = _Lines.flags = args.flags
         _check_processes(args.command)
         code = args.run(args)
         sys.stdout.flush()  # here, where a full disk behind a redirection still gets a message
@@ -54,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         return 1
     except RadarGateError as error:
-        print(f"radargate: error: {error}", file=sys.stderr)
+        print(f"radargate: error: {in_flags(str(error), known)}", file=sys.stderr)
         return 1
     except OSError as error:  # what `storage.writing` does not stand around: printing, a temporary file, reading
         reason = write_fault(error)
@@ -97,7 +101,7 @@ def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
         )
         command.add_argument("--config", metavar="FILE.yaml", help="read flags from a file; the command line wins")
         module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, flags=flags_of(command))
     return parser
 
 
@@ -153,13 +157,15 @@ def _drop_output() -> None:
 
 
 class _Lines(logging.Handler):
-    """Prints the library's messages to standard error, a line each."""
+    """Prints the library's messages to standard error, a line each, with the command's flags."""
+
+    flags: Mapping[str, str] = MappingProxyType({})
 
     def emit(self, record: logging.LogRecord) -> None:
         if is_main_process() and not (
             progress.quiet() and record.levelno < logging.WARNING and record.name != progress.__name__
         ):
-            progress.print_line(printable(record.getMessage()), sys.stderr)
+            progress.print_line(in_flags(printable(record.getMessage()), self.flags), sys.stderr)
 
 
 def _show_log() -> None:

@@ -7,6 +7,7 @@ import json
 
 from radargate.cli import flags
 from radargate.errors import OptionError
+from radargate.evaluation.options import Scoring
 
 HELP = "score a bundle, a base model, or each of several adapters alone"
 EXAMPLE = "radargate eval bundle --data my_tasks/ --limit 200 --out scores.jsonl"
@@ -30,15 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="worked examples in lm-eval's prompts (default: each task's own; --preset paper: 0)",
     )
-    parser.add_argument("--split", default="test", choices=["train", "validation", "test"], help="default test")
-    parser.add_argument("--limit", type=flags.positive_int, metavar="ROWS", help="rows of each task, the first ones")
-    parser.add_argument("--batch-size", type=flags.positive_int, default=16, help="rows a batch (default 16)")
-    parser.add_argument(
-        "--max-new-tokens",
-        type=flags.positive_int,
-        metavar="N",
-        help="of free answers (default 32; lm-eval tasks: each task's own; --preset paper: 512)",
-    )
+    flags.add_options(parser, Scoring, max_new_tokens=None)
     parser.add_argument("--base", help="the base to put under a bundle, if not the one it names")
     parser.add_argument("--out", required=True, metavar="FILE", help="JSON-lines file that records are appended to")
     parser.add_argument("--json", action="store_true", help="print the records as JSON lines")
@@ -60,12 +53,12 @@ def run(args: argparse.Namespace) -> int:
             "their prompts written out."
         )
     from radargate.evaluation.presets import find_preset
-    from radargate.evaluation.run import Scoring, evaluate, is_bundle, line
+    from radargate.evaluation.run import evaluate, is_bundle, line
 
     if args.adapters and is_bundle(args.target):
         raise OptionError(f"{args.target} is a bundle and holds its experts; give adapters with a base model only.")
     tokens = args.max_new_tokens or (find_preset(args.preset).max_new_tokens if args.preset else None)
-    scoring = Scoring(args.split, args.limit, args.batch_size, tokens or 32)
+    scoring = flags.build(args, Scoring, **({} if args.max_new_tokens else {"max_new_tokens": tokens or 32}))
     names = [name.strip() for name in args.tasks.split(",") if name.strip()] if args.tasks else None
     records = evaluate(
         args.target,

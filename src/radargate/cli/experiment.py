@@ -7,6 +7,10 @@ import contextlib
 import json
 
 from radargate.cli import flags
+from radargate.evaluation.options import Scoring
+from radargate.paper.catalog import EXPERIMENTS
+from radargate.paper.design import PRESETS, Design
+from radargate.training.options import GateTraining
 
 HELP = "run one of the paper's experiments: cells and hours first, then records, table, figure and words"
 EXAMPLE = "radargate experiment ablation --preset cpu --data my_sources/ --out ablation --smoke"
@@ -14,9 +18,6 @@ EXAMPLE = "radargate experiment ablation --preset cpu --data my_sources/ --out a
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
-    from radargate.paper.catalog import EXPERIMENTS
-    from radargate.paper.design import PRESETS
-
     parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(EXPERIMENTS.names())}")
     parser.add_argument(
         "--preset",
@@ -38,9 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with what is in --out; finished cells stay")
     parser.add_argument("--dry-run", action="store_true", help="print the cells and predicted hours, and stop")
     parser.add_argument(
-        "--base", action="append", metavar="BASE", help="base model instead of the preset's (may be repeated)"
-    )
-    parser.add_argument(
         "--experts",
         metavar="DIR",
         help="folder of adapter folders named like the tasks (default: train them, into --out)",
@@ -51,13 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="--out of another experiment: cells that are also this one's are not run again (may be repeated)",
     )
-    parser.add_argument("--seeds", type=flags.positive_int, help="seeds of everything trained")
-    parser.add_argument("--limit", type=flags.positive_int, help="test rows a task")
-    parser.add_argument("--steps", type=flags.positive_int, help="training steps of each gate")
-    parser.add_argument(
-        "--top-k", type=flags.positive_int, action="append", help="experts kept a token (may be repeated)"
-    )
-    parser.add_argument("--gates", metavar="NAMES", help="comma-separated, instead of the experiment's own")
+    flags.add_options(parser, Design, bases=None, seeds=None, top_k=None, gates=None)
+    flags.add_options(parser, Scoring, "limit")
+    flags.add_options(parser, GateTraining, "steps", steps=None)
     parser.add_argument(
         "--slots",
         type=flags.positive_int,
@@ -71,7 +65,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run, write the report, print its words."""
-    from radargate.cli.compare import names
     from radargate.io.disk import alone
     from radargate.io.records import read_records
     from radargate.paper.page import write_report
@@ -79,12 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
     out = args.out or f"runs/{args.name}"
     changes = {
-        "bases": tuple(args.base) if args.base else None,
-        "seeds": args.seeds,
-        "limit": args.limit,
-        "steps": args.steps,
-        "top_k": tuple(args.top_k) if args.top_k else None,
-        "gates": names(args.gates) if args.gates else None,
+        key: value for kind in (Design, Scoring, GateTraining) for key, value in flags.values(args, kind).items()
     }
     with contextlib.nullcontext() if args.dry_run else alone(out):
         file = run_experiment(

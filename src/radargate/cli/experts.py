@@ -8,6 +8,7 @@ from typing import Any
 from radargate.architectures import ARCHITECTURES
 from radargate.cli import flags
 from radargate.errors import OptionError
+from radargate.training.options import ExpertOptions
 
 HELP = "train LoRA experts, one for each task of the data"
 EXAMPLE = "radargate experts smollm2-135m --data my_tasks/ --steps 100 --out experts"
@@ -15,18 +16,11 @@ EXAMPLE = "radargate experts smollm2-135m --data my_tasks/ --steps 100 --out exp
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
-    parser.add_argument("base", metavar="BASE", help="Hub name, folder, .gguf file, or smollm2-135m")
+    flags.base_argument(parser)
     flags.data_flag(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the adapters, one sub-folder a task")
-    parser.add_argument("--rank", type=flags.positive_int, default=8, help="LoRA rank (default %(default)s)")
-    parser.add_argument("--alpha", type=flags.positive_int, default=32, help="LoRA alpha (default %(default)s)")
-    parser.add_argument("--dropout", type=float, default=0.0, help="LoRA dropout (default %(default)s)")
-    parser.add_argument("--rslora", action="store_true", help="scale by alpha / sqrt(rank) instead of alpha / rank")
-    parser.add_argument(
-        "--target-modules",
-        metavar="NAMES",
-        help="comma-separated module names, or all-linear (default: PEFT's choice for the model)",
-    )
+    flags.add_options(parser, ExpertOptions)
+    flags.resume_flag(parser)
     parser.add_argument(
         "--architecture",
         default="mole",
@@ -46,31 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="train one adapter on the rows of all tasks together (named union, or NAME)",
     )
-    parser.add_argument(
-        "--save-dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of the saved adapters"
-    )
-    flags.training_flags(parser, steps=100, lr=1e-3, lr_help="learning rate (default %(default)s)")
     flags.machine_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, and print where the adapters are."""
-    from radargate.training.experts import ExpertOptions, train_experts
+    from radargate.training.experts import train_experts
     from radargate.training.hydra import train_hydra_experts, train_hydra_jointly
 
-    options = ExpertOptions(
-        rank=args.rank,
-        alpha=args.alpha,
-        dropout=args.dropout,
-        rslora=args.rslora,
-        steps=args.steps,
-        batch_size=args.batch_size,
-        lr=args.lr,
-        seed=args.seed,
-        max_length=args.max_length,
-        save_dtype=args.save_dtype,
-        target_modules=tuple(args.target_modules.split(",")) if args.target_modules else None,
-    )
+    options: ExpertOptions = flags.build(args, ExpertOptions)
     ARCHITECTURES.check(args.architecture)
     if args.architecture != "hydra" and args.joint:
         raise OptionError(

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from radargate.cli import flags
 from radargate.errors import OptionError
+from radargate.exporting.options import Fitting
 
 HELP = "save a bundle as one ordinary LoRA: exact for static rules, fitted to data for all others"
 EXAMPLE = "radargate export bundle --to lora --rank 16 --data my_tasks/ --out one_lora"
@@ -24,13 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a PEFT adapter (the default), or beside it the same as adapter.gguf for llama.cpp",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the adapter")
-    parser.add_argument(
-        "--rank",
-        type=flags.positive_int,
-        metavar="N",
-        help="fit a LoRA of this rank to what the bundle adds on the rows of --data, and measure what it loses; "
-        "without it the LoRA is exact, which static rules alone allow",
-    )
+    flags.add_options(parser, Fitting)
     flags.data_flag(parser, required=False)
     parser.add_argument(
         "--fit-rows",
@@ -45,14 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=50,
         metavar="ROWS",
         help="held-out rows of each task to measure on (default %(default)s)",
-    )
-    parser.add_argument("--batch-size", type=flags.positive_int, default=8, help="rows a batch (default %(default)s)")
-    parser.add_argument(
-        "--max-length",
-        type=flags.positive_int,
-        default=512,
-        metavar="TOKENS",
-        help="rows longer than this are left out and counted (default %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print the record of a fit as JSON")
     parser.add_argument("--base", help="the base to put under the bundle, if not the one it names")
@@ -72,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
     from radargate.composition.composing import load, radar_layers
     from radargate.exporting.exact import save_as_lora
-    from radargate.exporting.fit import RECORD, Fitting, fit_lora
+    from radargate.exporting.fit import RECORD, fit_lora
     from radargate.exporting.gguf import gguf_names, write_gguf
     from radargate.exporting.reading import fit_and_held_out
     from radargate.io.disk import check_writable
@@ -88,10 +75,8 @@ def run(args: argparse.Namespace) -> int:
     if args.to == "gguf":
         gguf_names(config, [layer.site for layer in radar_layers(model)])
     if rows:
-        fitting = Fitting(args.rank, args.batch_size, args.max_length)
-        record = fit_lora(
-            model, out, *rows, fitting, bundle=Path(args.bundle).resolve().name, data=Path(args.data).name
-        )
+        names: dict[str, Any] = {"bundle": Path(args.bundle).resolve().name, "data": Path(args.data).name}
+        record = fit_lora(model, out, *rows, flags.build(args, Fitting), **names)
     else:
         save_as_lora(model, out)
     if args.to == "gguf":

@@ -1,13 +1,136 @@
-"""Flags that mean the same in every command."""
+"""Flags: those made from the fields of options classes, and those that mean the same in every command."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
+import re
 import shutil
 import sys
+from collections.abc import Callable, Mapping
+from typing import Any, get_args, get_origin, get_type_hints
 
 from radargate.errors import OptionError, RadarGateError
+from radargate.registry import read_options
+
+_NAMED = re.compile(r"`(\w+)`")
+
+
+def add_options(parser: argparse.ArgumentParser, kind: type, *names: str, **defaults: Any) -> None:
+    """A flag for each field of an options class that is made by `radargate.registry.option`.
+
+    Args:
+        parser: a command's parser.
+        kind: the class.
+        names: these fields only.
+        defaults: other defaults than the class has.
+    """
+    hints, taken = get_type_hints(kind), []
+    for field in sorted(dataclasses.fields(kind), key=lambda f: f.name not in kind.__annotations__):  # its own first
+        if "help" in field.metadata and (not names or field.name in names):
+            taken.append(field.name)
+            _add_flag(parser, field, hints[field.name], defaults.get(field.name, field.default))
+    parser.set_defaults(taken={**(parser.get_default("taken") or {}), kind: taken})
+
+
+def values(args: argparse.Namespace, kind: type) -> dict[str, Any]:
+    """Field → value of the fields that `add_options` made flags for."""
+    fields, hints = {field.name: field for field in dataclasses.fields(kind)}, get_type_hints(kind)
+    found = {}
+    for name in args.taken[kind]:
+        value, typed = getattr(args, name), fields[name].metadata
+        if get_origin(hints[name]) is dict:
+            value = read_options(value, "--" + typed["flag"], typed.get("example", "rotation_rank=4"))
+        elif isinstance(value, list):
+            value = tuple(value)
+        elif isinstance(value, str) and get_origin(_kinds(hints[name])[0]) is tuple:
+            value = split_names(value)
+        found[name] = value
+    return found
+
+
+def build(args: argparse.Namespace, kind: Callable[..., Any], **more: Any) -> Any:
+    """An options object from parsed flags, and ``more`` fields."""
+    return kind(**{**values(args, kind), **more})  # type: ignore[arg-type]
+
+
+def _kinds(hint: Any) -> list[Any]:
+    """The types that a field may have, None aside."""
+    return [hint] if get_origin(hint) in (tuple, dict) else [k for k in get_args(hint) if k is not type(None)] or [hint]
+
+
+def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hint: Any, default: Any) -> None:
+    typed, kind = field.metadata, _kinds(hint)[0]
+    flag = "--" + typed.get("flag", field.name.replace("_", "-"))
+    help = typed["help"]() if callable(typed["help"]) else typed["help"]
+    how: dict[str, Any] = {"dest": field.name, "default": None if default is dataclasses.MISSING else default}
+    if kind is bool:
+        how["action"] = "store_true"
+    elif get_origin(kind) is dict:
+        how |= {"action": "append", "default": [], "metavar": "NAME=VALUE"}
+    else:
+        if get_origin(kind) is tuple:
+            how["default"] = ",".join(default) if default else None
+            kind = get_args(kind)[0]
+        if typed.get("repeat"):
+            how["action"] = "append"
+        if kind is not str:
+            how["type"] = _number(kind, typed.get("least"), typed.get("above"))
+        how |= {key: typed[key] for key in ("metavar", "choices") if key in typed}
+        if how["default"] is not None and "default" not in help:
+            help += " (default %(default)s)"
+    parser.add_argument(flag, help=in_flags(help), **how)
+
+
+def _number(kind: type, least: float | None, above: float | None) -> Callable[[str], Any]:
+    """Reads a number, and checks it."""
+
+    def number(text: str) -> Any:
+        value = kind(text)
+        if least is not None and value < least:
+            raise argparse.ArgumentTypeError(f"{text} is not at least {least}")
+        if above is not None and not value > above:
+            raise argparse.ArgumentTypeError(f"{text} is not above {above}")
+        return value
+
+    number.__name__ = kind.__name__
+    return number
+
+
+def flags_of(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """Option → flag of a command."""
+    return {action.dest: action.option_strings[-1] for action in parser._actions if action.option_strings}
+
+
+def in_flags(text: str, known: Mapping[str, str] | None = None) -> str:
+    """A message of the library, in which `name` stands for an option, as the command line says it: --name.
+
+    Args:
+        text: the message.
+        known: option → flag of the command; an option without one loses its quotes. None takes every name for a flag.
+    """
+
+    def flag(found: re.Match[str]) -> str:
+        return "--" + found[1].replace("_", "-") if known is None else known.get(found[1], found[1])
+
+    return _NAMED.sub(flag, text)
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """``a,b`` or, where options with commas are in it, ``a:x=1,y=2 b``."""
+    parts = text.split() if ":" in text else text.split(",")
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def base_argument(parser: argparse.ArgumentParser) -> None:
+    """``BASE``."""
+    parser.add_argument("base", metavar="BASE", help="Hub name, folder, .gguf file, or smollm2-135m")
+
+
+def resume_flag(parser: argparse.ArgumentParser) -> None:
+    """``--resume``."""
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run in the same --out")
 
 
 def data_flag(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -20,41 +143,6 @@ def data_flag(parser: argparse.ArgumentParser, required: bool = True) -> None:
         "hub:NAME[:CONFIG][:SPLIT] or builtin:NAME",
     )
     parser.add_argument("--task", action="append", metavar="TASK", help="use only this task (may be repeated)")
-
-
-def training_flags(
-    parser: argparse.ArgumentParser, *, steps: int, lr: float | None, lr_help: str, seed: bool = True
-) -> None:
-    """``--steps --batch-size --lr --seed --max-length --resume``, where ``seed`` without ``--seed``."""
-    parser.add_argument("--steps", type=positive_int, default=steps, help="optimizer steps (default %(default)s)")
-    parser.add_argument("--batch-size", type=positive_int, default=8, help="rows a step (default %(default)s)")
-    parser.add_argument("--lr", type=positive_float, default=lr, help=lr_help)
-    if seed:
-        parser.add_argument("--seed", type=int, default=0, help="seed of initial values and row order (default 0)")
-    parser.add_argument(
-        "--max-length",
-        type=positive_int,
-        default=512,
-        metavar="TOKENS",
-        help="rows longer than this are dropped whole and counted (default %(default)s)",
-    )
-    parser.add_argument("--resume", action="store_true", help="continue an interrupted run in the same --out")
-
-
-def gate_flags(parser: argparse.ArgumentParser) -> None:
-    """``--top-k --rotation-lr --dense-start``."""
-    parser.add_argument("--top-k", type=positive_int, default=2, help="experts kept per token (default 2)")
-    parser.add_argument(
-        "--rotation-lr",
-        type=positive_float,
-        help="rate of what turns or else is beside the weights (default 5e-3; the printed form needs far more)",
-    )
-    parser.add_argument(
-        "--dense-start",
-        type=float,
-        metavar="SHARE",
-        help="share of the steps with all experts before the cut to top-k (default 0.5)",
-    )
 
 
 def machine_flags(parser: argparse.ArgumentParser) -> None:
@@ -87,20 +175,7 @@ def pick_device(asked: str | None) -> str:
     return asked or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def positive_int(text: str) -> int:
-    """A whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
-
-
-def positive_float(text: str) -> float:
-    """A number above 0."""
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
+positive_int, positive_float = _number(int, 1, None), _number(float, None, 0)
 
 
 def program() -> str:

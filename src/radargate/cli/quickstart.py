@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from radargate.cli import flags
+from radargate.io.records import read_records
+from radargate.quickstart.options import Quickstart
 
 HELP = "train and score five shipped experts on an embedded default, with a report (minutes on 2 cores)"
 EXAMPLE = "radargate quickstart --out quickstart"
@@ -15,19 +18,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", default="quickstart", metavar="DIR", help="folder for everything (default %(default)s)"
     )
-    parser.add_argument("--steps", type=flags.positive_int, default=60, help="training steps of each gate (default 60)")
-    parser.add_argument(
-        "--limit", type=flags.positive_int, default=15, metavar="ROWS", help="scoring rows a task (default 15)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of initial values and row order (default 0)")
+    flags.add_options(parser, Quickstart)
     parser.add_argument("--device", help="where to run, such as cpu or cuda (default: what there is)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run, and say what came out."""
-    from radargate.quickstart.run import Quickstart, quickstart, summary
+    from radargate.quickstart.run import quickstart
 
-    options = Quickstart(steps=args.steps, limit=args.limit, seed=args.seed)
-    quickstart(args.out, options, device=flags.pick_device(args.device))
+    quickstart(args.out, flags.build(args, Quickstart), device=flags.pick_device(args.device))
     print(summary(args.out, flags.program()))
     return 0
+
+
+def summary(out: str | Path, program: str = "radargate") -> str:
+    """The last lines of the command: the result in plain words, and what to do next, typed as ``program``."""
+    means = {r["system"]: r["metrics"] for r in read_records(Path(out) / "records.jsonl") if r.get("task") == "mean"}
+    radar, uniform, base = (means[name]["acc"]["value"] for name in ("radar", "uniform", "base"))
+    return "\n".join(
+        (
+            f"Accuracy over ten tasks: base model alone {base:.2f}, all experts mixed evenly {uniform:.2f}, "
+            f"trained radar gate {radar:.2f}.",
+            f"Report: {Path(out) / 'report.html'} (open it in a browser).",
+            "",
+            "Ask the composed model something:",
+            f'  {program} generate {Path(out) / "radar"} --prompt "Translate into German: March 3"',
+            "With adapters of your own:",
+            f"  {program} doctor BASE my_adapter_1 my_adapter_2",
+            f"  {program} train BASE my_adapter_1 my_adapter_2 --data my_rows.jsonl --out my_bundle",
+        )
+    )

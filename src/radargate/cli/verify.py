@@ -34,5 +34,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"findings": [f.as_dict() for f in findings]}, indent=2))
     else:
-        print(printable(table(findings)))
+        print(flags.in_flags(printable(table(findings)), args.flags))
     return 0 if all(f.ok for f in findings) else 1

@@ -16,13 +16,13 @@ from radargate.gates.rules import RULES
 from radargate.gates.rules.searched import SearchedRule
 from radargate.io.records import content_hash
 from radargate.registry import read_options
-from radargate.training.schedule import DenseStart
+from radargate.training.options import DEFAULTS, check_share
 
 # what `--rules all` means beside each rule with its own defaults: the other forms users compare
 VARIANTS = {"lorahub": ({"form": "sane"},), "arrow": ({"mixing": "ab"},)}
 UNION = "union LoRA"
 # of a gate's training, said among its options; they win over the grid's
-TRAINING = ("lr", "rotation_lr", "dense_start")
+TRAINING = tuple(DEFAULTS[None])
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _check_training(text: str, training: Mapping[str, Any]) -> None:
     for key, value in training.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if key == "dense_start" and number:
-            DenseStart(value)  # raises where the share cannot be
+            check_share(value)
         elif not number or not 0 < value < math.inf:
             raise OptionError(f"{text}: {key} is {value!r}, expected a number above 0.")
 

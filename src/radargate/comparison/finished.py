@@ -41,7 +41,7 @@ def finished_elsewhere(folders: Sequence[str | Path], wanted: Iterable[str]) -> 
     left = set(wanted)
     for folder in folders:
         if not (file := Path(folder) / RECORDS).exists():
-            raise DataError(f"--reuse {folder}: found no {RECORDS}. Give the --out of another experiment.")
+            raise DataError(f"`reuse` {folder}: found no {RECORDS}. Give the folder of another experiment.")
         records = [r for r in read_records(file) if r["suite"] in ("cell", "eval")]
         whole = {r["case"] for r in records if r["suite"] == "cell"} & left
         for record in records:

@@ -9,22 +9,12 @@ from typing import Any
 
 from radargate.comparison.cells import UNION, Cell
 from radargate.composition.composing import compose
-from radargate.composition.config import gate_class
-from radargate.data.batches import AnswerCollator, EncodedRow, step_order
+from radargate.data.batches import EncodedRows, step_order
 from radargate.data.rows import Row
 from radargate.evaluation.scoring import Scorer
-from radargate.gates.rotation import RotationOptions
-from radargate.training.gates import GateTraining
+from radargate.training.cost import SEARCH_STEPS, architecture_factor, rotates
+from radargate.training.options import GateTraining
 from radargate.training.schedule import set_dense
-
-# work that a gate adds under an architecture beside the independent experts that were measured
-ARCHITECTURE_COST = {"mole": 1.0, "hydra": 1.0, "omoe": 1.6}
-SEARCH_STEPS = 15  # gradient steps that a search of 40 evaluations on 5 rows is about as long as
-
-
-def rotates(cell: Cell) -> bool:
-    """Whether it is a gate that turns outputs, which takes longer."""
-    return cell.kind == "gate" and issubclass(gate_class(cell.system).Options, RotationOptions)
 
 
 @dataclass(frozen=True)
@@ -50,17 +40,17 @@ class Forecast:
         cls,
         model: Any,
         adapters: Mapping[str, str],
-        encoded: Sequence[EncodedRow],
-        collator: AnswerCollator,
+        encoded: EncodedRows,
         test: Mapping[str, Sequence[Row]],
         tokenizer: Any,
         training: GateTraining,
         device: str | None,
     ) -> Forecast:
         """Time a step of ordinary length with stretch and with radar, dense and top-k, and a few rows of scoring."""
-        order = step_order(lambda i: encoded[i].length, len(encoded), training.batch_size, 9, training.seed)
-        step = sorted(order, key=lambda rows: sum(encoded[i].length for i in rows))[len(order) // 2]
-        batch = {k: v.to(device) if device else v for k, v in collator([encoded[i] for i in step]).items()}
+        examples = encoded.rows
+        order = step_order(lambda i: examples[i].length, len(examples), training.batch_size, 9, training.seed)
+        step = sorted(order, key=lambda rows: sum(examples[i].length for i in rows))[len(order) // 2]
+        batch = {k: v.to(device) if device else v for k, v in encoded.collator([examples[i] for i in step]).items()}
         batch.pop("position_ids", None)
         times: dict[str, float] = {}
         for gate in ("stretch", "radar"):
@@ -87,10 +77,10 @@ class Forecast:
         scoring = self.row * sum(len(rows) for rows in test.values())
         if not cell.trained:
             return self.opening + scoring
-        factor = ARCHITECTURE_COST.get(cell.architecture or "mole", 1.0)
+        factor = architecture_factor(cell.architecture)
         if cell.kind == "rule" and cell.system != UNION:
             return self.opening + scoring + factor * self.plain * SEARCH_STEPS
         share = training.dense_start or 0.0
         turning = share * self.turning_dense + (1 - share) * self.turning
-        step = turning if rotates(cell) else self.plain
+        step = turning if cell.kind == "gate" and rotates(cell.system) else self.plain
         return self.opening + scoring + factor * step * training.steps

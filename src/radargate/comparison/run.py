@@ -17,9 +17,10 @@ from radargate.base_models.loading import base_dtype, fingerprint, load_base, lo
 from radargate.comparison.cells import Cell, plan
 from radargate.comparison.finished import finished_cells
 from radargate.comparison.forecast import Forecast
-from radargate.comparison.run_cell import RECORDS, Comparison, Grid, run_cell
+from radargate.comparison.options import Comparison
+from radargate.comparison.run_cell import RECORDS, Grid, run_cell
 from radargate.composition.config import check_top_k
-from radargate.data.batches import AnswerCollator, encode_rows
+from radargate.data.batches import encode_rows
 from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import load_rows
 from radargate.errors import AdapterError, RadarGateError
@@ -30,7 +31,7 @@ from radargate.experts.bank import load_bank
 from radargate.gates.base import make_options
 from radargate.io.progress import Progress, duration
 from radargate.io.records import append_records, make_record, read_records
-from radargate.training.gates import GateTraining
+from radargate.training.options import GateTraining
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def compare(
         _check_adapters(own[architecture], architecture)
     if file.exists() and not resume and not dry_run:
         raise RadarGateError(
-            f"{out} already holds a comparison. Use --resume to go on with it, or choose another --out."
+            f"{out} already holds a comparison. Use `resume` to go on with it, or choose another `out`."
         )
     train, test = load_rows(data, "train", tasks), load_rows(data, "test", tasks, options.scoring.limit)
     check_metrics(row for rows in test.values() for row in rows)
@@ -101,9 +102,7 @@ def compare(
     todo = [cell for cell, cell_id in zip(cells, ids, strict=True) if cell_id not in finished]
     for reason in dict.fromkeys(left_out):
         logger.info(f"left out: {reason}")
-    forecast = Forecast.measure(
-        grid.model, own["mole"], grid.encoded, grid.collator, test, grid.tokenizer, training, device
-    )
+    forecast = Forecast.measure(grid.model, own["mole"], grid.encoded, test, grid.tokenizer, training, device)
     expected = sum(forecast.seconds(cell, training, test) for cell in todo)
     logger.info(
         f"{len(cells)} cells ({len(cells) - len(todo)} finished before), {len(test)} tasks, "
@@ -188,40 +187,23 @@ def _open(
         kind.arrange(load_bank(folders, model), make_options(kind, wanted))
     seq2seq = bool(model.config.is_encoder_decoder)
     rows = [row for task_rows in train.values() for row in task_rows]
-    encoded = encode_rows(rows, tokenizer, max_length=training.max_length, encoder_decoder=seq2seq).rows
+    encoded = encode_rows(rows, tokenizer, training, encoder_decoder=seq2seq)
     hashes = {
         architecture: {name: read_adapter(name, folder).sha256() for name, folder in folders.items()}
         for architecture, folders in own.items()
-    }
-    shared = {
-        key: value
-        for key, value in asdict(training).items()
-        if key not in ("architecture", "gate", "seed", "gate_options")
     }
     conditions = {
         "base": fingerprint(model),
         "dtype": dtype,
         "experts": hashes,
-        "training": shared,
+        "training": training.shared(),
         "union_lr": options.union_lr,
         "scoring": asdict(options.scoring),
         "train_hash": rows_hash(rows),
         "test_hash": rows_hash([row for task_rows in test.values() for row in task_rows]),
     }
     options = dataclasses.replace(options, training=training)
-    return Grid(
-        model,
-        tokenizer,
-        own,
-        train,
-        test,
-        encoded,
-        AnswerCollator(tokenizer.pad_token_id, seq2seq),
-        options,
-        conditions,
-        out / ".work",
-        device,
-    )
+    return Grid(model, tokenizer, own, train, test, encoded, options, conditions, out / ".work", device)
 
 
 def _check_adapters(adapters: Mapping[str, str], architecture: str) -> None:

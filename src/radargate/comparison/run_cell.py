@@ -6,8 +6,8 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,43 +15,24 @@ from peft import PeftModel
 
 from radargate.comparison.cells import UNION, Cell
 from radargate.comparison.memory import peak_mb, reset_peak
+from radargate.comparison.options import Comparison
 from radargate.composition.composing import compose, radar_config
-from radargate.data.batches import AnswerCollator, EncodedRow
+from radargate.composition.config import gate_class
+from radargate.data.batches import EncodedRows
 from radargate.data.rows import Row
-from radargate.evaluation.run import Scoring, score_system
+from radargate.evaluation.run import score_system
 from radargate.evaluation.usage import Usage, expert_usage
 from radargate.experts.adapters import read_adapter
 from radargate.io.progress import quietly, share
 from radargate.io.records import make_record, read_records
-from radargate.training.experts import ExpertOptions, train_experts
-from radargate.training.gates import GateTraining, fit_gates, mean_angle, resolve_gate_options
+from radargate.training.diagnostics import mean_angle
+from radargate.training.experts import train_experts
+from radargate.training.gates import fit_gates
+from radargate.training.options import ExpertOptions
 
 RECORDS = "records.jsonl"
 TRAINED = 0.7  # share of a trained cell's time that training takes, for the time left inside the cell
 USAGE_ROWS = 2  # rows of each task that a gate's use of experts is looked at on
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What is compared, and how much of everything.
-
-    Attributes:
-        gates: names, with options as ``NAME:option=value``, or ``("all",)``.
-        rules: the same.
-        architectures: names, or ``("all",)``.
-        seeds: seeds of everything trained.
-        training: steps, rates, top-k and so on of every gate; its gate, architecture and seed are the cells' own.
-        scoring: rows and batch.
-        union_lr: rate of the LoRA trained on the union of all tasks.
-    """
-
-    gates: tuple[str, ...] = ("all",)
-    rules: tuple[str, ...] = ("all",)
-    architectures: tuple[str, ...] = ("mole",)
-    seeds: int = 1
-    training: GateTraining = field(default_factory=GateTraining)
-    scoring: Scoring = field(default_factory=Scoring)
-    union_lr: float = 1e-3
 
 
 @dataclass
@@ -63,8 +44,7 @@ class Grid:
     adapters: dict[str, dict[str, str]]
     train: dict[str, list[Row]]
     test: dict[str, list[Row]]
-    encoded: Sequence[EncodedRow]
-    collator: AnswerCollator
+    encoded: EncodedRows
     options: Comparison
     conditions: dict[str, Any]
     work: Path
@@ -96,7 +76,7 @@ def run_cell(cell: Cell, grid: Grid, cell_id: str | None = None) -> list[dict[st
     if isinstance(model, PeftModel) and cell.kind in ("rule", "gate") and cell.system != UNION:
         model.eval()
         usage = expert_usage(model, grid.tokenizer, {task: rows[:USAGE_ROWS] for task, rows in grid.test.items()})
-        angle = mean_angle(model, grid.encoded[:8], grid.collator)
+        angle = mean_angle(model, grid.encoded, 8)
     cell_id = cell_id or cell.id(grid.conditions)
     shown = {
         "id": cell_id,
@@ -160,7 +140,9 @@ def _composed(cell: Cell, grid: Grid) -> tuple[PeftModel, dict[str, Any], str | 
         gate_options=cell.own_options,
         **cell.training,
     )
-    given = resolve_gate_options(training, grid.model, grid.tokenizer, grid.train, list(adapters))
+    given = gate_class(cell.system).from_rows(
+        training.gate_options, grid.model, grid.tokenizer, grid.train, list(adapters)
+    )
     model = compose(
         grid.model,
         adapters,
@@ -174,9 +156,7 @@ def _composed(cell: Cell, grid: Grid) -> tuple[PeftModel, dict[str, Any], str | 
     )
     lost = [facts["residual"] for facts in radar_config(model).expert_facts.values() if "residual" in facts]
     note = f"converted to a common A, residual {sum(lost) / len(lost):.2f}" if lost else None
-    facts = fit_gates(
-        model, grid.encoded, grid.collator, grid.work, dataclasses.replace(training, save_every=0), device=grid.device
-    )
+    facts = fit_gates(model, grid.encoded, grid.work, dataclasses.replace(training, save_every=0), device=grid.device)
     return model, facts, note
 
 
@@ -184,15 +164,12 @@ def _union(cell: Cell, grid: Grid) -> tuple[PeftModel, dict[str, Any]]:
     """One LoRA trained on all tasks together, with the gates' number of steps and rows."""
     training = grid.options.training
     first = read_adapter("first", next(iter(grid.adapters["mole"].values())))
+    common = {**training.common(), "lr": grid.options.union_lr, "seed": cell.seed or 0}
     options = ExpertOptions(
+        **common,
         rank=int(first.config.get("r", 8)),
         alpha=int(first.config.get("lora_alpha", 32)),
-        lr=grid.options.union_lr,
         target_modules=_targets(first.config.get("target_modules")),
-        steps=training.steps,
-        batch_size=training.batch_size,
-        seed=cell.seed or 0,
-        max_length=training.max_length,
     )
     folder = train_experts(grid.model, grid.train, grid.work / "union", options, union="union", device=grid.device)[
         "union"

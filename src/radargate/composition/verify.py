@@ -160,14 +160,14 @@ def _base(lock: Mapping[str, Any], base: str | None) -> list[Finding]:
     known = lock.get("base") or {}
     name = base or known.get("name")
     if not name:
-        return [Finding("base", "(unnamed)", False, "the bundle names no base; give it with --base.")]
+        return [Finding("base", "(unnamed)", False, "the bundle names no base; give it as `base`.")]
     files = known.get("files")
     try:
         if isinstance(files, dict) and files:
             found = base_files(name)
             if not found:
                 return [
-                    Finding("base", name, False, "its files are not here; download it, or give its place with --base.")
+                    Finding("base", name, False, "its files are not here; download it, or give its place as `base`.")
                 ]
             changed = sorted(n for n in {**files, **found} if files.get(n) != found.get(n))
             return [Finding("base", f"{name}: {shown(n)}", False, _change(n, files, found)) for n in changed] or [
@@ -179,7 +179,7 @@ def _base(lock: Mapping[str, Any], base: str | None) -> list[Finding]:
     words = (
         "unchanged in the 64 values of each tensor that were noted"
         if same
-        else "has other weights; give the right --base."
+        else "has other weights; give the right `base`."
     )
     return [Finding("base", name, same, words)]
 

@@ -9,6 +9,7 @@ from typing import Any, overload
 
 import torch
 
+from radargate.data.options import Batching
 from radargate.data.prompts import encode_row, render_context
 from radargate.data.rows import Row
 from radargate.errors import DataError
@@ -61,30 +62,57 @@ class Examples(Sequence[EncodedRow]):
 
 
 @dataclass(frozen=True)
+class AnswerCollator:
+    """Pads examples into a batch.
+
+    Causal models are padded on the left, so that all answers end at the last position and logits are
+    needed only for the last few; positions count from each row's first real token.
+    """
+
+    pad_token_id: int
+    encoder_decoder: bool
+
+    def __call__(self, rows: list[EncodedRow]) -> dict[str, torch.Tensor]:
+        width = max(row.length for row in rows)
+        left = not self.encoder_decoder
+        batch = {
+            "input_ids": _pad([row.input_ids for row in rows], width, self.pad_token_id, left),
+            "attention_mask": _pad([[1] * row.length for row in rows], width, 0, left),
+            "labels": _pad([row.labels for row in rows], max(len(row.labels) for row in rows), -100, left),
+        }
+        if not self.encoder_decoder:
+            batch["position_ids"] = positions(batch["attention_mask"])
+        return batch
+
+
+@dataclass(frozen=True)
 class EncodedRows:
-    """Training examples, and how many rows were left out, being longer than ``max_length``."""
+    """Training examples, how many rows were left out, being longer than ``max_length``, and what pads the others."""
 
     rows: Examples
     dropped: dict[str, int]
+    max_length: int
+    collator: AnswerCollator
 
-    def report(self, max_length: int) -> str:
+    def report(self) -> str:
         """One line about what is kept and dropped."""
         kept = f"{len(self.rows)} training rows"
         if not self.dropped:
             return f"{kept}, none dropped."
         lost = ", ".join(f"{count} of {task}" for task, count in self.dropped.items())
-        return f"{kept}; dropped whole, being longer than --max-length {max_length} tokens: {lost}."
+        return f"{kept}; dropped whole, being longer than `max_length` {self.max_length} tokens: {lost}."
 
 
-def encode_rows(rows: Iterable[Row], tokenizer: Any, *, max_length: int, encoder_decoder: bool) -> EncodedRows:
+def encode_rows(rows: Iterable[Row], tokenizer: Any, options: Batching, *, encoder_decoder: bool) -> EncodedRows:
     """Turn rows into training examples that end with the tokenizer's end token.
 
-    Rows longer than ``max_length`` tokens are dropped whole and counted: a cut prompt or target would
+    Rows longer than the options' ``max_length`` tokens are dropped whole and counted: a cut prompt or target would
     teach the wrong thing.
 
     Raises:
         DataError: nothing is left.
     """
+    max_length = options.max_length
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
 
     def encode(row: Row) -> EncodedRow:
@@ -108,34 +136,11 @@ def encode_rows(rows: Iterable[Row], tokenizer: Any, *, max_length: int, encoder
             kept.append(row)
     if not kept:
         raise DataError(
-            f"No row is left: all {sum(dropped.values())} of {', '.join(dropped)} are longer than --max-length {max_length} tokens. "
+            f"No row is left: all {sum(dropped.values())} of {', '.join(dropped)} are longer than `max_length` {max_length} tokens. "
             "Raise it, or leave them out."
         )
-    return EncodedRows(Examples(kept, encode), dropped)
-
-
-@dataclass(frozen=True)
-class AnswerCollator:
-    """Pads examples into a batch.
-
-    Causal models are padded on the left, so that all answers end at the last position and logits are
-    needed only for the last few; positions count from each row's first real token.
-    """
-
-    pad_token_id: int
-    encoder_decoder: bool
-
-    def __call__(self, rows: list[EncodedRow]) -> dict[str, torch.Tensor]:
-        width = max(row.length for row in rows)
-        left = not self.encoder_decoder
-        batch = {
-            "input_ids": _pad([row.input_ids for row in rows], width, self.pad_token_id, left),
-            "attention_mask": _pad([[1] * row.length for row in rows], width, 0, left),
-            "labels": _pad([row.labels for row in rows], max(len(row.labels) for row in rows), -100, left),
-        }
-        if not self.encoder_decoder:
-            batch["position_ids"] = positions(batch["attention_mask"])
-        return batch
+    collator = AnswerCollator(tokenizer.pad_token_id, encoder_decoder)
+    return EncodedRows(Examples(kept, encode), dropped, max_length, collator)
 
 
 def positions(attention_mask: torch.Tensor) -> torch.Tensor:

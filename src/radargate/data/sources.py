@@ -49,7 +49,7 @@ def load_rows(
         rows = _file_rows(Path(text), task=Path(text).name.split(".")[0])
     else:
         raise DataError(
-            f"--data {text}: no such file or folder. Give a .jsonl or .jsonl.gz file, a folder of "
+            f"`data` {text}: no such file or folder. Give a .jsonl or .jsonl.gz file, a folder of "
             "TASK.SPLIT.jsonl.gz files, hub:NAME[:CONFIG][:SPLIT] or builtin:NAME."
         )
     by_task: dict[str, list[Row]] = {}

@@ -89,7 +89,7 @@ def local_rows(preset: Preset, data: str | Path, split: str, limit: int | None) 
     wanted = list(dict.fromkeys(local.folder for benchmark in preset.benchmarks for local in benchmark.local[-1:]))
     if not root.is_dir():
         raise DataError(
-            f"--data {data}: no such folder. A preset expects a folder that holds the folders {', '.join(wanted)}."
+            f"`data` {data}: no such folder. A preset expects a folder that holds the folders {', '.join(wanted)}."
         )
     found: dict[str, dict[str, list[Row]]] = {}
     for benchmark in preset.benchmarks:
@@ -98,7 +98,7 @@ def local_rows(preset: Preset, data: str | Path, split: str, limit: int | None) 
             present = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())) or "no folder"
             places = " or ".join(place.folder for place in benchmark.local)
             raise DataError(
-                f"--data {data}: no folder {places} for {benchmark.name}. Found: {present}; expected: {', '.join(wanted)}."
+                f"`data` {data}: no folder {places} for {benchmark.name}. Found: {present}; expected: {', '.join(wanted)}."
             )
         tasks = list(local.tasks) if local.tasks else None
         found[benchmark.name] = load_rows(root / local.folder, split, tasks, limit)

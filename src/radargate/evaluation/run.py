@@ -20,6 +20,7 @@ from radargate.data.sources import load_rows
 from radargate.evaluation.answers import check_metrics
 from radargate.evaluation.harness import check_hub, evaluate_tasks, load_tasks, task_manager
 from radargate.evaluation.metrics import RowScore, metric_counts, summarise, summarise_tasks
+from radargate.evaluation.options import Scoring
 from radargate.evaluation.presets import find_preset, local_rows
 from radargate.evaluation.scoring import Scorer
 from radargate.io.disk import check_writable
@@ -27,17 +28,6 @@ from radargate.io.progress import Progress, share
 from radargate.io.records import append_records, make_record
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """How rows are scored."""
-
-    split: str = "test"
-    limit: int | None = None
-    batch_size: int = 16
-    max_new_tokens: int = 32
-    seed: int = 0
 
 
 def is_bundle(target: str) -> bool:
@@ -108,7 +98,7 @@ def plan_work(
         else:
             suites = {benchmark.name: list(benchmark.lm_eval) for benchmark in found.benchmarks}
             num_fewshot = found.num_fewshot if num_fewshot is None else num_fewshot
-            remedy = f"Give --preset {preset} --data DIR to run it from local rows. "
+            remedy = f"Give `data` with `preset` {preset} to run it from local rows. "
     elif data:
         rows = {"": load_rows(data, scoring.split, tasks, scoring.limit)}
     if lm_eval_tasks:

@@ -103,7 +103,7 @@ def load_bank(
         if index not in active and not allow_inactive:
             raise InactiveExpertError(
                 f"adapter {adapter.name!r} changes nothing: B is zero at every site. It was never trained; leave it "
-                "out (or allow it with --allow-inactive)."
+                "out (or allow it with `allow_inactive`)."
             )
     return ExpertBank(
         names=tuple(adapter.name for adapter in read),

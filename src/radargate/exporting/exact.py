@@ -41,7 +41,7 @@ def save_as_lora(model: Any, folder: str | Path, adapter_name: str = "default") 
     if not ARCHITECTURES.get(config.architecture).mergeable:
         raise RadarGateError(
             f"architecture {config.architecture!r} makes outputs orthogonal for each token, so no single LoRA equals "
-            "this composition. Save it as a bundle with save_pretrained, or fit one to data: radargate export --rank N --data SOURCE."
+            "this composition. Save it as a bundle with save_pretrained, or fit one to data (`rank` and `data`)."
         )
     factors = {
         layer.site: _factors(layer, adapter_name) for layer in radar_layers(model) if adapter_name in layer.entries
@@ -62,6 +62,6 @@ def _factors(layer: RadarLayer, adapter_name: str) -> tuple[Tensor, Tensor]:
     names = [name for name in (*RULES, *GATES) if gate_class(name).static]
     raise RadarGateError(
         f"gate {layer.entries[adapter_name][0].gate!r} weighs experts anew for each token (here at {layer.site}), so no "
-        "single LoRA equals it. Save it as a bundle with save_pretrained, or fit one to data: radargate export --rank N --data "
-        f"SOURCE; one LoRA is exact for: {', '.join(names)}."
+        "single LoRA equals it. Save it as a bundle with save_pretrained, or fit one to data (`rank` and `data`); "
+        f"one LoRA is exact for: {', '.join(names)}."
     )

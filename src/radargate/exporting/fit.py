@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from radargate.data.rows import Row, rows_hash
 from radargate.errors import AdapterError, OptionError
 from radargate.experts.bank import write_expert
 from radargate.experts.plain import plain_bank
+from radargate.exporting.options import Fitting
 from radargate.exporting.quality import Factors, measure
 from radargate.exporting.reading import Batches, ByTask, make_batches, read, rows_that_fit, watching
 from radargate.exporting.reduced_rank import LowRank, Moments, reduced_rank
@@ -29,23 +30,6 @@ logger = logging.getLogger(__name__)
 
 MOMENT_NUMBERS = 1 << 28  # in memory at a time (2 GB); more sites than that take another pass over the rows
 RECORD = "record.json"
-
-
-@dataclass(frozen=True)
-class Fitting:
-    """How a LoRA is fitted.
-
-    Attributes:
-        rank: of the LoRA at every site (less where a site is narrower, or needs less).
-        batch_size: rows that are read at a time.
-        max_length: longer rows, in tokens, are left out whole and counted.
-        seed: of the intervals' resampling.
-    """
-
-    rank: int
-    batch_size: int = 8
-    max_length: int = 512
-    seed: int = 0
 
 
 def fit_lora(
@@ -95,11 +79,10 @@ def fit_lora(
     was_training = model.training
     model.eval()
     try:
-        sizes = {"batch_size": fitting.batch_size, "max_length": fitting.max_length}
-        batches, encoded = make_batches(model, tokenizer, _flat(fit), **sizes)
-        others_batches, others_encoded = make_batches(model, tokenizer, _flat(held_out), **sizes)
+        batches, encoded = make_batches(model, tokenizer, _flat(fit), fitting)
+        others_batches, others_encoded = make_batches(model, tokenizer, _flat(held_out), fitting)
         fit, held_out = rows_that_fit(fit, encoded), rows_that_fit(held_out, others_encoded)
-        logger.info(f"fitting rank {fitting.rank} at {len(layers)} sites; {encoded.report(fitting.max_length)}")
+        logger.info(f"fitting rank {fitting.rank} at {len(layers)} sites; {encoded.report()}")
         fits = fit_sites(model, layers, batches, fitting.rank, adapter_name)
         made = f"rank {fitting.rank} fitted to {config.gate} of {', '.join(config.experts)}"
         factors = {site: (found.A, found.B) for site, found in fits.items()}

@@ -44,7 +44,7 @@ def gguf_names(config: Any, sites: Iterable[str]) -> dict[str, str]:
     text = config.get_text_config()
     if text.model_type not in KNOWN:
         raise OptionError(
-            f"how llama.cpp lays out a base of type {text.model_type!r} is not known here, only: {', '.join(KNOWN)}. Use --to lora."
+            f"how llama.cpp lays out a base of type {text.model_type!r} is not known here, only: {', '.join(KNOWN)}. Save it as a PEFT adapter (`to` lora)."
         )
     architecture = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == KNOWN[text.model_type])
     table = gguf.get_tensor_name_map(architecture, text.num_hidden_layers)
@@ -53,11 +53,11 @@ def gguf_names(config: Any, sites: Iterable[str]) -> dict[str, str]:
         name = table.get_name(f"{site}.weight", try_suffixes=(".weight",))
         if name is None:
             raise OptionError(
-                f"llama.cpp's {KNOWN[text.model_type]!r} has no weight for {site}. Use --to lora, or leave that site out."
+                f"llama.cpp's {KNOWN[text.model_type]!r} has no weight for {site}. Save it as a PEFT adapter (`to` lora), or leave that site out."
             )
         if name == "output.weight" and text.tie_word_embeddings:
             raise OptionError(
-                f"{site} shares its weight with the input embeddings, which llama.cpp adapts for neither alone. Use --to lora."
+                f"{site} shares its weight with the input embeddings, which llama.cpp adapts for neither alone. Save it as a PEFT adapter (`to` lora)."
             )
         names[site] = name
     return names

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from radargate.composition.composing import radar_layers
 from radargate.composition.layer import RadarLayer, real_tokens, token_masks
-from radargate.data.batches import AnswerCollator, EncodedRows, encode_rows
+from radargate.data.batches import EncodedRows, encode_rows
+from radargate.data.options import Batching
 from radargate.data.rows import Row
 from radargate.data.sources import has_split, load_rows
 from radargate.errors import DataError
@@ -30,7 +31,7 @@ def fit_and_held_out(
     """Rows to fit to and others to measure on: splits ``train`` and ``test``, or of a source without splits every fifth row.
 
     Args:
-        source: as ``--data`` takes it.
+        source: as `radargate.data.sources.load_rows` takes it.
         tasks: only these.
         fit_rows: of each task to fit to, the first ones.
         limit: of each task to measure on, the first ones.
@@ -52,22 +53,19 @@ def fit_and_held_out(
     return {task: rows[:fit_rows] for task, rows in fit.items()}, {task: rows[:limit] for task, rows in held.items()}
 
 
-def make_batches(
-    model: Any, tokenizer: Any, rows: Sequence[Row], *, batch_size: int, max_length: int
-) -> tuple[Batches, EncodedRows]:
+def make_batches(model: Any, tokenizer: Any, rows: Sequence[Row], options: Batching) -> tuple[Batches, EncodedRows]:
     """Rows as model inputs, prompt and gold answer, similar lengths together; and what was kept of them.
 
     Raises:
-        DataError: every row is longer than ``max_length`` tokens.
+        DataError: every row is too long.
     """
     inner = model.get_base_model()
     seq2seq, accepted = bool(inner.config.is_encoder_decoder), set(inspect.signature(inner.forward).parameters)
-    encoded = encode_rows(rows, tokenizer, max_length=max_length, encoder_decoder=seq2seq)
-    collate = AnswerCollator(tokenizer.pad_token_id, seq2seq)
+    encoded = encode_rows(rows, tokenizer, options, encoder_decoder=seq2seq)
     ordered = sorted(encoded.rows, key=lambda row: row.length)
     batches = []
-    for start in range(0, len(ordered), batch_size):
-        batch: dict[str, Any] = collate(ordered[start : start + batch_size])
+    for start in range(0, len(ordered), options.batch_size):
+        batch: dict[str, Any] = encoded.collator(ordered[start : start + options.batch_size])
         if not seq2seq:
             del batch["labels"]  # nobody asks for a loss, nor for the logits behind it
             batch["logits_to_keep"] = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,12 +14,15 @@ from torch import Tensor, nn
 
 from radargate import ops
 from radargate.architectures.base import Codes
+from radargate.data.rows import Row
 from radargate.errors import OptionError, shown
 from radargate.experts.bank import ExpertBank
 from radargate.registry import unknown_name
 
 # what one training forward has gathered for auxiliary losses: (gate, statistic); None outside of one
 auxiliary_terms: ContextVar[list[tuple[Gate, Tensor]] | None] = ContextVar("radargate_auxiliary", default=None)
+
+ByTask = Mapping[str, Sequence[Row]]
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,10 @@ class GateOutput:
 class Gate(nn.Module):
     """Base of all gates and rules.
 
-    A subclass has a frozen dataclass ``Options`` whose ``__post_init__`` checks values, names its parameters
-    ``softmax_…`` (what decides weights) or ``rotation_…`` (the rest: they get a rate of their own), writes `weigh` and,
-    where it does more than weigh, `turn`, `extra` or `settle`. It promises:
+    A subclass has a frozen dataclass ``Options`` whose ``__post_init__`` checks values, writes `weigh` and, where it does
+    more than weigh, `turn`, `extra` or `settle`. It names its parameters ``softmax_…`` (what decides weights) or
+    ``rotation_…`` (the rest, which have a learning rate of their own), or says in `parameter_groups` which is which. It
+    promises:
 
     - ``order_free``: permuting the experts leaves the output.
     - ``token_local``: a token's output needs no other token, so that cached generation is exact. An instance may
@@ -208,6 +212,20 @@ class Gate(nn.Module):
     def take(cls, values: dict[str, Any]) -> tuple[dict[str, Any], Any]:
         """Split what a user gave into options, which are saved, and data for `receive`."""
         return values, None
+
+    @classmethod
+    def from_rows(
+        cls, values: dict[str, Any], base: Any, tokenizer: Any, by_task: ByTask, experts: Sequence[str]
+    ) -> dict[str, Any]:
+        """The options that a user gave, with what they ask to be computed from training rows; for who has rows."""
+        return values
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Its parameters by the learning rate they take: ``"softmax"`` of weights, ``"rotation"`` of everything else."""
+        groups: dict[str, list[nn.Parameter]] = {"softmax": [], "rotation": []}
+        for name, parameter in self.named_parameters():
+            groups["rotation" if "rotation_" in name.rsplit(".", 1)[-1] else "softmax"].append(parameter)
+        return groups
 
     def receive(self, data: Any) -> None:
         """Called after `prepare` with the data that `take` found, where it found any."""

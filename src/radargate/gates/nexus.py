@@ -12,9 +12,10 @@ from torch import Tensor
 
 from radargate import ops
 from radargate.errors import OptionError
+from radargate.experts.domains import TEXTS, domain_vectors
 from radargate.experts.prototypes import prototypes
 from radargate.gates.balance import check_auxiliary_weight, gshard
-from radargate.gates.base import Call, Gate, GateSite
+from radargate.gates.base import ByTask, Call, Gate, GateSite
 from radargate.ops.selection import check_selection
 
 DOMAINS = ("prototype", "random", "given")
@@ -90,6 +91,26 @@ class NexusGate(Gate):
         if len(widths) != 1 or not all(bool(torch.isfinite(v).all()) for v in vectors.values()):
             raise OptionError(f"domain vectors have lengths {sorted(widths)}, expected one length and finite numbers.")
         return {**values, "domains": "given", "width": widths.pop()}, vectors
+
+    @classmethod
+    def from_rows(
+        cls, values: dict[str, Any], base: Any, tokenizer: Any, by_task: ByTask, experts: Sequence[str]
+    ) -> dict[str, Any]:
+        """Options in which ``domains="hidden"`` has become each expert's vector, from the rows of its own task.
+
+        Raises:
+            OptionError: an expert has no task of its name, so nobody knows its domain.
+        """
+        if values.get("domains") != "hidden":
+            return values
+        missing = [name for name in experts if name not in by_task]
+        if missing:
+            raise OptionError(
+                f"domains='hidden' reads the rows of each expert's own task, and there is no task named {missing[0]!r}. "
+                "Name the experts like their tasks (NAME=PATH), or use domains=prototype."
+            )
+        texts = {name: [row.prompt for row in by_task[name][:TEXTS]] for name in experts}
+        return {**values, "domains": domain_vectors(base, tokenizer, texts)}
 
     def prepare(self, A: Tensor, B: Tensor, scales: Sequence[float]) -> None:
         """Data-free domain vectors: each expert's prototype."""

@@ -30,7 +30,7 @@ REASONS = {
     errno.EISDIR: "a folder stands where a file is needed",
 }
 HELD = ".in-use"
-OUT, AGAIN = "choose another --out", "run the command again"
+OUT, AGAIN = "choose another `out`", "run the command again"
 # libraries written in Rust (safetensors, tokenizers) and pip report the system's error as text only
 _IN_TEXT = re.compile(r"\(os error (\d+)\)|OSError: \[Errno (\d+)\]")
 
@@ -42,7 +42,7 @@ def writing(what: str, folder: str | Path, otherwise: str = OUT, again: str = AG
     Args:
         what: what is being written, such as ``"the bundle"``.
         folder: where.
-        otherwise: what to do instead of making room, such as ``"choose another --out"``.
+        otherwise: what to do instead of making room, such as ``"choose another `out`"``.
         again: what to do once there is room.
 
     Raises:
@@ -185,7 +185,7 @@ def enough_memory(what: str, lower: str) -> Iterator[None]:
 
     Args:
         what: what is being done, such as ``"training"``.
-        lower: what to lower, such as ``"--batch-size (now 8)"``.
+        lower: what to lower, such as ``"`batch_size` (now 8)"``.
 
     Raises:
         OutOfMemoryError: memory ran out.

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from radargate.errors import OptionError, UnknownNameError
-from radargate.registry import unknown_name
+from radargate.evaluation.options import Scoring
+from radargate.registry import option, unknown_name
+from radargate.training.options import ExpertOptions, GateTraining
 
 # a task, row or expert count of None takes all there are
 Counts = tuple[int | None, ...]
@@ -35,21 +37,13 @@ class Design:
         leave_one_out: a grid for each task, with its expert left out of the bank, tested on that task alone.
         architectures: of gates and rules.
         gates: systems that are trained.
-        rates: ``GATE:lr=…,rotation_lr=…`` of gates that have rates of their own; said in no label.
+        rates: ``GATE:lr=…`` and the like, of gates that have learning rates of their own; said in no label.
         rules: systems that are not.
         union: whether one LoRA trained on all learned tasks is a system too.
         seeds: of everything trained.
-        steps: of gates and of the union LoRA.
-        expert_steps: of each expert.
-        batch_size: rows a step, of gates and experts.
-        lr: of gates; None takes the gate preset's own.
-        expert_lr: of experts and of the union LoRA.
-        dropout: of experts.
-        gate_preset: ``"paper"`` for gates as printed.
-        max_length: rows longer than this many tokens are not trained on.
-        split: rows that cells are scored on: ``"test"``, or ``"validation"`` while a form is being chosen.
-        limit: scored rows a task.
-        max_new_tokens: of free answers.
+        training: of gates; the union LoRA has as many steps. Gate, architecture, top-k and seed are the cells' own.
+        recipe: of experts; the union LoRA has their learning rate.
+        scoring: of every cell; its split is ``"validation"`` while a form is being chosen.
     """
 
     source: str = "flan_cot"
@@ -58,30 +52,61 @@ class Design:
     benchmarks: str | None = None
     tasks: int | None = None
     test_tasks: int | None = None
-    bases: tuple[str, ...] = ("smollm2-135m",)
+    bases: tuple[str, ...] = option(
+        ("smollm2-135m",),
+        "base model instead of the preset's (may be repeated)",
+        flag="base",
+        metavar="BASE",
+        repeat=True,
+    )
     experts: Counts = (None,)
     rows: Counts = (None,)
-    top_k: tuple[int, ...] = (2,)
+    top_k: tuple[int, ...] = option((2,), "experts kept a token (may be repeated)", repeat=True, least=1)
     leave_one_out: bool = False
     architectures: tuple[str, ...] = ("mole",)
-    gates: tuple[str, ...] = ("stretch", "radar")
+    gates: tuple[str, ...] = option(
+        ("stretch", "radar"), "comma-separated, instead of the experiment's own", metavar="NAMES"
+    )
     rates: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()
     union: bool = True
-    seeds: int = 3
-    steps: int = 100
-    expert_steps: int = 60
-    batch_size: int = 4
-    lr: float | None = None
-    expert_lr: float = 1e-3
-    dropout: float = 0.0
-    gate_preset: str | None = None
-    max_length: int = 256
-    split: str = "test"
-    limit: int | None = 20
-    max_new_tokens: int = 16
+    seeds: int = option(3, "seeds of everything trained", least=1)
+    training: GateTraining = GateTraining(steps=100, batch_size=4, max_length=256, save_every=0)
+    recipe: ExpertOptions = ExpertOptions(steps=60, batch_size=4, max_length=256)
+    scoring: Scoring = Scoring(limit=20, max_new_tokens=16)
+
+    def changed(self, **changes: Any) -> Design:
+        """The same with other values of fields, or of what `PARTS` names."""
+        own = {key: value for key, value in changes.items() if key not in PARTS}
+        for part in ("training", "recipe", "scoring"):
+            inside = {PARTS[key][part]: changes[key] for key in changes if part in PARTS.get(key, {})}
+            own[part] = dataclasses.replace(own.get(part, getattr(self, part)), **inside)
+        return dataclasses.replace(self, **own)
+
+    def flat(self) -> dict[str, Any]:
+        """Every value under one name, as records have it."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        parts = {part: values.pop(part) for part in ("training", "recipe", "scoring")}
+        for key, places in PARTS.items():
+            part, name = next(iter(places.items()))
+            values[key] = getattr(parts[part], name)
+        return values
 
 
+# name in presets and records → part of a `Design` → the part's field
+PARTS: dict[str, dict[str, str]] = {
+    "steps": {"training": "steps"},
+    "expert_steps": {"recipe": "steps"},
+    "batch_size": {"training": "batch_size", "recipe": "batch_size"},
+    "lr": {"training": "lr"},
+    "expert_lr": {"recipe": "lr"},
+    "dropout": {"recipe": "dropout"},
+    "gate_preset": {"training": "preset"},
+    "max_length": {"training": "max_length", "recipe": "max_length"},
+    "split": {"scoring": "split"},
+    "limit": {"scoring": "limit"},
+    "max_new_tokens": {"scoring": "max_new_tokens"},
+}
 # rank 8 and alpha 32 are the experts' defaults in every preset
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {},
@@ -123,7 +148,7 @@ class Experiment:
         axis: field of `Design` that varies: ``"bases"``, ``"experts"``, ``"rows"``, ``"top_k"``, ``"leave_one_out"``, or
             None where only systems are compared.
         layout: name of its table and figure, as in `radargate.paper.page.LAYOUTS`.
-        design: fields of `Design` under every preset.
+        design: fields of `Design`, or names in `PARTS`, under every preset.
         presets: preset → fields that it changes beyond `PRESETS`.
         probe: ``"module:function"`` that looks at every trained gate; its findings go into the cell's record.
     """
@@ -143,7 +168,7 @@ class Experiment:
         Args:
             preset: a name of `PRESETS`.
             smoke: shrink it to minutes.
-            changes: fields of `Design` that the user set; None leaves one as it is.
+            changes: fields of `Design`, or names in `PARTS`, that the user set; None leaves one as it is.
 
         Raises:
             UnknownNameError: no preset has that name.
@@ -151,26 +176,26 @@ class Experiment:
         """
         if preset not in PRESETS:
             raise UnknownNameError(unknown_name("preset", preset, list(PRESETS)))
-        design = Design(**{**PRESETS[preset], **self.design, **self.presets.get(preset, {})})
+        design = Design().changed(**{**PRESETS[preset], **self.design, **self.presets.get(preset, {})})
         if smoke:
             design = shrunk(design)
-        design = dataclasses.replace(design, **{key: value for key, value in changes.items() if value is not None})
+        design = design.changed(**{key: value for key, value in changes.items() if value is not None})
+        values = design.flat()
         for key in ("seeds", "steps", "expert_steps", "batch_size"):
-            if getattr(design, key) < 1:
-                raise OptionError(f"{key} is {getattr(design, key)}, expected at least 1.")
+            if values[key] < 1:
+                raise OptionError(f"{key} is {values[key]}, expected at least 1.")
         for key in AXES:
             if key not in (self.axis, "leave_one_out") and len(set(getattr(design, key))) > 1:
                 raise OptionError(
                     f"{self.name} has one value of {key}, found {len(getattr(design, key))}: give one, and run it again with "
-                    "another in another --out."
+                    "another in another `out`."
                 )
         return design
 
 
 def shrunk(design: Design) -> Design:
     """The same experiment in minutes: two tasks, few steps and rows, one seed, at most two values of its axis."""
-    return dataclasses.replace(
-        design,
+    return design.changed(
         tasks=3 if design.leave_one_out else 2,
         test_tasks=1,
         bases=design.bases[:1],

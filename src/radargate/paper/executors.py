@@ -80,7 +80,7 @@ def on_ray(shop: Workshop, places: Sequence[Place], address: str, workers: int |
     try:
         import ray
     except ImportError as error:
-        raise OptionError("--ray needs Ray: pip install 'radargate[ray]'.") from error
+        raise OptionError("`ray` needs the package Ray: pip install 'radargate[ray]'.") from error
     started = not ray.is_initialized()
     if started:
         ray.init(
@@ -145,7 +145,7 @@ def _again(place: Place, tries: dict[str, int], waiting: deque[Place]) -> None:
     if tries[place.id] >= MOST_TRIES:
         raise RadarGateError(
             f"{place.cell.label}: its worker was lost {MOST_TRIES} times, most likely for want of memory. Use fewer "
-            "--slots; finished cells stay, and --resume goes on."
+            "`slots`; finished cells stay, and `resume` goes on."
         )
     logger.info(f"{place.cell.label}: its worker was lost, so it goes to another")
     waiting.appendleft(place)

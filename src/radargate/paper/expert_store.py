@@ -11,8 +11,9 @@ from radargate.errors import AdapterError
 from radargate.experts.adapters import read_adapter
 from radargate.io.records import content_hash
 from radargate.paper.points import Material, slug
-from radargate.training.experts import ExpertOptions, train_experts
+from radargate.training.experts import train_experts
 from radargate.training.hydra import train_hydra_experts
+from radargate.training.options import ExpertOptions
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class ExpertStore:
         if missing:
             there = sorted(path.parent.name for path in self.given.glob("*/adapter_config.json"))
             raise AdapterError(
-                f"--experts {self.given}: no adapter for {', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}, expected a "
-                f"folder of that name for each task. Found: {', '.join(there) or 'none'}. Leave --experts out to train them."
+                f"`experts` {self.given}: no adapter for {', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}, expected a "
+                f"folder of that name for each task. Found: {', '.join(there) or 'none'}. Leave `experts` out to train them."
             )
         for task in tasks:
             read_adapter(task, self.given / task)

@@ -15,6 +15,7 @@ from radargate.errors import RadarGateError
 from radargate.evaluation.metrics import paired_difference
 from radargate.evaluation.resampling import holm
 from radargate.paper.design import AXES, SUITE
+from radargate.training.options import rates_in_words
 
 Value = Any  # a place on the axis: a number, a name, or None
 
@@ -85,7 +86,7 @@ class Findings:
             and "lr=" not in cell["cell"]["label"]
             and cell["cell"]["system"] not in own
         ]
-        return " or ".join(sorted({f"{o['lr']:g} (rotation {o['rotation_lr']:g})" for o in plain}))
+        return " or ".join(sorted(map(rates_in_words, plain)))
 
     @property
     def commits(self) -> int:
@@ -232,7 +233,7 @@ def read_findings(records: Sequence[Mapping[str, Any]]) -> Findings:
             if set(systems) - {OWN_EXPERT}:
                 grids[value] = dataclasses.replace(grid, systems=systems)
     if not grids:
-        raise RadarGateError("no cell of this experiment is finished; run it again with --resume.")
+        raise RadarGateError("no cell of this experiment is finished; run it again with `resume`.")
     planned = {place["id"] for place in request["plan"]}
     return Findings(
         request, grids, len(planned & set(cells)), len(planned), {i: cells[i] for i in planned & set(cells)}

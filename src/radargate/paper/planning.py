@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from radargate.comparison.cells import Cell
@@ -117,7 +117,7 @@ def announce(
         logger.info(f"left out: {reason}")
     logger.info(
         f"{cells} cells ({cells - len(todo)} finished before), {len(training)} experts to train, {tests} tasks, "
-        f"{sum(map(len, material.test.values()))} {design.split} rows; predicted {duration(seconds)} ({seconds / 3600:.2f} hours)."
+        f"{sum(map(len, material.test.values()))} {design.scoring.split} rows; predicted {duration(seconds)} ({seconds / 3600:.2f} hours)."
     )
     counts: dict[str, list[float]] = {}
     for place in {place.id: place for place in places}.values():
@@ -167,7 +167,7 @@ def plan_record(
         metrics,
         preset=preset,
         smoke=smoke,
-        design=asdict(design),
+        design=design.flat(),
         question=experiment.question,
         paper=experiment.paper,
         axis=experiment.axis,

@@ -16,11 +16,9 @@ from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import has_split, load_rows
 from radargate.errors import DataError
 from radargate.evaluation.presets import find_preset, local_rows
-from radargate.evaluation.run import Scoring
 from radargate.io.records import content_hash, file_hash
 from radargate.paper.design import Design
-from radargate.training.experts import ExpertOptions
-from radargate.training.gates import GateTraining
+from radargate.training.options import GateTraining
 
 Rows = dict[str, list[Row]]
 
@@ -96,15 +94,15 @@ def load_material(data: str, design: Design) -> Material:
     left_out += [f"{task} is tested on, so nothing learns from it" for task in sorted(tested)]
     if len(train) < needed:
         raise DataError(
-            f"--data {data}: {'it' if data in sources else ' and '.join(Path(source).name for source in sources)} has {len(train)} tasks with training rows, expected at "
-            f"least {needed}, one for each expert. Use --smoke for a small run, or data with more tasks."
+            f"`data` {data}: {'it' if data in sources else ' and '.join(Path(source).name for source in sources)} has {len(train)} tasks with training rows, expected at "
+            f"least {needed}, one for each expert. Use `smoke` for a small run, or data with more tasks."
         )
     if design.benchmarks is None:
         first = list(train)[: design.tasks]
         found = {
             t: rows
             for source, tasks in sources.items()
-            for t, rows in load_rows(source, design.split, tasks or first, design.limit).items()
+            for t, rows in load_rows(source, design.scoring.split, tasks or first, design.scoring.limit).items()
         }
         test = {task: found[task] for task in first}
     return Material(train, test, tuple(left_out))
@@ -166,34 +164,10 @@ def test_rows(point: Point, material: Material) -> Rows:
     return material.test if point.left_out is None else {point.left_out: material.test[point.left_out]}
 
 
-def recipe(design: Design) -> ExpertOptions:
-    """How experts are trained."""
-    return ExpertOptions(
-        steps=design.expert_steps,
-        batch_size=design.batch_size,
-        lr=design.expert_lr,
-        dropout=design.dropout,
-        max_length=design.max_length,
-    )
-
-
 def gate_training(point: Point, design: Design, convert: bool = False) -> GateTraining:
     """How gates are trained at a point; ``convert`` lets hydra take adapters that do not share A."""
-    return GateTraining(
-        architecture_options={"convert": True} if convert else {},
-        top_k=point.top_k,
-        preset=design.gate_preset,
-        steps=design.steps,
-        batch_size=design.batch_size,
-        lr=design.lr,
-        max_length=design.max_length,
-        save_every=0,
-    ).resolved()
-
-
-def scoring(design: Design) -> Scoring:
-    """How rows are scored."""
-    return Scoring(split=design.split, limit=design.limit, max_new_tokens=design.max_new_tokens)
+    converting = {"convert": True} if convert else {}
+    return replace(design.training, architecture_options=converting, top_k=point.top_k).resolved()
 
 
 def cell_conditions(
@@ -221,7 +195,7 @@ def cell_conditions(
     shared = {
         "base": base,
         "dtype": dtype,
-        "scoring": asdict(scoring(design)),
+        "scoring": asdict(design.scoring),
         "test_hash": rows[1],
     }
     if cell.kind == "base":
@@ -229,23 +203,18 @@ def cell_conditions(
     shared["train_hash"] = rows[0]
     if cell.system == UNION:
         first = point.experts[0]  # it takes over rank and targets
+        common = {key: value for key, value in design.training.common().items() if key != "seed"}
         return {
             **shared,
+            **common,
             "experts": {"mole": {first: experts["mole"][first]}},
-            "steps": design.steps,
-            "batch_size": design.batch_size,
-            "lr": design.expert_lr,
-            "max_length": design.max_length,
+            "lr": design.recipe.lr,
         }
-    given = asdict(gate_training(point, design))
-    training = {
-        key: value for key, value in given.items() if key not in ("architecture", "gate", "seed", "gate_options")
-    }
     kept = {a: {name: hashes[name] for name in point.experts} for a, hashes in experts.items()}
     return {
         **shared,
         "experts": kept,
-        "training": training,
+        "training": gate_training(point, design).shared(),
         **({"probe": probe} if probe and cell.kind == "gate" else {}),
     }
 
@@ -275,7 +244,7 @@ def _benchmark_rows(data: str, design: Design) -> tuple[Rows, list[str]]:
     test: Rows = {}
     for benchmark in preset.benchmarks:
         try:
-            rows = local_rows(replace(preset, benchmarks=(benchmark,)), data, "test", design.limit)
+            rows = local_rows(replace(preset, benchmarks=(benchmark,)), data, "test", design.scoring.limit)
         except DataError as error:
             left_out.append(f"{benchmark.name} ({error})")
             continue
@@ -283,7 +252,7 @@ def _benchmark_rows(data: str, design: Design) -> tuple[Rows, list[str]]:
         test |= {f"{benchmark.name}/{task}": found[task] for task in list(found)[: design.test_tasks]}
     if not test:
         raise DataError(
-            f"--data {data}: this experiment tests on benchmarks that nothing was trained on, and none of "
+            f"`data` {data}: this experiment tests on benchmarks that nothing was trained on, and none of "
             f"{', '.join(benchmark.name for benchmark in preset.benchmarks)} is there. The first: {left_out[0]}"
         )
     return test, left_out
@@ -307,7 +276,7 @@ def _source(data: str, name: str, split: str) -> str:
         return str(folder)
     if Path(data).is_dir() and not has_split(data, split):
         raise DataError(
-            f"--data {data}: found neither a folder {name} with TASK.{split}.jsonl[.gz] files nor such files in it. "
+            f"`data` {data}: found neither a folder {name} with TASK.{split}.jsonl[.gz] files nor such files in it. "
             "Give a folder of sources, or of TASK.SPLIT.jsonl[.gz] files."
         )
     return data

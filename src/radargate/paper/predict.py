@@ -10,10 +10,11 @@ from pathlib import Path
 
 from radargate.base_models.loading import load_config
 from radargate.comparison.cells import UNION, Cell
-from radargate.comparison.forecast import ARCHITECTURE_COST, SEARCH_STEPS, rotates
 from radargate.data.rows import Row
 from radargate.errors import BaseModelError
 from radargate.paper.design import Design
+from radargate.training import cost
+from radargate.training.options import Training
 
 # parameters, in millions, of bases whose config may be out of reach
 SIZES = {
@@ -27,16 +28,8 @@ SIZES = {
     "meta-llama/Llama-3.2-1B": 1236,
     "meta-llama/Llama-3.2-3B": 3213,
 }
-# seconds for a token and a million parameters. CPU: 100 expert steps of 8 rows of smollm2-135m took 150 to 430 s on two
-# cores (benchmarks/results/three_seeds); CUDA: 40 % of one H100's bfloat16 peak would be 1e-8, small batches get a tenth
-STEP = {"cpu": 2.6e-5, "cuda": 1e-7}
-FORWARD = 0.5  # of a step
-DECODED = 40.0  # tokens of reading that one generated token of a row costs, batched
 TEMPLATE = 25  # tokens around a prompt
 LETTERS = 3.8  # a token
-# a gate's step beside a LoRA's: a part for the gate itself, one for every expert while training is dense
-GATE, EXPERT, ROTATION = 1.3, 0.05, 1.2
-OPENING = 8.0  # seconds to compose and look at a gate, for 135M parameters
 
 
 @dataclass(frozen=True)
@@ -54,11 +47,11 @@ class Rates:
     @property
     def token(self) -> float:
         """One token of a LoRA's training step."""
-        return self.millions * STEP["cpu" if self.device == "cpu" else "cuda"]
+        return self.millions * cost.token_seconds(self.device)
 
     def expert(self, rows: Iterable[Row], design: Design) -> float:
         """Training of one expert."""
-        return design.expert_steps * design.batch_size * _tokens(rows, design.max_length) * self.token
+        return design.recipe.steps * self._step(rows, design.recipe)
 
     def cell(
         self,
@@ -75,21 +68,26 @@ class Rates:
         )
         seconds = self._scoring(test, design) * (1 + mixing)
         if cell.kind != "base":
-            seconds += OPENING * max(1.0, self.millions / 135) * (1.0 if self.device == "cpu" else 0.2)
+            seconds += cost.OPENING * max(1.0, self.millions / 135) * (1.0 if self.device == "cpu" else 0.2)
         if not cell.trained:
             return seconds
-        step = design.batch_size * _tokens([r for rows in train.values() for r in rows], design.max_length) * self.token
+        step = self._step([r for rows in train.values() for r in rows], design.training)
         if cell.system == UNION:
-            return seconds + design.steps * step
-        step *= (GATE + EXPERT * (bank + top_k) / 2) * ARCHITECTURE_COST.get(cell.architecture or "mole", 1.0)
-        if cell.kind == "rule":
-            return seconds + SEARCH_STEPS * step
-        return seconds + design.steps * step * (ROTATION if rotates(cell) else 1.0)
+            return seconds + design.training.steps * step
+        rotating = cell.kind == "gate" and cost.rotates(cell.system)
+        steps = cost.SEARCH_STEPS if cell.kind == "rule" else design.training.steps
+        return seconds + steps * step * cost.gate_factor((bank + top_k) / 2, cell.architecture, rotating)
+
+    def _step(self, rows: Iterable[Row], options: Training) -> float:
+        """A LoRA's training step on rows of ordinary length."""
+        count, longest = options.shape
+        lengths = [min(_length(row), longest) for row in list(rows)[:500]]
+        return count * sum(lengths) / max(len(lengths), 1) * self.token
 
     def _scoring(self, test: Mapping[str, list[Row]], design: Design) -> float:
         read = sum(_length(row) + 4 * max(len(row.choices), 1) for rows in test.values() for row in rows)
-        made = sum(design.max_new_tokens for rows in test.values() for row in rows if not row.choices)
-        return (read + DECODED * made) * FORWARD * self.token
+        made = sum(design.scoring.max_new_tokens for rows in test.values() for row in rows if not row.choices)
+        return (read + cost.DECODED * made) * cost.FORWARD * self.token
 
 
 def _millions(base: str) -> float:
@@ -103,11 +101,6 @@ def _millions(base: str) -> float:
             return (12 * layers * width**2 + getattr(config, "vocab_size", 0) * width) / 1e6
     named = re.search(r"(\d+(?:\.\d+)?)([mb])\b", base.lower())
     return float(named[1]) * (1000 if named[2] == "b" else 1) if named else 500.0
-
-
-def _tokens(rows: Iterable[Row], most: int) -> float:
-    lengths = [min(_length(row), most) for row in list(rows)[:500]]
-    return sum(lengths) / max(len(lengths), 1)
 
 
 def _length(row: Row) -> float:

@@ -23,7 +23,7 @@ from radargate.paper.design import SUITE, Experiment
 from radargate.paper.executors import Results
 from radargate.paper.expert_store import ExpertStore
 from radargate.paper.planning import Place, announce, expert_seconds, plan_places, plan_record, where
-from radargate.paper.points import load_material, points, recipe
+from radargate.paper.points import load_material, points
 from radargate.paper.workshop import Workshop
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def run_experiment(
         dry_run: print cells and predicted hours, and stop; no model is loaded.
         experts: a folder of adapter folders named like tasks; by default experts are trained.
         reuse: folders of other experiments; cells that are these ones' too are taken over instead of run again.
-        changes: fields of `radargate.paper.design.Design` that the user set.
+        changes: what the user set, as `radargate.paper.design.Experiment.plan` takes it.
         slots: processes of this machine that run cells side by side; with ``ray``, workers (default: one a core or GPU).
         ray: address of a Ray cluster to run cells on, or ``"local"``.
         dtype: of the bases; None goes on with what the folder's run began with, or follows the rule of `load_base`.
@@ -78,12 +78,14 @@ def run_experiment(
     experiment: Experiment = EXPERIMENTS.get(name)
     design = experiment.plan(preset, smoke=smoke, **(changes or {}))
     if experts is not None and len(design.bases) > 1:
-        raise OptionError(f"--experts belong to one base, but {name} has {len(design.bases)}; add --base NAME.")
+        raise OptionError(
+            f"`experts` belong to one base, but {name} has {len(design.bases)}; choose one of the `bases`."
+        )
     if not dry_run:
         _check_out(file, name, resume)
     material = load_material(data, design)
     dtypes = _dtypes(design.bases, dtype, device, file)
-    store = ExpertStore(out / "experts", Path(experts) if experts else None, recipe(design), material, device, dtypes)
+    store = ExpertStore(out / "experts", Path(experts) if experts else None, design.recipe, material, device, dtypes)
     store.check(list(dict.fromkeys(task for point in points(design, material) for task in point.experts)))
     places, left_out = plan_places(experiment, design, material, store, device or "cpu")
     done = finished_cells(file, mend=not dry_run)  # a dry run may look at what another run writes just now
@@ -163,14 +165,14 @@ def _check_out(file: Path, name: str, resume: bool) -> None:
     records = read_records(file)
     plans = {r["case"] for r in records if r["suite"] == SUITE}
     if records and not plans:
-        raise RadarGateError(f"{file.parent} holds records of another command; choose another --out.")
+        raise RadarGateError(f"{file.parent} holds records of another command; choose another `out`.")
     others = plans - {name}
     if others:
         raise RadarGateError(
-            f"{file.parent} holds the experiment {min(others)}; choose another --out. Its experts serve here too, with "
-            f"--experts and a folder in {file.parent / 'experts'}."
+            f"{file.parent} holds the experiment {min(others)}; choose another `out`. Its experts serve here too: give "
+            f"`experts` a folder in {file.parent / 'experts'}."
         )
     if not resume:
         raise RadarGateError(
-            f"{file.parent} already holds this experiment. Use --resume to go on, or choose another --out."
+            f"{file.parent} already holds this experiment. Use `resume` to go on, or choose another `out`."
         )

@@ -15,7 +15,7 @@ from radargate.paper.findings import Findings, Test, Value
 def progress(found: Findings) -> str:
     """How much is in, at which size."""
     request, design = found.request, found.request["design"]
-    size = f"preset {request['preset']}{', shrunk by --smoke' if request['smoke'] else ''}"
+    size = f"preset {request['preset']}{', shrunk to a smoke run' if request['smoke'] else ''}"
     words = f"{found.finished} of {found.planned} cells are in ({size}, {design['seeds']} seed{'s' if design['seeds'] > 1 else ''})."
     if request["smoke"]:
         words += " A smoke run shows that everything works; its numbers say nothing about the systems."

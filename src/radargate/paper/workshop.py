@@ -15,8 +15,9 @@ from typing import Any
 
 from radargate.base_models.dtype import CHECKPOINT
 from radargate.base_models.loading import fingerprint, load_base, load_tokenizer
-from radargate.comparison.run_cell import Comparison, Grid, run_cell
-from radargate.data.batches import AnswerCollator, encode_rows
+from radargate.comparison.options import Comparison
+from radargate.comparison.run_cell import Grid, run_cell
+from radargate.data.batches import encode_rows
 from radargate.paper.design import Design, Experiment
 from radargate.paper.expert_store import ExpertStore
 from radargate.paper.planning import Place
@@ -25,7 +26,6 @@ from radargate.paper.points import (
     Point,
     base_identity,
     gate_training,
-    scoring,
     test_rows,
     train_rows,
 )
@@ -104,8 +104,8 @@ class Workshop:
         training = gate_training(point, self.design, convert=self.store.given is not None)
         seq2seq = bool(model.config.is_encoder_decoder)
         rows = [row for task_rows in train.values() for row in task_rows]
-        encoded = encode_rows(rows, tokenizer, max_length=self.design.max_length, encoder_decoder=seq2seq).rows
-        options = Comparison(training=training, scoring=scoring(self.design), union_lr=self.design.expert_lr)
+        encoded = encode_rows(rows, tokenizer, training, encoder_decoder=seq2seq)
+        options = Comparison(training=training, scoring=self.design.scoring, union_lr=self.design.recipe.lr)
         probe: Any = None
         if self.experiment.probe:
             module, _, attribute = self.experiment.probe.partition(":")
@@ -113,20 +113,7 @@ class Workshop:
             if point.left_out is not None:
                 adapters["left out"] = self._folders(point, [point.left_out], "mole")
         work = self.out / f".work-{platform.node()}-{os.getpid()}"  # of a cluster all write there
-        return Grid(
-            model,
-            tokenizer,
-            adapters,
-            train,
-            test,
-            encoded,
-            AnswerCollator(tokenizer.pad_token_id, seq2seq),
-            options,
-            {},
-            work,
-            self.device,
-            probe,
-        )
+        return Grid(model, tokenizer, adapters, train, test, encoded, options, {}, work, self.device, probe)
 
 
 def _architectures(places: Sequence[Place]) -> list[str]:

@@ -4,39 +4,31 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from radargate.base_models.dtype import CHECKPOINT
 from radargate.base_models.loading import load_tokenizer, resolve_base
 from radargate.composition.composing import load
 from radargate.data.sources import load_rows
-from radargate.evaluation.run import Scoring, evaluate
+from radargate.evaluation.options import Scoring
+from radargate.evaluation.run import evaluate
 from radargate.evaluation.usage import expert_usage
 from radargate.experts.shipped import BASE, shipped_experts
 from radargate.io.cache import cache_folder
 from radargate.io.disk import check_writable, writing
 from radargate.io.progress import Progress, duration, quietly
 from radargate.io.records import append_records, make_record, read_records, write_atomic
+from radargate.quickstart.options import Quickstart
 from radargate.quickstart.page import quickstart_page, systems
-from radargate.training.gates import GateTraining, run_dtype, train_gates
+from radargate.training.gates import train_gates
+from radargate.training.options import GateTraining
+from radargate.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
 DATA = "builtin:all"
 GATES = {"stretch": "how much of each expert", "radar": "stretch and rotation"}
 TRAINING = 2.0  # time of a training step, over that of scoring one row of each task with one system
-
-
-@dataclass(frozen=True)
-class Quickstart:
-    """How much of everything the quickstart does; the defaults take minutes on 2 cores."""
-
-    steps: int = 60
-    batch_size: int = 8
-    limit: int = 15
-    max_new_tokens: int = 16
-    seed: int = 0
 
 
 def quickstart(out: str | Path, options: Quickstart, *, device: str | None = None) -> Path:
@@ -59,7 +51,7 @@ def quickstart(out: str | Path, options: Quickstart, *, device: str | None = Non
         f"1/4  The base model: {BASE}, a small instruction model (fetched once, then kept in {cache_folder()})."
     )
     resolve_base(BASE)
-    dtype = run_dtype(out / "stretch", BASE, None, device) or CHECKPOINT
+    dtype = RunFolder(out / "stretch").dtype(BASE, None, device) or CHECKPOINT
     experts = {name: str(path) for name, path in shipped_experts().items()}
     logger.info(f"     The experts: {len(experts)} LoRA adapters that come with RadarGate: {', '.join(experts)}.")
     to_train = [gate for gate in GATES if not (out / gate / "record.json").exists()]
@@ -137,22 +129,3 @@ def _look_at_usage(out: Path, options: Quickstart, dtype: str, device: str | Non
         model = load(None, out / "radar", dtype=dtype, device=device)
         usage = expert_usage(model, load_tokenizer(BASE), load_rows(DATA, "test", limit=5))
         append_records(file, [make_record("usage", "radar", usage.by_task, rows_per_task=5, seed=options.seed)])
-
-
-def summary(out: str | Path, program: str = "radargate") -> str:
-    """The last lines of the command: the result in plain words, and what to do next, typed as ``program``."""
-    means = {r["system"]: r["metrics"] for r in read_records(Path(out) / "records.jsonl") if r.get("task") == "mean"}
-    radar, uniform, base = (means[name]["acc"]["value"] for name in ("radar", "uniform", "base"))
-    return "\n".join(
-        (
-            f"Accuracy over ten tasks: base model alone {base:.2f}, all experts mixed evenly {uniform:.2f}, "
-            f"trained radar gate {radar:.2f}.",
-            f"Report: {Path(out) / 'report.html'} (open it in a browser).",
-            "",
-            "Ask the composed model something:",
-            f'  {program} generate {Path(out) / "radar"} --prompt "Translate into German: March 3"',
-            "With adapters of your own:",
-            f"  {program} doctor BASE my_adapter_1 my_adapter_2",
-            f"  {program} train BASE my_adapter_1 my_adapter_2 --data my_rows.jsonl --out my_bundle",
-        )
-    )

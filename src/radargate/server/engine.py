@@ -87,7 +87,7 @@ class Engine:
             if len(sequences) > free:
                 raise QueueFull(
                     f"the queue is full: {len(self._waiting)} answers wait and {len(sequences)} more were asked for, room is "
-                    f"for {max(free, 0)}. Try again later, or start the server with a longer --queue."
+                    f"for {max(free, 0)}. Try again later, or start the server with a longer `queue`."
                 )
             self._waiting.extend(sequences)
             self._changed.notify()

@@ -45,7 +45,7 @@ def serve(residents: Residents, limits: Limits, host: str, port: int) -> int:
     logger.info(f"{', '.join(residents.names)} at {url}/v1 (Ctrl-C stops after the requests that run)")
     logger.info(f"ask and see the routing: {url}/")
     if open_to_all:
-        logger.info(f"note: everybody who reaches {host} may use it; give --api-key to ask for a key.")
+        logger.info(f"note: everybody who reaches {host} may use it; give an `api_key` to ask for a key.")
     with _signals_stop(server):
         server.run([listening])
     if server.started:

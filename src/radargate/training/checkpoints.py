@@ -135,7 +135,7 @@ def load_parameters(model: nn.Module, folder: Path) -> None:
         differing = sorted(stored.keys() ^ wanted.keys()) or ["shapes"]
         raise RadarGateError(
             f"{folder}: trained tensors do not fit this model (first difference: {differing[0]}). "
-            "Resume with the options the run was started with, or choose another --out."
+            "Resume with the options the run was started with, or choose another `out`."
         )
     with torch.no_grad():
         for name, parameter in wanted.items():

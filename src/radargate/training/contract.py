@@ -70,7 +70,7 @@ class TrainContract(TrainerCallback):
         for name, parameter in self.gates.items():
             if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
                 raise TrainContractError(
-                    f"the gradient of {name} is not finite at step {state.global_step + 1}. Lower --lr and --rotation-lr."
+                    f"the gradient of {name} is not finite at step {state.global_step + 1}. Lower `lr` and the rotation's learning rate."
                 )
             if parameter.grad is not None and bool(parameter.grad.any()):
                 self.unmoved.discard(name)
@@ -91,7 +91,7 @@ class TrainContract(TrainerCallback):
             else "each had a finite, non-zero gradient"
         )
         lines = [
-            f"train contract: the optimizer held exactly the {len(self.gates)} gate tensors ({count:,} numbers); "
+            f"train contract: the optimizer held exactly the {len(self.gates)} gate tensors ({count:,} parameters); "
             f"{moved}; base and experts are unchanged (hash)."
         ]
         reasons: dict[str, int] = {}

@@ -7,8 +7,8 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,36 +18,20 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from radargate.base_models.loading import base_name, load_base, load_tokenizer
-from radargate.data.batches import AnswerCollator, EncodedRow, encode_rows
-from radargate.data.rows import Row, rows_hash
+from radargate.data.batches import EncodedRows, encode_rows
+from radargate.data.rows import Row
 from radargate.data.sources import load_rows
 from radargate.errors import DataError, RadarGateError, shown
 from radargate.experts.files import read_json
 from radargate.io.disk import AGAIN, check_writable, flush, writing
 from radargate.io.progress import Progress, duration
 from radargate.io.records import append_records, make_record, read_records
-from radargate.training.loop import AnswerTrainer, training_arguments, training_run
+from radargate.training.loop import AnswerTrainer, record_facts, training_arguments, training_run
+from radargate.training.options import ExpertOptions
 
 logger = logging.getLogger(__name__)
 
 _FOLDER_NAME = re.compile(r"(?!\.)[\w .,+()&@=~-]{1,100}")
-
-
-@dataclass(frozen=True)
-class ExpertOptions:
-    """How experts are trained."""
-
-    rank: int = 8
-    alpha: int = 32
-    dropout: float = 0.0
-    rslora: bool = False
-    target_modules: tuple[str, ...] | None = None
-    steps: int = 100
-    batch_size: int = 8
-    lr: float = 1e-3
-    seed: int = 0
-    max_length: int = 512
-    save_dtype: str = "float32"
 
 
 def train_experts(
@@ -97,8 +81,8 @@ def train_experts(
         existing = [task for task in by_task if (out / task / "adapter_config.json").exists()]
         if existing and not resume:
             raise RadarGateError(
-                f"{out / existing[0]} already holds an adapter. Use --resume to keep finished experts and train the "
-                "rest, or choose another --out."
+                f"{out / existing[0]} already holds an adapter. Use `resume` to keep finished experts and train the "
+                "rest, or choose another `out`."
             )
         for task in existing:
             check_options(out / task, options)
@@ -107,7 +91,7 @@ def train_experts(
         tokenizer = load_tokenizer(base)
         seq2seq = bool(model.config.is_encoder_decoder)
         ready = {  # all of them first: a task that cannot be trained is said before hours went into others
-            task: encode_rows(rows, tokenizer, max_length=options.max_length, encoder_decoder=seq2seq)
+            task: encode_rows(rows, tokenizer, options, encoder_decoder=seq2seq)
             for task, rows in by_task.items()
             if task not in existing
         }
@@ -123,34 +107,18 @@ def train_experts(
                 logger.info(f"[{number}/{len(by_task)}] {task}: already trained, kept.")
                 continue
             encoded = ready[task]
-            logger.info(f"[{number}/{len(by_task)}] {task}: {encoded.report(options.max_length)}")
+            logger.info(f"[{number}/{len(by_task)}] {task}: {encoded.report()}")
             torch.manual_seed(options.seed)
             peft_model = cast(PeftModel, get_peft_model(model, lora_config(options, seq2seq)))
             if frozen_A is not None:
                 share_A(peft_model, frozen_A)
-            facts = {
-                "base": base_name(model),
-                "data": None if isinstance(data, Mapping) else Path(data).name,
-                "data_hash": rows_hash(rows),
-                "rows": len(encoded.rows),
-                "dropped": encoded.dropped,
-                "options": asdict(options),
-                "dtype": str(model.dtype).removeprefix("torch."),
-            }
+            facts = record_facts(model, data, rows, encoded, options)
             peft_model.peft_config["default"].base_model_name_or_path = base_name(model)
             with (
                 work.part(sizes[task]),
-                writing(f"the adapter {task}", out, again=AGAIN if resume else f"{AGAIN} with --resume"),
+                writing(f"the adapter {task}", out, again=AGAIN if resume else f"{AGAIN} with `resume`"),
             ):
-                seconds = _train_one(
-                    peft_model,
-                    encoded.rows,
-                    AnswerCollator(tokenizer.pad_token_id, seq2seq),
-                    folders[task],
-                    options,
-                    facts,
-                    device,
-                )
+                seconds = _train_one(peft_model, encoded, folders[task], options, facts, device)
             model = cast(PreTrainedModel, peft_model.unload())
             logger.info(f"[{number}/{len(by_task)}] {task}: saved to {folders[task]} after {duration(seconds)}.")
         return folders
@@ -179,14 +147,13 @@ def check_options(folder: Path, options: ExpertOptions) -> None:
     if differing:
         key = differing[0]
         raise RadarGateError(
-            f"{folder} was trained with {key} {shown(before[key])}, not {wanted[key]}. Repeat its options, or choose another --out."
+            f"{folder} was trained with {key} {shown(before[key])}, not {wanted[key]}. Repeat its options, or choose another `out`."
         )
 
 
 def _train_one(
     model: PeftModel,
-    rows: Sequence[EncodedRow],
-    collator: AnswerCollator,
+    encoded: EncodedRows,
     folder: Path,
     options: ExpertOptions,
     facts: dict[str, Any],
@@ -196,25 +163,15 @@ def _train_one(
     work = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(work, ignore_errors=True)
     try:
-        arguments = training_arguments(
-            work / "run",
-            steps=options.steps,
-            batch_size=options.batch_size,
-            lr=options.lr,
-            seed=options.seed,
-            device=device,
-        )
-        trainer = AnswerTrainer(model, rows, arguments, collator)
+        arguments = training_arguments(work / "run", options, device=device)
+        trainer = AnswerTrainer(model, encoded.rows, arguments, encoded.collator)
         result = trainer.train()
         adapter = work / "adapter"
         model.save_pretrained(str(adapter), save_embedding_layers=False)
         _cast_file(adapter / "adapter_model.safetensors", options.save_dtype)
         shutil.move(work / "run" / "metrics.jsonl", adapter / "metrics.jsonl")
         (adapter / "options.json").write_text(json.dumps(asdict(options), indent=2))
-        metrics = {
-            "final_loss": [line["loss"] for line in trainer.state.log_history if "loss" in line][-1],
-            "seconds": result.metrics["train_runtime"],
-        }
+        metrics = {"final_loss": trainer.losses[-1][1], "seconds": result.metrics["train_runtime"]}
         # the record first: it needs room, the rename does not, and a finished adapter is not trained again
         append_records(folder.parent / "records.jsonl", [make_record("experts", folder.name, metrics, **facts)])
         flush(adapter)
@@ -226,7 +183,7 @@ def _train_one(
 
 
 def _check_folder_name(task: str) -> None:
-    """Raise `DataError` where an adapter of this task would lie anywhere but in a folder of its own in ``--out``."""
+    """Raise `DataError` where an adapter of this task would lie anywhere but in a folder of its own."""
     if not _FOLDER_NAME.fullmatch(task) or task.strip() != task:
         raise DataError(
             f"the data have a task {shown(task)!r}, which cannot be the name of its adapter's folder. Rename it in the data: up "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,15 +14,16 @@ from transformers import PreTrainedModel
 
 from radargate.base_models.loading import base_name, load_base, load_tokenizer
 from radargate.composition.composing import compose, expert_bank, radar_layers
-from radargate.data.batches import AnswerCollator, encode_rows
-from radargate.data.rows import Row, rows_hash
+from radargate.data.batches import encode_rows
+from radargate.data.rows import Row
 from radargate.data.sources import load_rows
 from radargate.errors import RadarGateError
 from radargate.experts.bank import write_expert
 from radargate.io.progress import duration
 from radargate.io.records import append_records, make_record
-from radargate.training.experts import ExpertOptions, begun_dtype, check_options, lora_config, train_experts
-from radargate.training.loop import AnswerTrainer, training_arguments, training_run
+from radargate.training.experts import begun_dtype, check_options, lora_config, train_experts
+from radargate.training.loop import AnswerTrainer, record_facts, training_arguments, training_run
+from radargate.training.options import ExpertOptions
 
 logger = logging.getLogger(__name__)
 
@@ -91,27 +91,20 @@ def train_hydra_jointly(
     """
     out = Path(out)
     if (out / JOINT_BUNDLE).exists():
-        raise RadarGateError(f"{out / JOINT_BUNDLE} already holds a bundle; choose another --out.")
+        raise RadarGateError(f"{out / JOINT_BUNDLE} already holds a bundle; choose another `out`.")
     with training_run(out, options):
         model = load_base(base, dtype=dtype, device=device)
         tokenizer, seq2seq = load_tokenizer(base), bool(model.config.is_encoder_decoder)
         rows = [row for task_rows in load_rows(data, "train", tasks).values() for row in task_rows]
-        encoded = encode_rows(rows, tokenizer, max_length=options.max_length, encoder_decoder=seq2seq)
-        logger.info(f"{heads} heads; {encoded.report(options.max_length)}")
+        encoded = encode_rows(rows, tokenizer, options, encoder_decoder=seq2seq)
+        logger.info(f"{heads} heads; {encoded.report()}")
         work = out / f".{JOINT_BUNDLE}.tmp"
         shutil.rmtree(work, ignore_errors=True)
         composed = _untrained(model, work / "heads", heads, options, seq2seq)
         for parameter in _banks(composed):
             parameter.requires_grad_(True)
-        arguments = training_arguments(
-            work / "run",
-            steps=options.steps,
-            batch_size=options.batch_size,
-            lr=options.lr,
-            seed=options.seed,
-            device=device,
-        )
-        trainer = AnswerTrainer(composed, encoded.rows, arguments, AnswerCollator(tokenizer.pad_token_id, seq2seq))
+        arguments = training_arguments(work / "run", options, device=device)
+        trainer = AnswerTrainer(composed, encoded.rows, arguments, encoded.collator)
         result = trainer.train()
         for parameter in _banks(composed):
             parameter.requires_grad_(False)
@@ -124,28 +117,10 @@ def train_hydra_jointly(
         composed.unload()
         shutil.rmtree(work, ignore_errors=True)
         seconds = result.metrics["train_runtime"]
-        append_records(
-            out / "records.jsonl",
-            [
-                make_record(
-                    "experts",
-                    JOINT_BUNDLE,
-                    {
-                        "final_loss": [line["loss"] for line in trainer.state.log_history if "loss" in line][-1],
-                        "seconds": seconds,
-                    },
-                    base=base_name(model),
-                    data=Path(data).name,
-                    data_hash=rows_hash(rows),
-                    rows=len(encoded.rows),
-                    dropped=encoded.dropped,
-                    options=asdict(options),
-                    heads=heads,
-                    dtype=str(model.dtype).removeprefix("torch."),
-                    architecture="hydra",
-                )
-            ],
-        )
+        facts = record_facts(model, data, rows, encoded, options)
+        metrics = {"final_loss": trainer.losses[-1][1], "seconds": seconds}
+        record = make_record("experts", JOINT_BUNDLE, metrics, **facts, heads=heads, architecture="hydra")
+        append_records(out / "records.jsonl", [record])
         logger.info(f"A, {heads} heads and router: saved to {out} after {duration(seconds)}.")
         return folders
 

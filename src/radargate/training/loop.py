@@ -9,52 +9,45 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
-from radargate.data.batches import AnswerCollator, EncodedRow, step_order
+from radargate.base_models.loading import base_name
+from radargate.data.batches import AnswerCollator, EncodedRow, EncodedRows, step_order
+from radargate.data.options import Batching
+from radargate.data.rows import Row, rows_hash
 from radargate.errors import OptionError
 from radargate.io.disk import alone, enough_memory
 from radargate.io.processes import is_main_process
 from radargate.io.progress import Progress
 from radargate.io.records import write_atomic
 from radargate.training import checkpoints, processes
-
-
-class _Sizes(Protocol):
-    @property
-    def batch_size(self) -> int: ...
-
-    @property
-    def max_length(self) -> int: ...
+from radargate.training.options import Training
 
 
 @contextlib.contextmanager
-def training_run(out: Path, options: _Sizes) -> Iterator[None]:
+def training_run(out: Path, options: Batching) -> Iterator[None]:
     """A training into ``out``: the only one there, and with a word on what to lower where memory runs out.
 
     Raises:
         StorageError: another run writes there now.
         OutOfMemoryError: it needs more memory than there is.
     """
-    lower = f"--batch-size (now {options.batch_size}) or --max-length (now {options.max_length})"
-    with alone(out) if is_main_process() else contextlib.nullcontext(), enough_memory("training", lower):
+    with alone(out) if is_main_process() else contextlib.nullcontext(), enough_memory("training", options.lower):
         yield
 
 
 def training_arguments(
     out: str | Path,
+    options: Training,
     *,
-    steps: int,
-    batch_size: int,
-    lr: float,
-    seed: int,
     save_every: int = 0,
     tensorboard: bool = False,
     device: str | None = None,
@@ -63,10 +56,8 @@ def training_arguments(
 
     Args:
         out: folder for checkpoints, metrics and logs.
-        steps: optimizer steps in all.
-        batch_size: rows a step, of all processes together.
-        lr: rate of every parameter group that names none of its own.
-        seed: order of rows and any dropout.
+        options: steps in all; rows a step, of all processes together; the learning rate of every parameter group that
+            names none of its own; the seed of the order of rows and of any dropout.
         save_every: steps between checkpoints, 0 for none.
         tensorboard: also log to TensorBoard under ``out/tensorboard``.
         device: ``"cpu"`` forces the CPU.
@@ -76,29 +67,47 @@ def training_arguments(
     """
     if tensorboard:
         if importlib.util.find_spec("tensorboard") is None:
-            raise OptionError("--tensorboard needs tensorboard. Install it with: pip install 'radargate[tensorboard]'.")
+            raise OptionError(
+                "`tensorboard` needs the package tensorboard. Install it with: pip install 'radargate[tensorboard]'."
+            )
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(out) / "tensorboard")
+    assert options.lr is not None
     return TrainingArguments(
         output_dir=str(out),
-        max_steps=steps,
-        per_device_train_batch_size=processes.share_of(batch_size),
-        learning_rate=lr,
+        max_steps=options.steps,
+        per_device_train_batch_size=processes.share_of(options.batch_size),
+        learning_rate=options.lr,
         weight_decay=0.0,
         max_grad_norm=1.0,
         lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(0.05 * steps),
+        warmup_steps=math.ceil(0.05 * options.steps),
         optim="adamw_torch",
-        logging_steps=max(1, min(10, steps // 10)),
+        logging_steps=max(1, min(10, options.steps // 10)),
         save_strategy="steps" if save_every else "no",
         save_steps=save_every or 500,
-        seed=seed,
-        data_seed=seed,
+        seed=options.seed,
+        data_seed=options.seed,
         report_to=["tensorboard"] if tensorboard else [],
         disable_tqdm=True,
         remove_unused_columns=False,
         use_cpu=device == "cpu",
         dataloader_pin_memory=False,
     )
+
+
+def record_facts(
+    model: PreTrainedModel, data: Any, rows: Sequence[Row], encoded: EncodedRows, options: Training
+) -> dict[str, Any]:
+    """What a record says of a training: on which base, rows and options it was made."""
+    return {
+        "base": base_name(model),
+        "data": None if isinstance(data, Mapping) else Path(data).name,
+        "data_hash": rows_hash(rows),
+        "rows": len(encoded.rows),
+        "dropped": encoded.dropped,
+        "options": asdict(options),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
 
 
 class AnswerTrainer(Trainer):
@@ -112,7 +121,7 @@ class AnswerTrainer(Trainer):
         rows: training examples.
         args: see `training_arguments`.
         collator: pads examples into batches.
-        groups: parameter groups, each with its own rate; None trains all trainable parameters at ``args``' rate.
+        groups: parameter groups, each with its own learning rate; None trains all trainable parameters at that of ``args``.
         callbacks: more callbacks.
     """
 
@@ -160,6 +169,11 @@ class AnswerTrainer(Trainer):
         finally:
             self.progress.close()
             self.remove_hooks()
+
+    @property
+    def losses(self) -> list[list[float]]:
+        """[step, loss] pairs of what was logged."""
+        return [[line["step"], line["loss"]] for line in self.state.log_history if "loss" in line]
 
     def remove_hooks(self) -> None:
         """Take the hook off the model's head."""

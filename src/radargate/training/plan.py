@@ -24,13 +24,11 @@ from radargate.composition.composing import radar_layers
 from radargate.composition.config import RadarConfig, check_top_k, gate_class, preset_options
 from radargate.experts.adapters import SiteShape, base_sites, check_fit, read_adapter
 from radargate.gates.base import make_options
-from radargate.paper.predict import STEP
-from radargate.training.gates import GateTraining
+from radargate.training.cost import operations_seconds
 from radargate.training.live_bytes import LiveBytes
+from radargate.training.options import GateTraining
 from radargate.training.schedule import set_dense
 
-# a LoRA's step takes 4 operations a parameter and token: forward, and backward to the activations
-OPERATIONS = 4e6
 # what a process holds beside a step's tensors, as a share of them: freed blocks that the C library keeps. Measured once
 # with SmolLM2-135M (docs/log.md); a GPU's allocator is not measured
 KEPT = {"cpu": 0.3}
@@ -89,7 +87,7 @@ def plan_training(
     Args:
         base: base model name; its config is read, none of its weights.
         adapters: name → folder or Hub id; their headers are read.
-        options: as for training; a step is planned with ``batch_size`` rows of ``max_length`` tokens, the worst there is.
+        options: as for training; a step is planned with as many and as long rows as they allow, the worst there is.
         answer_tokens: tokens of the longest answer, which decide how many logits there are.
         dtype: of the base; None follows the rule of `load_base`.
         device: ``"cpu"`` or ``"cuda"``, for the seconds.
@@ -106,7 +104,7 @@ def plan_training(
     composed = _compose_shapes(model, adapters, options)
     gates = [p for layer in radar_layers(composed) for p in layer.gate("default").parameters()]
     trained = [p for p in gates if p.requires_grad]
-    batch, length = options.batch_size, options.max_length
+    batch, length = options.shape
     counter = _Usual()
     with torch.device("meta"), counter, _flash_attention():
         flops = _step(
@@ -120,38 +118,9 @@ def plan_training(
         step_bytes=counter.peak,
         kept_bytes=round(KEPT.get(torch.device(device).type, 0.0) * counter.peak),
         trained_parameters=sum(p.numel() for p in trained),
-        seconds=options.steps
-        * flops
-        * STEP["cpu" if device == "cpu" else "cuda"]
-        / OPERATIONS
-        * max(choice.slowdown, 1.0)
-        if trained
-        else 0.0,
+        seconds=options.steps * operations_seconds(flops, device) * max(choice.slowdown, 1.0) if trained else 0.0,
         dtype=choice.name,
         dtype_reason=choice.reason,
-    )
-
-
-def words(plan: Plan, options: GateTraining, runs: int = 1) -> str:
-    """The plan for people; its seconds are those of ``runs`` trainings."""
-    rows = [
-        ("base", plan.base_bytes),
-        ("experts", plan.expert_bytes),
-        ("gates", plan.gate_bytes),
-        ("optimizer", plan.optimizer_bytes),
-        (f"a step of {options.batch_size} rows of {options.max_length} tokens", plan.step_bytes),
-        ("freed, not given back", plan.kept_bytes),
-        ("together", plan.peak_bytes),
-    ]
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{name:<{width}}  {value / 1e6:>10,.1f} MB" for name, value in rows]
-    return "\n".join(
-        [
-            f"dtype: {plan.dtype} ({plan.dtype_reason}).",
-            *lines,
-            f"{plan.trained_parameters:,} numbers to train; roughly {plan.seconds / 60:,.1f} minutes for {f'{runs} × ' if runs > 1 else ''}{options.steps} steps.",
-            "Python and torch take some 500 MB more. For less: a smaller --batch-size or --max-length, --dtype bfloat16.",
-        ]
     )
 
 

@@ -1,4 +1,4 @@
-"""Two lines for a user's own Trainer: dense start as a callback, and parameter groups with two rates."""
+"""Two lines for a user's own Trainer: dense start as a callback, and parameter groups with two learning rates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback
 
-from radargate.errors import OptionError
+from radargate.gates.base import Gate
+from radargate.training.options import check_share
 
 
 class DenseStart(TrainerCallback):
@@ -24,8 +25,7 @@ class DenseStart(TrainerCallback):
     """
 
     def __init__(self, fraction: float = 0.5) -> None:
-        if not 0.0 <= fraction <= 1.0:
-            raise OptionError(f"dense_start is {fraction}, expected a share of the steps from 0 to 1.")
+        check_share(fraction)
         self.fraction = fraction
 
     def on_step_begin(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any) -> None:
@@ -47,21 +47,23 @@ def set_dense(model: nn.Module | None, dense: bool) -> None:
 
 
 def parameter_groups(model: nn.Module, lr: float, rotation_lr: float | None = None) -> list[dict[str, Any]]:
-    """Split gate parameters into softmax and rotation groups, each with its own rate.
+    """Split gate parameters into softmax and rotation groups, as each gate sorts its own, with a learning rate each.
 
     Args:
         model: a composed model.
-        lr: rate of everything that decides weights.
-        rotation_lr: rate of everything that decides angles; None means ``lr``.
+        lr: learning rate of everything that decides weights.
+        rotation_lr: learning rate of everything else in a gate, such as what decides angles; None means ``lr``.
 
     Returns:
         Parameter groups for any torch optimizer; empty groups are left out.
     """
+    gates = [module for module in model.modules() if isinstance(module, Gate)]
+    turning = {id(parameter) for gate in gates for parameter in gate.parameter_groups()["rotation"]}
     rotation: list[nn.Parameter] = []
     other: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.requires_grad:
-            (rotation if "rotation_" in name.rsplit(".", 1)[-1] else other).append(parameter)
+            (rotation if id(parameter) in turning else other).append(parameter)
     groups = [
         {"params": other, "lr": lr, "name": "softmax"},
         {"params": rotation, "lr": lr if rotation_lr is None else rotation_lr, "name": "rotation"},

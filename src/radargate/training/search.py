@@ -6,7 +6,7 @@ import logging
 import random
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,11 +14,12 @@ from peft import PeftModel
 
 from radargate.composition.composing import radar_config, radar_layers
 from radargate.composition.config import gate_class
-from radargate.data.batches import AnswerCollator, EncodedRow
+from radargate.data.batches import EncodedRows
 from radargate.errors import DataError
 from radargate.gates.base import make_options
 from radargate.gates.rules.searched import Batch, SearchedRule
 from radargate.training.loop import AnswerTrainer, training_arguments
+from radargate.training.options import Training
 
 logger = logging.getLogger(__name__)
 
@@ -26,15 +27,12 @@ BATCH = 5  # rows a batch, as LoraHub's own runs have it
 
 
 @torch.no_grad()
-def search_weights(
-    model: PeftModel, rows: Sequence[EncodedRow], collator: AnswerCollator, *, seed: int, device: str | None = None
-) -> dict[str, Any]:
+def search_weights(model: PeftModel, encoded: EncodedRows, *, seed: int, device: str | None = None) -> dict[str, Any]:
     """Search the weights of a composition's rule and put them in place; the same for the same seed.
 
     Args:
         model: the composition.
-        rows: training examples; a few are drawn by the seed.
-        collator: pads them into batches.
+        encoded: training examples; a few are drawn by the seed.
         seed: of the draw and the optimiser.
         device: where to run.
 
@@ -47,10 +45,11 @@ def search_weights(
     config = radar_config(model)
     kind = gate_class(config.gate)
     options = make_options(kind, config.gate_options)
+    rows, collator = encoded.rows, encoded.collator
     if len(rows) < options.examples:
         raise DataError(
             f"the search wants {options.examples} examples and there are {len(rows)} training rows. Give more data, or "
-            f"--option examples={len(rows)}."
+            f"the option examples={len(rows)}."
         )
     chosen = random.Random(seed).sample(rows, options.examples)
     batches = [collator(chosen[i : i + BATCH]) for i in range(0, len(chosen), BATCH)]
@@ -58,7 +57,7 @@ def search_weights(
     started = time.monotonic()
     model.eval()
     with tempfile.TemporaryDirectory() as work:
-        arguments = training_arguments(work, steps=1, batch_size=BATCH, lr=1.0, seed=seed, device=device)
+        arguments = training_arguments(work, Training(steps=1, batch_size=BATCH, lr=1.0, seed=seed), device=device)
         trainer = AnswerTrainer(model, chosen, arguments, collator)
 
         def losses(weights: Mapping[str, float]) -> list[Batch]:

@@ -14,7 +14,7 @@ def sample_page() -> str:
     lines = [
         "# Built-in tasks",
         "",
-        "Rows of `--data builtin:NAME`, where NAME is a task, a category, or `all`. They are made on your machine from well-kept libraries and plain",
+        "Rows of the data source `builtin:NAME`, where NAME is a task, a category, or `all`. They are made on your machine from well-kept libraries and plain",
         "rules (`pip install 'radargate[builtin]'`), the same everywhere. A hash of each item decides its split, so no item stands in two.",
         "",
         f"{len(CATEGORIES)} categories, {len(TASKS.names())} tasks. Made by `python -m radargate.data.builtin.page > docs/tasks.md`.",

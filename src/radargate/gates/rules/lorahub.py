@@ -119,7 +119,7 @@ class LoraHubRule(SearchedRule, MixedApartRule):
         if importlib.util.find_spec("nevergrad") is None:
             raise RadarGateError(
                 "gate 'lorahub' searches its weights with nevergrad, which is not installed. Install it with pip "
-                "install 'radargate[rules]', or give weights={…} (--option weights='{math: 0.5, …}')."
+                "install 'radargate[rules]', or give the option weights={math: 0.5, …}."
             )
         return True
 

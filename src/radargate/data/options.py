@@ -1,0 +1,25 @@
+"""How rows become batches. Imports no torch, so that the command line's help is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from radargate.registry import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batching:
+    """How many rows are read at a time, and how long they may be."""
+
+    batch_size: int = option(8, "rows a step", least=1)
+    max_length: int = option(512, "rows longer than this are dropped whole and counted", metavar="TOKENS", least=1)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows, and tokens of the longest row, of the largest batch there can be."""
+        return self.batch_size, self.max_length
+
+    @property
+    def lower(self) -> str:
+        """What to lower where memory runs out."""
+        return f"`batch_size` (now {self.batch_size}) or `max_length` (now {self.max_length})"
