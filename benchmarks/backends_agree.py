@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from speed import peers
 
 from radargate.base_models.loading import load_tokenizer
-from radargate.bench import peers
 from radargate.composition.composing import load, radar_config, radar_layers
 from radargate.data.sources import load_rows
 from radargate.evaluation.scoring import Scorer

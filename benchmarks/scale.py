@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from speed import ops
 
-from radargate.bench import ops
 from radargate.io.records import append_records, make_record
 
 RECORDS = Path(__file__).parent / "results" / "scale" / "records.jsonl"

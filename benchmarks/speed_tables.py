@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from speed.targets import Figure, figures
 from tables import table
 
-from radargate.bench.targets import Figure, figures
 from radargate.io.records import read_records
 from radargate.report import charts
 

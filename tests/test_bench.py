@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from speed import measure, ops, peers, serve, targets
+from speed.models import Bases, write_adapters
+from speed.site import Site
 
 from conftest import logged
-from radargate.bench import measure, ops, peers, serve, targets
-from radargate.bench.models import Bases, write_adapters
-from radargate.bench.site import Site
 from radargate.cli import main
 from radargate.errors import RadarGateError
 from radargate.io.records import read_records

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
-from radargate.serve import decoder as decoder_module
-from radargate.serve.decoder import Decoder
-from radargate.serve.text import Writer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+
+from radargate.server import decoder as decoder_module
+from radargate.server.decoder import Decoder
+from radargate.server.text import Writer
 
 TEXT = "the history of a city, don't say it isn't! we've 'quoted' a.b . c ? naïve café 你好 😀😀🎉 👩‍👩‍👧 x   y\n\nz"
 BYTES = [f"<0x{i:02X}>" for i in range(256)]

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from speed import measure
 
 import radargate
-from radargate.bench import measure
 from radargate.cli import main
 from radargate.composition.composing import radar_layers
 from radargate.errors import OptionError, OutOfMemoryError

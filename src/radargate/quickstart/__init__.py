@@ -1,1 +1,1 @@
-"""TODO."""
+"""The main job on an embedded default, and its page. Imports training, evaluation and report."""

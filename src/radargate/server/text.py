@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from radargate.serve.decoder import Decoder
+from radargate.server.decoder import Decoder
 
 
 class Writer:

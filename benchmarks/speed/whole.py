@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from radargate.bench import measure, peers
-from radargate.bench.models import Bases, write_adapters
+from speed import measure, peers
+from speed.models import Bases, write_adapters
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Setting:
     """What the systems run on.
 
     Attributes:
-        shape: of the base model (`radargate.bench.models.SHAPES`).
+        shape: of the base model (`speed.models.SHAPES`).
         layers: of the base, None for all it has.
         device: where.
         dtype: of base and adapters.

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from radargate.bench import measure, peers
-from radargate.bench.site import CODE_RANK, RANK, Site
 from radargate.errors import RadarGateError
+from speed import measure, peers
+from speed.site import CODE_RANK, RANK, Site
 
 logger = logging.getLogger(__name__)
 

@@ -22,12 +22,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from radargate.bench import measure, peers
-from radargate.bench.models import Bases, write_adapters
 from radargate.errors import RadarGateError
-from radargate.serve.app import Limits
-from radargate.serve.residents import Residents
-from radargate.serve.run import make_server
+from radargate.server.app import Limits
+from radargate.server.residents import Residents
+from radargate.server.run import make_server
+from speed import measure, peers
+from speed.models import Bases, write_adapters
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Load:
     """What the server runs on and what is asked of it.
 
     Attributes:
-        shape: of the base model (`radargate.bench.models.SHAPES`).
+        shape: of the base model (`speed.models.SHAPES`).
         layers: of the base, None for all it has.
         device: where.
         dtype: of base and adapters.
