@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from radargate.ops.fused.sites import Recipe
+from radargate.ops.cpp.sites import Recipe
 from radargate.ops.recompute import tracing
 from radargate.ops.selection import select
 
