@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import multiprocessing
 import os
 import signal
@@ -27,11 +28,26 @@ from test_experiment import cells, command, sources  # noqa: F401
 PASSING = ("train_seconds", "score_seconds", "peak_memory_mb", "search")
 
 
+@contextlib.contextmanager
+def heard(hear):
+    """While the block runs, ``hear`` gets every message of the library."""
+    handler = logging.Handler(logging.INFO)
+    handler.emit = lambda record: hear(record.getMessage())
+    logger = logging.getLogger("radargate")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
 def run(zoo, sources, out, say=lambda line: None, **how):  # noqa: F811
     changes = {"bases": (str(zoo["llama"]["base"]),), "steps": 2, "limit": 3, "gates": ("stretch", "radar"), "seeds": 2}
-    return run_experiment(
-        "ablation", "cpu", str(sources), out, smoke=True, changes=changes, device="cpu", say=say, **how
-    )
+    with heard(say):
+        return run_experiment("ablation", "cpu", str(sources), out, smoke=True, changes=changes, device="cpu", **how)
 
 
 def results(out):
