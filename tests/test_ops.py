@@ -84,8 +84,6 @@ def test_codes_equal_literal_for_every_combination_of_options():
         for route in ops.ROUTES:
             if route != "direct" and (options["rotation_input"] == "input" or options["reference"] == "selected"):
                 continue
-            if route == "table" and (full or per_expert):
-                continue
             got, got_grads = gradients(inputs, top_k=2, backend="codes", route=route, **options)
             assert (got - exact).abs().max() < 1e-10, (options, route)
             for a, b in zip(got_grads, exact_grads, strict=True):

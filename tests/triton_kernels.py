@@ -302,7 +302,6 @@ def test_frozen_inputs_get_no_gradient_and_do_not_disturb_the_others(learning):
     ("change", "reason"),
     [
         ({"reference": "selected", "indices": [[0, 1]] * 4}, "relate to all others"),
-        ({"route": "table"}, "no table"),
         ({"down": None}, "no low-rank"),
         ({"up": torch.zeros(3, 3, 3)}, "of its own"),
         ({"up": None, "down": None}, "no low-rank|nothing turns"),

@@ -20,7 +20,7 @@ from radargate.ops import decode as few
 from radargate.ops import shared_basis as dense
 from radargate.ops import triton as gpu
 from radargate.ops.recompute import recompute, tracing
-from radargate.ops.reference import EPS, unit_rms
+from radargate.ops.reference import unit_rms
 from radargate.ops.selection import dense_weights
 from radargate.ops.slot_gradients import SlotCode, SlotTurn, cut_off, make_slot
 from radargate.ops.turning import angle, project, turn_pairs
@@ -43,6 +43,12 @@ def owners(ranks: Sequence[int], device: torch.device | None = None) -> Tensor:
     return torch.repeat_interleave(experts, lengths, output_size=sum(ranks))
 
 
+def input_codes(x: Tensor, down: Tensor | None, angle_norm: str = "none") -> Tensor:
+    """Rotation codes from the input, x P, one for all experts: [..., 1, r_a]."""
+    source = unit_rms(x) if angle_norm == "unit" else x
+    return (source if down is None else source @ down).unsqueeze(-2)
+
+
 def rotation_codes(
     h: Tensor,
     B: Tensor,
@@ -54,7 +60,6 @@ def rotation_codes(
     angle_norm: str = "none",
     total: Tensor | None = None,
     rounding: Tensor | None = None,
-    table: Tensor | None = None,
     scale: float = 1.0,
     backend: str = "auto",
 ) -> Tensor:
@@ -71,7 +76,6 @@ def rotation_codes(
         total: Σ_j v_j [..., d] if known (merged route: ``x @ merged(A, B, scale)``); only for ``reference="all"``.
         rounding: where h holds the chosen experts' codes only (`chosen_codes`): the length [...] at which total − v is
             rounding. Under unit scaling such a reference counts as none, as the others' own codes are not there.
-        table: from `rotation_table`; the codes then come from it and G, without expanding any expert.
         scale: the codes are multiplied by it; cheaper than P, which is larger.
         backend: ``"auto"``; ``"codes"`` keeps away from Triton, ``"triton"`` insists on it.
 
@@ -96,7 +100,7 @@ def rotation_codes(
     others = max((slots if reference == "selected" else len(ranks)) - 1, 1)
     divided = others if angle_norm == "mean" else 1
     known = None if total is None else total.reshape(-1, total.shape[-1])
-    lacking = "the kernels know no table" if table is not None else None
+    lacking = None
     if known is None or angle_norm != "unit":
         rounding = None  # nothing is cut off
     elif rounding is not None:
@@ -111,7 +115,7 @@ def rotation_codes(
         code = code * scale if unit and scale != 1 else code
         return code.view(*shape, *code.shape[1:])
     h, B, down, known, rounding = alike(h, B, down, known, rounding)
-    if table is None and down is not None and down.dim() == 2:
+    if down is not None and down.dim() == 2:
         unit, selected = angle_norm == "unit", reference == "selected"
         found: Tensor | None = None
         if fused.applies(h, B, down, known, rounding, indices=indices):
@@ -123,11 +127,10 @@ def rotation_codes(
         if found is not None:
             return found.view(*shape, *found.shape[1:])
     owner = owners(ranks, h.device)
-    gram = B @ B.T if table is not None and angle_norm == "unit" else None
     # under unit scaling, a sum over few experts minus one of them loses digits that the few alone keep
     by_few = reference == "selected" and indices is not None and angle_norm == "unit"
     written_out = down is not None and down.dim() == 2 and not tracing() and not by_few
-    if known is None and table is None and (angle_norm != "unit" or written_out):
+    if known is None and (angle_norm != "unit" or written_out):
         known = (h if reference == "all" or indices is None else _chosen_codes(h, owner, indices)) @ B
 
     def rest_mask(slot: int) -> Tensor:
@@ -158,26 +161,9 @@ def rotation_codes(
 
         return recompute(code, h, B, known, down)
 
-    def from_table(slot: int) -> Tensor:
-        assert table is not None
-        own = _slot_mask(owner, indices, slot).to(h.dtype)
-        mine, theirs = h * own, h * rest_mask(slot)
-        pairs = (mine @ table.flatten(1)).view(-1, *table.shape[1:])
-        code = (pairs * theirs.unsqueeze(-1)).sum(-2)
-        if angle_norm == "unit":
-            assert gram is not None
-            size = _inverse_norm((mine @ gram * mine).sum(-1)) * _inverse_norm((theirs @ gram * theirs).sum(-1))
-            return code * (size * B.shape[-1]).unsqueeze(-1)
-        return code / others if angle_norm == "mean" else code
-
-    result = torch.stack([(direct if table is None else from_table)(slot) for slot in range(slots)], dim=1)
+    result = torch.stack([direct(slot) for slot in range(slots)], dim=1)
     result = result if scale == 1 else result * scale
     return result.view(*shape, *result.shape[1:])
-
-
-def rotation_table(B: Tensor, down: Tensor) -> Tensor:
-    """T[p, q, c] = Σ_d B_pd B_qd P_dc: [R, R, r_a], for gates that stay fixed while many tokens are read."""
-    return torch.einsum("pd,qd,dc->pqc", B, B, down)
 
 
 def merged(A: Tensor, B: Tensor, scale: Tensor) -> Tensor:
@@ -334,85 +320,6 @@ def angles(rotation: Tensor, up: Tensor, indices: Tensor | None, angle_norm: str
     return torch.stack(columns, 1).view(*shape, k, -1)
 
 
-def expert_logits(h: Tensor, B: Tensor, ranks: Sequence[int] | None, theta: Tensor, norm: str = "layer") -> Tensor:
-    """Logits of the gate on concatenated expert outputs, norm(v_1 ⊕ … ⊕ v_n) θ_s, from codes alone: [..., n].
-
-    (h W' - μ 1ᵀθ_s) / σ_z with W' = B_i θ_s,i block by block, μ from B 1, σ_z from the diagonal blocks of G.
-
-    Args:
-        h: codes [..., R].
-        B: [R, d].
-        ranks: r_i of each expert; None for dense codes.
-        theta: θ_s, [n * d, n].
-        norm: ``"layer"`` or ``"rms"``.
-
-    Source: App. B.2.
-    """
-    if ranks is None:
-        return dense.expert_logits(h, B, theta, norm)
-    n, d, owner = len(ranks), B.shape[-1], owners(ranks, h.device)
-    blocks = theta.view(n, d, -1)
-    folded = torch.cat([b @ blocks[i] for i, b in enumerate(B.split(list(ranks)))])
-    same = (owner.unsqueeze(0) == owner.unsqueeze(1)).to(h.dtype)
-    square = ((h @ (B @ B.T * same)) * h).sum(-1, keepdim=True).clamp(min=0) / (n * d)
-    logits = h @ folded
-    if norm == "layer":
-        mean = (h @ B.sum(-1, keepdim=True)) / (n * d)
-        logits = logits - mean * theta.sum(0)
-        square = (square - mean.square()).clamp(min=0)
-    return logits * (square + EPS).rsqrt()
-
-
-def rotated_logits(
-    h: Tensor,
-    B: Tensor,
-    ranks: Sequence[int] | None,
-    theta: Tensor,
-    rotation: Tensor,
-    up: Tensor,
-    *,
-    angle_norm: str = "none",
-    norm: str = "layer",
-) -> Tensor:
-    """Logits of the gate on concatenated *rotated* outputs, norm(ṽ_1 ⊕ … ⊕ ṽ_n) θ_s: [..., n].
-
-    Works expert by expert in output space (every ṽ_i is needed); ``rotation`` holds codes of all n experts.
-
-    Source: the paper's Introduction and App. C.2.
-    """
-    if ranks is None:
-        return dense.rotated_logits(h, B, theta, rotation, up, angle_norm, norm)
-    shape, h, owner = h.shape[:-1], h.reshape(-1, h.shape[-1]), owners(ranks, h.device)
-    n, d = len(ranks), B.shape[-1]
-    rotation = rotation.reshape(h.shape[0], *rotation.shape[-2:])
-    parts = []
-    for i in range(n):
-        code = rotation[:, i if rotation.shape[1] > 1 else 0]
-
-        def part(h: Tensor, B: Tensor, code: Tensor, up: Tensor, theta: Tensor, i: int = i) -> Tensor:
-            v = turn_pairs(_expand(h, B, ranks, owner, None, i), angle(code, up, None, i, angle_norm))
-            return torch.cat(
-                [v @ theta[i * d : (i + 1) * d], v.sum(-1, keepdim=True), v.square().sum(-1, keepdim=True)],
-                -1,
-            )
-
-        parts.append(recompute(part, h, B, code, up, theta))
-    return dense.normalised(torch.stack(parts).sum(0), theta, n * d, norm).view(*shape, n)
-
-
-def expert_norms(h: Tensor, B: Tensor, ranks: Sequence[int] | None) -> Tensor:
-    """‖v_i‖ of every expert from codes and the diagonal blocks of G: [..., n]."""
-    if ranks is None:
-        return dense.expert_norms(h, B)
-    squares = [
-        ((part @ (block @ block.T)) * part).sum(-1).clamp(min=0)
-        for part, block in zip(h.split(list(ranks), -1), B.split(list(ranks)), strict=True)
-    ]
-    square = torch.stack(squares, -1)
-    live = square > 0
-    return torch.where(live, torch.where(live, square, 1.0).sqrt(), 0.0)
-
-
 def _slot_mask(owner: Tensor, indices: Tensor | None, slot: int) -> Tensor:
     return owner == (slot if indices is None else indices[:, slot : slot + 1])
 
@@ -441,8 +348,3 @@ def _cut_rounding(other: Tensor, total: Tensor, v: Tensor) -> Tensor:
     floor = 32 * torch.finfo(other.dtype).eps
     scale = total.square().sum(-1, keepdim=True) + v.square().sum(-1, keepdim=True)
     return other * (other.square().sum(-1, keepdim=True) > floor**2 * scale)
-
-
-def _inverse_norm(square: Tensor) -> Tensor:
-    live = square > 0
-    return torch.where(live, torch.where(live, square, 1.0).rsqrt(), 0.0)

@@ -40,7 +40,7 @@ def select(
     Source: Eq. 1; Tutel's rule for k = 1.
     """
     n = logits.shape[-1]
-    scaled = logits / temperature
+    scaled = logits if temperature == 1 else logits / temperature
     if prior is not None:
         scaled = scaled + prior
     if multipliers is not None:
