@@ -364,7 +364,7 @@ MESSAGES = [{"role": "user", "content": "x"}]
             "chat/completions",
             400,
             "messages",
-            "no text",
+            "type is 'image_url', expected 'text'",
         ),
         (
             {"model": "first", "messages": MESSAGES, "stream": True, "stream_options": {"usage": True}},

@@ -165,8 +165,8 @@ class _Stream(StreamingResponse):
 
 async def _events(answer: Answer, running: _Running) -> AsyncIterator[str]:
     try:
-        for chunk in answer.first_chunks():
-            yield _event(chunk)
+        for opening in answer.first_chunks():
+            yield _event(opening)
         while not answer.complete:
             chunk = await running.next()
             answer.add(chunk)

@@ -98,6 +98,7 @@ class BundleBody(Body):
     @model_validator(mode="before")
     @classmethod
     def _model_is_loaded(cls, fields: Any, info: ValidationInfo) -> Any:
+        assert info.context is not None
         check_model(fields.get("model"), info.context)
         return fields
 
