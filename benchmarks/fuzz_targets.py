@@ -327,8 +327,8 @@ def _body(folder: Path) -> Callable[[Any], None]:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from radargate.server.requests import read_request
-    from radargate.server.residents import Residents
+    from radargate.server.loaded import LoadedBundles
+    from radargate.server.requests import ChatBody, CompletionBody, read_request
 
     alphabet = {c: i + 2 for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab={"<pad>": 0, "</s>": 1, **alphabet}, merges=[]))
@@ -336,7 +336,7 @@ def _body(folder: Path) -> Callable[[Any], None]:
     embeddings = SimpleNamespace(num_embeddings=258)
     text = SimpleNamespace(max_position_embeddings=512)
 
-    class Stub(Residents):
+    class Stub(LoadedBundles):
         """The server's readers over a tokenizer, without a model."""
 
         def __init__(self) -> None:
@@ -349,12 +349,13 @@ def _body(folder: Path) -> Callable[[Any], None]:
         def config(self, name: str) -> Any:
             return SimpleNamespace(experts=["math", "law"])
 
-    residents = Stub()
+    bundles = Stub()
 
     def one(value: Any) -> None:
         endpoint, fields, edits = value
         raw = json.dumps(fields).encode()
-        read_request(edited(raw, edits) if edits else raw, endpoint, residents, 64)
+        model = ChatBody if endpoint == "chat" else CompletionBody
+        read_request(edited(raw, edits) if edits else raw, model, bundles, 64)
 
     return one
 

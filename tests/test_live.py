@@ -14,7 +14,7 @@ import torch
 import radargate
 from conftest import tiny_tokenizer
 from radargate.explorer.page import payload, unpacked
-from radargate.server.engine import MAX_ERRANDS, QueueFull
+from radargate.server.engine import MAX_TASKS, QueueFull
 from test_explorer import CHARTS
 from test_serve import KEY, Running, save_bundle, wait_until
 
@@ -126,7 +126,7 @@ def test_wrong_requests_for_a_trace_get_openais_error(open_server, fields, statu
 
 @contextlib.contextmanager
 def busy(engine):
-    """An errand that holds the engine until the block ends; gives what it promised."""
+    """A task that holds the engine until the block ends; gives what it promised."""
     hold, begun = threading.Event(), threading.Event()
 
     def held():
@@ -142,10 +142,10 @@ def busy(engine):
     assert promised.result(30) is True
 
 
-def test_errands_wait_their_turn_have_a_limit_and_keep_their_errors(bundle):
+def test_tasks_wait_their_turn_have_a_limit_and_keep_their_errors(bundle):
     running = Running({"first": bundle})
     with busy(running.engine):
-        waiting = [running.engine.between(lambda i=i: 1 // i) for i in range(MAX_ERRANDS)]
+        waiting = [running.engine.between(lambda i=i: 1 // i) for i in range(MAX_TASKS)]
         with pytest.raises(QueueFull, match="requests of this kind wait"):
             running.engine.between(int)
         refused = traced(running, [5, 6], [])
@@ -163,7 +163,7 @@ def test_a_trace_is_taken_back_when_its_client_leaves(open_server):
     with busy(open_server.engine):
         with pytest.raises(httpx.TimeoutException):
             httpx.post(open_server.url + "/v1/traces", json={"model": "first", "prompt_token_ids": [5, 6]}, timeout=0.5)
-        waiting = [promised for promised, _ in open_server.engine._errands]
+        waiting = [promised for promised, _ in open_server.engine._tasks]
         assert len(waiting) == 1 and wait_until(waiting[0].cancelled)
 
 

@@ -21,8 +21,8 @@ from radargate.cli.entry import main
 from radargate.composition.composing import radar_config, radar_layers
 from radargate.errors import BundleError, RadarGateError
 from radargate.evaluation.scoring import generate
-from radargate.server.app import Limits
-from radargate.server.residents import Residents
+from radargate.server.limits import Limits
+from radargate.server.loaded import LoadedBundles
 from radargate.server.run import make_server
 from radargate.server.text import Writer
 
@@ -53,7 +53,7 @@ class Running:
     """A server in a thread."""
 
     def __init__(self, bundles, **limits):
-        self.server = make_server(Residents(bundles), Limits(**limits), "127.0.0.1", 0)
+        self.server = make_server(LoadedBundles(bundles), Limits(**limits), "127.0.0.1", 0)
         self.sock = socket.socket()
         self.sock.bind(("127.0.0.1", 0))
         self.thread = threading.Thread(target=self.server.run, args=([self.sock],))
@@ -364,7 +364,7 @@ MESSAGES = [{"role": "user", "content": "x"}]
             "chat/completions",
             400,
             "messages",
-            "no text",
+            "type is 'image_url', expected 'text'",
         ),
         (
             {"model": "first", "messages": MESSAGES, "stream": True, "stream_options": {"usage": True}},
@@ -433,25 +433,25 @@ def test_a_bundle_with_gates_only_joins_another(zoo, tmp_path):
         radar_config(model).gate_only = name == "gates"
         model.save_pretrained(tmp_path / name)
         made[name] = model
-    residents, ids = Residents({name: str(tmp_path / name) for name in made}), torch.arange(5, 25)[None]
+    loaded, ids = LoadedBundles({name: str(tmp_path / name) for name in made}), torch.arange(5, 25)[None]
     for name in ("own", "gates", "own"):
         with torch.no_grad():
-            got, want = (m(input_ids=ids).logits for m in (residents.activate(name), made[name]))
+            got, want = (m(input_ids=ids).logits for m in (loaded.activate(name), made[name]))
         torch.testing.assert_close(got, want)
     with pytest.raises(RadarGateError, match="Unknown expert 'math'"):
-        residents.mask("gates", {"math": 0})
+        loaded.mask("gates", {"math": 0})
 
 
 def test_what_cannot_be_served_is_refused_at_the_start(zoo, tmp_path, bundles, capsys):
     with pytest.raises(RadarGateError, match="causal model"):
-        Residents({"t5": str(save_bundle(zoo, tmp_path / "t5", "t5"))})
+        LoadedBundles({"t5": str(save_bundle(zoo, tmp_path / "t5", "t5"))})
     with pytest.raises(RadarGateError, match=r"TutelGate at .* depend on the other tokens"):
         radargate.compose(
             str(zoo["llama"]["base"]), zoo["llama"]["adapters"], gate="tutel", top_k=2, capacity=1.0
         ).save_pretrained(tmp_path / "tutel")
-        Residents({"first": bundles["first"], "tutel": str(tmp_path / "tutel")})
+        LoadedBundles({"first": bundles["first"], "tutel": str(tmp_path / "tutel")})
     with pytest.raises(BundleError, match="One server holds one base"):
-        Residents({"first": bundles["first"], "gpt2": str(save_bundle(zoo, tmp_path / "gpt2", "gpt2"))})
+        LoadedBundles({"first": bundles["first"], "gpt2": str(save_bundle(zoo, tmp_path / "gpt2", "gpt2"))})
     assert main(["serve", bundles["first"], bundles["first"]]) == 1
     assert "two bundles are called 'first'" in capsys.readouterr().err
 

@@ -16,7 +16,7 @@ from radargate.server.answers import Answer
 from radargate.server.batch import Batch
 from radargate.server.engine import QueueFull
 from radargate.server.jobs import Group
-from radargate.server.requests import Asked
+from radargate.server.requests import AnswerRequest, ChatBody, CompletionBody
 from radargate.server.run import address
 from radargate.server.sampling import Chooser, Chosen, Sampling
 from test_serve import MESSAGES, Running, save_bundle, wait_until
@@ -82,7 +82,7 @@ def test_a_failure_of_the_server_is_counted_as_one(server, monkeypatch):
     def fails(name):
         raise KeyError(name)
 
-    monkeypatch.setattr(server.engine.residents, "config", fails)
+    monkeypatch.setattr(server.engine.bundles, "config", fails)
     assert httpx.get(server.url + "/v1/models").status_code == 500
     assert server.metrics()[("radargate_requests_total", "/v1/models", "500")] == 1
 
@@ -118,7 +118,7 @@ def test_what_says_nothing_may_stand_beside_a_message(server):
 
 
 def test_a_factor_too_small_for_float32_is_zero(server):
-    assert server.engine.residents.mask("first", {"law": 1e-50, "math": 1}) == (("law", 0.0),)
+    assert server.engine.bundles.mask("first", {"law": 1e-50, "math": 1}) == (("law", 0.0),)
 
 
 def test_tokens_look_different_also_where_a_decoder_drops_leading_spaces():
@@ -128,8 +128,9 @@ def test_tokens_look_different_also_where_a_decoder_drops_leading_spaces():
     tokens = [(Chosen(i, -1.0, ((1, -1.0), (2, -2.0))), 0) for i in (1, 3, 1)]
 
     def logprobs(chat):
-        asked = Asked(chat, "m", Group("m", ()), [[1]], 1, Sampling(logprobs=2), False, False)
-        return Answer(asked, tokenizer)._logprobs(tokens)
+        body = (ChatBody if chat else CompletionBody).model_construct(model="m")
+        request = AnswerRequest(body, Group("m", ()), [[1]], Sampling(logprobs=2))
+        return Answer(request, tokenizer)._logprobs(tokens)
 
     plain, chat = logprobs(False), logprobs(True)["content"]
     assert plain["tokens"] == [" a", "s", " a"] and plain["top_logprobs"][0] == {" a": -1.0, "a": -2.0}

@@ -23,8 +23,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from radargate.errors import RadarGateError
-from radargate.server.app import Limits
-from radargate.server.residents import Residents
+from radargate.server.limits import Limits
+from radargate.server.loaded import LoadedBundles
 from radargate.server.run import make_server
 from speed import measure, peers
 from speed.models import Bases, write_adapters
@@ -72,8 +72,8 @@ def throughput(load: Load, experts: Sequence[int]) -> Iterator[dict[str, Any]]:
             logger.info(f"{n} experts: a radar bundle and its base, {load.clients} requests at once")
             chosen = dict(itertools.islice(adapters.items(), n))
             peers.build("radar", bases, chosen).save_pretrained(f"{folder}/{NAME}{n}")  # type: ignore[operator]
-            residents = Residents({NAME: f"{folder}/{NAME}{n}"}, base=bases.new(), tokenizer=stand_in(bases))
-            with serving(residents, load) as port:
+            bundles = LoadedBundles({NAME: f"{folder}/{NAME}{n}"}, base=bases.new(), tokenizer=stand_in(bases))
+            with serving(bundles, load) as port:
                 off = dict.fromkeys(chosen, 0.0)
                 runs = {
                     "bundle": functools.partial(ask_all, port, load, {}),
@@ -90,10 +90,10 @@ def throughput(load: Load, experts: Sequence[int]) -> Iterator[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def serving(residents: Residents, load: Load) -> Iterator[int]:
+def serving(bundles: LoadedBundles, load: Load) -> Iterator[int]:
     """The real server in a thread, with a slot for every request; its port."""
     limits = Limits(max_tokens=load.answered, slots=load.clients, queue=load.clients, shutdown_seconds=5)
-    server = make_server(residents, limits, "127.0.0.1", 0)
+    server = make_server(bundles, limits, "127.0.0.1", 0)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()

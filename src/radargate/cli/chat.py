@@ -14,7 +14,7 @@ from radargate.registry import read_options
 if TYPE_CHECKING:
     from radargate.explorer.files import Trace
     from radargate.server.engine import Engine
-    from radargate.server.residents import Residents
+    from radargate.server.loaded import LoadedBundles
 
 HELP = "talk to a bundle in the terminal"
 EXAMPLE = "radargate chat bundle --expert law=0"
@@ -52,13 +52,13 @@ def run(args: argparse.Namespace) -> int:
             f"--temperature {args.temperature} --top-p {args.top_p}: expected at least 0, and above 0 up to 1."
         )
     from radargate.server.engine import Engine
-    from radargate.server.residents import Residents
+    from radargate.server.loaded import LoadedBundles
 
-    residents = Residents(
+    bundles = LoadedBundles(
         {"bundle": args.target}, base=args.base, dtype=args.dtype, device=flags.pick_device(args.device)
     )
-    engine = Engine(residents, slots=1, queue=1)
-    talk = Talk(residents, engine, args)
+    engine = Engine(bundles, slots=1, queue=1)
+    talk = Talk(bundles, engine, args)
     try:
         talk.set_experts(args.expert, "--expert")
         for line in _lines():
@@ -75,13 +75,13 @@ class Talk:
     """A conversation with its expert factors.
 
     Args:
-        residents: one bundle, called ``bundle``.
+        bundles: one bundle, called ``bundle``.
         engine: over it.
         args: of the command line.
     """
 
-    def __init__(self, residents: Residents, engine: Engine, args: argparse.Namespace) -> None:
-        self.residents, self.engine, self.args = residents, engine, args
+    def __init__(self, bundles: LoadedBundles, engine: Engine, args: argparse.Namespace) -> None:
+        self.bundles, self.engine, self.args = bundles, engine, args
         self.factors: dict[str, float] = {}
         self.messages: list[dict[str, str]] = []
         self.last: tuple[list[int], list[int], dict[str, float]] | None = None  # prompt, answer, factors
@@ -116,7 +116,7 @@ class Talk:
 
     def names(self) -> list[str]:
         """All experts."""
-        return list(self.residents.config("bundle").experts)
+        return list(self.bundles.config("bundle").experts)
 
     def reset(self) -> None:
         """Forget what was said; factors stay."""
@@ -126,39 +126,39 @@ class Talk:
     def set_experts(self, pairs: list[str], flag: str = "/experts") -> None:
         """Set factors from ``NAME=FACTOR`` words, all of them or, where one is wrong, none."""
         asked = {**self.factors, **read_options(pairs, flag, f"{self.names()[0]}=0")}
-        self.residents.mask("bundle", asked)
+        self.bundles.mask("bundle", asked)
         self.factors = asked
 
     def answer(self, line: str) -> None:
         """Answer a line, printing as tokens come; Ctrl-C stops the answer and keeps what was said."""
         import queue
 
-        from radargate.server.jobs import Group, Job, Piece
+        from radargate.server.jobs import Chunk, Group, Job
         from radargate.server.sampling import Sampling
 
         messages = [*self.messages, {"role": "user", "content": line}]
-        ids = self.residents.chat_ids(messages)
-        context = self.residents.context
+        ids = self.bundles.chat_ids(messages)
+        context = self.bundles.context
         room = self.args.max_new_tokens if context is None else min(self.args.max_new_tokens, context - len(ids))
         if room < 1:
             raise OptionError(
                 f"the conversation has {len(ids)} tokens, the model's context is {context}. /reset begins anew."
             )
-        pieces: queue.Queue[Piece] = queue.Queue()
-        # logprobs=0: pieces then name their tokens, for /why
+        chunks: queue.Queue[Chunk] = queue.Queue()
+        # logprobs=0: chunks then name their tokens, for /why
         sampling = Sampling(room, self.args.temperature, self.args.top_p, self.args.seed + self.turns, logprobs=0)
-        job = Job(Group("bundle", self.residents.mask("bundle", self.factors)), [ids], sampling, pieces.put)
+        job = Job(Group("bundle", self.bundles.mask("bundle", self.factors)), [ids], sampling, chunks.put)
         self.turns += 1
         self.engine.submit(job)
         text, tokens, finish = "", [], None
         try:
             while finish is None:
-                piece = pieces.get()
-                if piece.error:
-                    raise RadarGateError(f"the model failed: {piece.error}")
-                print(piece.text, end="", flush=True)
-                text, finish = text + piece.text, piece.finish
-                tokens += [chosen.id for chosen, _ in piece.tokens]
+                chunk = chunks.get()
+                if chunk.error:
+                    raise RadarGateError(f"the model failed: {chunk.error}")
+                print(chunk.text, end="", flush=True)
+                text, finish = text + chunk.text, chunk.finish
+                tokens += [chosen.id for chosen, _ in chunk.tokens]
         except KeyboardInterrupt:
             job.cancelled.set()
             self.engine.wake()
@@ -180,15 +180,15 @@ class Talk:
         prompt, answer, factors = self.last
 
         def look() -> Trace:
-            model = self.residents.activate("bundle")
+            model = self.bundles.activate("bundle")
             with using(model, factors):
                 return trace(
                     model,
                     prompt + answer,
-                    tokenizer=self.residents.tokenizer,
+                    tokenizer=self.bundles.tokenizer,
                     pairs=False,
                     leave_one_out=False,
-                    adapter_name=self.residents.adapter("bundle"),
+                    adapter_name=self.bundles.adapter("bundle"),
                 )
 
         # in the thread that owns the model: after Ctrl-C it may still be in its last step

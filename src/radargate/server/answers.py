@@ -1,4 +1,4 @@
-"""Writing answers in OpenAI's forms, whole or in pieces."""
+"""Writing answers in OpenAI's forms, whole or in chunks."""
 
 from __future__ import annotations
 
@@ -7,37 +7,39 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from radargate.server.jobs import Piece
-from radargate.server.requests import Asked
+from radargate.server.jobs import Chunk
+from radargate.server.requests import AnswerRequest, ChatBody
 
 
 class Answer:
-    """One request's answer: the pieces of all its sequences, and the JSON they become.
+    """One request's answer: the chunks of all its sequences, and the JSON they become.
 
     Args:
-        asked: the request.
+        request: the request.
         tokenizer: to show single tokens.
     """
 
-    def __init__(self, asked: Asked, tokenizer: Any) -> None:
-        self.asked, self.tokenizer = asked, tokenizer
-        count = len(asked.prompts)
+    def __init__(self, request: AnswerRequest, tokenizer: Any) -> None:
+        self.request, self.tokenizer = request, tokenizer
+        self.chat, self._with_ids = isinstance(request.body, ChatBody), request.body.return_token_ids
+        count = len(request.prompts)
         self.texts = [""] * count
         self.tokens: list[list[Any]] = [[] for _ in range(count)]
         self.finish: list[str | None] = [None] * count
         self.generated = [0] * count
         self._head = {
-            "id": f"{'chatcmpl' if asked.chat else 'cmpl'}-{uuid.uuid4().hex}",
+            "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}",
             "created": int(time.time()),
-            "model": asked.model,
+            "model": request.group.bundle,
         }
+        self._chunk_head = {**self._head, "object": "chat.completion.chunk" if self.chat else "text_completion"}
 
-    def add(self, piece: Piece) -> None:
-        """Take a piece in."""
-        self.texts[piece.index] += piece.text
-        self.tokens[piece.index] += piece.tokens
-        self.finish[piece.index] = piece.finish
-        self.generated[piece.index] = piece.generated
+    def add(self, chunk: Chunk) -> None:
+        """Take a chunk in."""
+        self.texts[chunk.index] += chunk.text
+        self.tokens[chunk.index] += chunk.tokens
+        self.finish[chunk.index] = chunk.finish
+        self.generated[chunk.index] = chunk.generated
 
     @property
     def complete(self) -> bool:
@@ -45,76 +47,64 @@ class Answer:
         return all(self.finish)
 
     def usage(self) -> dict[str, int]:
-        """Tokens read and written."""
-        made = sum(self.generated)
-        return {"prompt_tokens": self.asked.read, "completion_tokens": made, "total_tokens": self.asked.read + made}
+        """Tokens read, those of a prompt once for all its answers, and tokens written."""
+        read, written = sum(map(len, self.request.prompts)) // self.request.body.n, sum(self.generated)
+        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
     def whole(self) -> dict[str, Any]:
         """The answer of a request that does not stream."""
         choices = []
         for i, text in enumerate(self.texts):
-            said = {"message": {"role": "assistant", "content": text}} if self.asked.chat else {"text": text}
-            choices.append(
-                {
-                    "index": i,
-                    **said,
-                    "logprobs": self._logprobs(self.tokens[i]),
-                    "finish_reason": self.finish[i],
-                    **self._ids(self.tokens[i]),
-                    **self._prompt_ids(i, in_choice=True),
-                }
-            )
-        kind = "chat.completion" if self.asked.chat else "text_completion"
+            content = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
+            logprobs = self._logprobs(self.tokens[i])
+            choices.append(self._choice(i, content, self.tokens[i], logprobs, self.finish[i]))
+            choices[i].update(self._prompt_ids(i, in_choice=True))
+        kind = "chat.completion" if self.chat else "text_completion"
         return {**self._head, "object": kind, "choices": choices, "usage": self.usage(), **self._prompt_ids()}
 
     def first_chunks(self) -> list[dict[str, Any]]:
-        """What a stream begins with: in a chat, who speaks; the prompt's token ids where they were asked for."""
-        if not (self.asked.chat or self.asked.ids):
+        """What a stream begins with: in a chat, the role; the prompt's token ids where the request wants them."""
+        if not (self.chat or self._with_ids):
             return []
-        said = {"delta": {"role": "assistant", "content": ""}} if self.asked.chat else {"text": ""}
-        chunks = [{**self._chunk(i, said), **self._prompt_ids(i)} for i in range(len(self.texts))]
-        for i, chunk in enumerate(chunks):
-            chunk["choices"][0].update(self._prompt_ids(i, in_choice=True))
+        content = {"delta": {"role": "assistant", "content": ""}} if self.chat else {"text": ""}
+        chunks = []
+        for i in range(len(self.texts)):
+            choice = {**self._choice(i, content), **self._prompt_ids(i, in_choice=True)}
+            chunks.append({**self._chunk_head, "choices": [choice], **self._prompt_ids(i)})
         return chunks
 
-    def chunk(self, piece: Piece) -> dict[str, Any]:
-        """A piece of a stream."""
-        said = {"delta": {"content": piece.text} if piece.text else {}} if self.asked.chat else {"text": piece.text}
-        return self._chunk(piece.index, said, piece.tokens, piece.finish)
+    def chunk(self, chunk: Chunk) -> dict[str, Any]:
+        """A chunk of a stream."""
+        text, tokens = chunk.text, chunk.tokens
+        content = {"delta": {"content": text} if text else {}} if self.chat else {"text": text}
+        choice = self._choice(chunk.index, content, tokens, self._logprobs(tokens) if tokens else None, chunk.finish)
+        return {**self._chunk_head, "choices": [choice]}
 
     def usage_chunk(self) -> dict[str, Any]:
-        """What a stream ends with where it was asked for."""
-        return {**self._head, "object": self._chunk_kind, "choices": [], "usage": self.usage()}
+        """What a stream ends with where the request wants it."""
+        return {**self._chunk_head, "choices": [], "usage": self.usage()}
 
-    @property
-    def _chunk_kind(self) -> str:
-        return "chat.completion.chunk" if self.asked.chat else "text_completion"
-
-    def _chunk(
-        self, index: int, said: dict[str, Any], tokens: Sequence[Any] = (), finish: str | None = None
+    def _choice(
+        self,
+        index: int,
+        content: dict[str, Any],
+        tokens: Sequence[Any] = (),
+        logprobs: dict[str, Any] | None = None,
+        finish: str | None = None,
     ) -> dict[str, Any]:
-        choice = {
-            "index": index,
-            **said,
-            "logprobs": self._logprobs(tokens) if tokens else None,
-            "finish_reason": finish,
-            **self._ids(tokens),
-        }
-        return {**self._head, "object": self._chunk_kind, "choices": [choice]}
-
-    def _ids(self, tokens: Sequence[Any]) -> dict[str, Any]:
-        """Token ids of an answer or a piece of one, where they were asked for, as vLLM sends them."""
-        return {"token_ids": [chosen.id for chosen, _ in tokens]} if self.asked.ids else {}
+        # token ids as vLLM sends them
+        ids = {"token_ids": [chosen.id for chosen, _ in tokens]} if self._with_ids else {}
+        return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish, **ids}
 
     def _prompt_ids(self, index: int = 0, in_choice: bool = False) -> dict[str, Any]:
-        """The same of a prompt; a chat has one, so it stands beside the choices, completions have it in each."""
-        wanted = self.asked.ids and in_choice != self.asked.chat
-        return {"prompt_token_ids": self.asked.prompts[index]} if wanted else {}
+        """Token ids of a prompt; a chat has one, so it stands beside the choices, completions have it in each."""
+        wanted = self._with_ids and in_choice != self.chat
+        return {"prompt_token_ids": self.request.prompts[index]} if wanted else {}
 
     def _logprobs(self, tokens: Sequence[Any]) -> dict[str, Any] | None:
-        if self.asked.sampling.logprobs is None:
+        if self.request.sampling.logprobs is None:
             return None
-        if self.asked.chat:
+        if self.chat:
             return {
                 "content": [
                     {

@@ -8,7 +8,6 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -18,43 +17,23 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from radargate.server.answers import Answer
+from radargate.server.bodies import ApiError, read_body
 from radargate.server.clients import answer_unless_gone
 from radargate.server.engine import Engine, QueueFull
 from radargate.server.explore import PATH, add_page
-from radargate.server.fields import ApiError, read_body
-from radargate.server.jobs import Job, Piece
+from radargate.server.jobs import Chunk, Job
+from radargate.server.limits import Limits
+from radargate.server.loaded import LoadedBundles
 from radargate.server.metrics import Metrics
-from radargate.server.requests import Asked, check_model, read_request
-from radargate.server.residents import Residents
+from radargate.server.requests import AnswerRequest, ChatBody, CompletionBody, check_model, read_request
 
 ENDPOINTS = ("/", PATH, "/health", "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions")
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a server accepts.
-
-    Attributes:
-        max_tokens: of one answer.
-        slots: answers that are written at a time.
-        queue: answers that may wait.
-        body_bytes: of a request.
-        shutdown_seconds: for running requests once the server is told to stop.
-        api_key: that requests must carry; None asks for none.
-    """
-
-    max_tokens: int = 1024
-    slots: int = 16
-    queue: int = 64
-    body_bytes: int = 4_000_000
-    shutdown_seconds: int = 30
-    api_key: str | None = None
-
-
-def make_app(residents: Residents, limits: Limits) -> FastAPI:
+def make_app(bundles: LoadedBundles, limits: Limits) -> FastAPI:
     """The application, with an engine of its own that ends with it (``app.state.engine``)."""
     metrics = Metrics()
-    engine = Engine(residents, slots=limits.slots, queue=limits.queue, count=metrics.count)
+    engine = Engine(bundles, slots=limits.slots, queue=limits.queue, count=metrics.count)
     metrics.watch(engine)
     started = int(time.time())
 
@@ -66,8 +45,8 @@ def make_app(residents: Residents, limits: Limits) -> FastAPI:
     app = FastAPI(title="RadarGate", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.engine = engine
 
-    app.add_middleware(_Door, metrics=metrics, key=limits.api_key)
-    add_page(app, residents, engine, limits.body_bytes)
+    app.add_middleware(_Middleware, metrics=metrics, key=limits.api_key)
+    add_page(app, bundles, engine, limits.body_bytes)
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> Response:
@@ -104,31 +83,31 @@ def make_app(residents: Residents, limits: Limits) -> FastAPI:
             "object": "model",
             "created": started,
             "owned_by": "radargate",
-            "experts": list(residents.config(name).experts),
+            "experts": list(bundles.config(name).experts),
         }
 
     @app.get("/v1/models")
     async def models() -> Response:
-        return JSONResponse({"object": "list", "data": [described(name) for name in residents.names]})
+        return JSONResponse({"object": "list", "data": [described(name) for name in bundles.names]})
 
     @app.get("/v1/models/{name:path}")  # a Hub id has a slash
     async def model(name: str) -> Response:
-        check_model(name, residents)
+        check_model(name, bundles)
         return JSONResponse(described(name))
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        return await answered(request, "completions")
+        return await respond(request, CompletionBody)
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        return await answered(request, "chat")
+        return await respond(request, ChatBody)
 
-    async def answered(request: Request, endpoint: str) -> Response:
+    async def respond(request: Request, model: type[CompletionBody] | type[ChatBody]) -> Response:
         body = await read_body(request, limits.body_bytes)
-        asked = await asyncio.to_thread(read_request, body, endpoint, residents, limits.max_tokens)
-        answer, running = Answer(asked, residents.tokenizer), _Running(engine, asked)
-        if asked.stream:
+        wanted = await asyncio.to_thread(read_request, body, model, bundles, limits.max_tokens)
+        answer, running = Answer(wanted, bundles.tokenizer), _Running(engine, wanted)
+        if wanted.body.stream:
             return _Stream(answer, running)
         try:
             return await answer_unless_gone(request, _gather(answer, running))
@@ -139,24 +118,24 @@ def make_app(residents: Residents, limits: Limits) -> FastAPI:
 
 
 class _Running:
-    """A request in the engine, as an asyncio queue of pieces."""
+    """A request in the engine, as an asyncio queue of chunks."""
 
-    def __init__(self, engine: Engine, asked: Asked) -> None:
+    def __init__(self, engine: Engine, request: AnswerRequest) -> None:
         loop = asyncio.get_running_loop()
-        self.pieces: asyncio.Queue[Piece] = asyncio.Queue()
+        self.chunks: asyncio.Queue[Chunk] = asyncio.Queue()
 
-        def tell(piece: Piece) -> None:
+        def send(chunk: Chunk) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
-                loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
+                loop.call_soon_threadsafe(self.chunks.put_nowait, chunk)
 
-        self._engine, self._job = engine, Job(asked.group, asked.prompts, asked.sampling, tell)
+        self._engine, self._job = engine, Job(request.group, request.prompts, request.sampling, send)
         engine.submit(self._job)
 
-    async def next(self) -> Piece:
-        piece = await self.pieces.get()
-        if piece.error:
-            raise ApiError(500, f"the model failed: {piece.error}")
-        return piece
+    async def next(self) -> Chunk:
+        chunk = await self.chunks.get()
+        if chunk.error:
+            raise ApiError(500, f"the model failed: {chunk.error}")
+        return chunk
 
     def cancel(self) -> None:
         self._job.cancelled.set()
@@ -186,13 +165,13 @@ class _Stream(StreamingResponse):
 
 async def _events(answer: Answer, running: _Running) -> AsyncIterator[str]:
     try:
-        for chunk in answer.first_chunks():
-            yield _event(chunk)
+        for opening in answer.first_chunks():
+            yield _event(opening)
         while not answer.complete:
-            piece = await running.next()
-            answer.add(piece)
-            yield _event(answer.chunk(piece))
-        if answer.asked.usage:
+            chunk = await running.next()
+            answer.add(chunk)
+            yield _event(answer.chunk(chunk))
+        if answer.request.body.stream_options.include_usage:
             yield _event(answer.usage_chunk())
         yield "data: [DONE]\n\n"
     except ApiError as error:
@@ -203,8 +182,8 @@ def _event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
-class _Door:
-    """Around every request: the key is asked for, and the request is counted."""
+class _Middleware:
+    """Checks the key of every request, and counts it."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, key: str | None) -> None:
         self.app, self.metrics, self.key = app, metrics, key

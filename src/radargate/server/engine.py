@@ -12,12 +12,12 @@ import torch
 
 from radargate.errors import RadarGateError, first_line
 from radargate.server.batch import Batch
-from radargate.server.jobs import Group, Job, Piece, Sequence
-from radargate.server.residents import Residents, masked
+from radargate.server.jobs import Chunk, Group, Job, Sequence
+from radargate.server.loaded import LoadedBundles, masked
 
 STEPS_A_TURN = 4
 PREFILL_TOKENS = 4096  # a batch of prompts has no more, padding included, unless a single one is longer
-MAX_ERRANDS = 8
+MAX_TASKS = 8
 ENDED = "the server is shutting down or has failed. Try another one, or later."
 
 
@@ -29,7 +29,7 @@ class Engine:
     """Decodes what is submitted. One mask of one bundle is one batch; batches take turns of a few steps.
 
     Args:
-        residents: the bundles.
+        bundles: the bundles.
         slots: sequences that decode at a time, over all batches.
         queue: sequences that may wait.
         count: called with what was done, for metrics: a name and a number.
@@ -37,19 +37,19 @@ class Engine:
 
     def __init__(
         self,
-        residents: Residents,
+        bundles: LoadedBundles,
         *,
         slots: int = 16,
         queue: int = 64,
         count: Callable[[str, int], None] = lambda name, number: None,
     ) -> None:
-        self.residents, self.slots, self.queue, self.count = residents, slots, queue, count
-        tokenizer, generation = residents.tokenizer, residents.base.generation_config
+        self.bundles, self.slots, self.queue, self.count = bundles, slots, queue, count
+        tokenizer, generation = bundles.tokenizer, bundles.base.generation_config
         self._ends = frozenset({tokenizer.eos_token_id} - {None})
         self._penalty = float(getattr(generation, "repetition_penalty", None) or 1.0)
         self._waiting: deque[Sequence] = deque()
         self._running: dict[Group, tuple[Batch, list[Sequence]]] = {}
-        self._errands: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._tasks: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._changed = threading.Condition()
         self._stopping = False
         self.threads = torch.get_num_threads()
@@ -78,7 +78,7 @@ class Engine:
             QueueFull: not all of them find room, or the engine is stopping.
         """
         sequences = [
-            Sequence(job, i, self.residents.tokenizer, self._ends, self._penalty) for i in range(len(job.prompts))
+            Sequence(job, i, self.bundles.tokenizer, self._ends, self._penalty) for i in range(len(job.prompts))
         ]
         with self._changed:
             if not self.alive:
@@ -92,19 +92,19 @@ class Engine:
             self._waiting.extend(sequences)
             self._changed.notify()
 
-    def between(self, errand: Callable[[], Any]) -> Future[Any]:
-        """Let the thread do something else with the model between two steps; cancel the result to take it back while it waits.
+    def between(self, task: Callable[[], Any]) -> Future[Any]:
+        """Run a function on the engine's thread between decoding steps; cancel the returned future to withdraw it.
 
         Raises:
-            QueueFull: `MAX_ERRANDS` wait already, or the engine is stopping.
+            QueueFull: `MAX_TASKS` wait already, or the engine is stopping.
         """
         promised: Future[Any] = Future()
         with self._changed:
             if not self.alive:
                 raise QueueFull(ENDED)
-            if len(self._errands) >= MAX_ERRANDS:
-                raise QueueFull(f"the queue is full: {len(self._errands)} requests of this kind wait. Try again later.")
-            self._errands.append((promised, errand))
+            if len(self._tasks) >= MAX_TASKS:
+                raise QueueFull(f"the queue is full: {len(self._tasks)} requests of this kind wait. Try again later.")
+            self._tasks.append((promised, task))
             self._changed.notify()
         return promised
 
@@ -123,7 +123,7 @@ class Engine:
             with self._changed:
                 for sequence in [*self._waiting, *(s for _, group in self._running.values() for s in group)]:
                     sequence.job.cancelled.set()
-                for promised, _ in self._errands:
+                for promised, _ in self._tasks:
                     promised.cancel()
             self._thread.join(10)
 
@@ -131,25 +131,25 @@ class Engine:
         torch.set_num_threads(self.threads)
         while True:
             with self._changed:
-                while not (self._waiting or self._running or self._errands or self._stopping):
+                while not (self._waiting or self._running or self._tasks or self._stopping):
                     self._changed.wait()
-                if self._stopping and not (self._waiting or self._running or self._errands):
+                if self._stopping and not (self._waiting or self._running or self._tasks):
                     return
-            self._run_errand()
+            self._run_task()
             self._drop_cancelled()
             self._admit()
             for group in list(self._running):
                 self._turn(group)
 
-    def _run_errand(self) -> None:
+    def _run_task(self) -> None:
         """One at a time: those who decode wait for it."""
         with self._changed:
-            if not self._errands:
+            if not self._tasks:
                 return
-            promised, errand = self._errands.popleft()
+            promised, task = self._tasks.popleft()
         if promised.set_running_or_notify_cancel():
             try:
-                promised.set_result(errand())
+                promised.set_result(task())
             except Exception as error:  # it belongs to whoever asked
                 promised.set_exception(error)
 
@@ -183,13 +183,13 @@ class Engine:
                     joining.append(sequence)
                 chosen = set(map(id, joining))
                 self._waiting = deque(s for s in self._waiting if id(s) not in chosen)
-                pad = self.residents.tokenizer.pad_token_id or 0
-                batch, running = self._running.setdefault(group, (Batch(self.residents.base, pad), []))
+                pad = self.bundles.tokenizer.pad_token_id or 0
+                batch, running = self._running.setdefault(group, (Batch(self.bundles.base, pad), []))
                 before = len(running)
                 running.extend(joining)
             try:
                 with masked(group.mask):
-                    model = self.residents.activate(group.bundle)
+                    model = self.bundles.activate(group.bundle)
                     logits, cache, mask = batch.read(model, [s.prompt for s in joining])
             except Exception as error:  # running out of memory, above all: those asked for it, the others go on
                 self._fail(group, error, before)
@@ -209,7 +209,7 @@ class Engine:
             batch, sequences = self._running[group]
             try:
                 with masked(group.mask):
-                    logits = batch.step(self.residents.activate(group.bundle), [s.last for s in sequences])
+                    logits = batch.step(self.bundles.activate(group.bundle), [s.last for s in sequences])
                 self._take(group, logits, 0)
             except Exception as error:
                 self._fail(group, error)
@@ -236,7 +236,7 @@ class Engine:
         return going.count(False)
 
     def _fail(self, group: Group, error: Exception, first: int = 0) -> None:
-        """End the sequences from ``first`` on; they are told why."""
+        """End the sequences from ``first`` on; each is sent the reason."""
         with self._changed:
             sequences = self._running[group][1]
             lost = sequences[first:]
@@ -244,4 +244,4 @@ class Engine:
             if not sequences:
                 del self._running[group]
         for sequence in lost:
-            sequence.job.tell(Piece(sequence.index, error=f"{type(error).__name__}: {first_line(error)}"))
+            sequence.job.send(Chunk(sequence.index, error=f"{type(error).__name__}: {first_line(error)}"))

@@ -3,46 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
+from pydantic import Field
 
 from radargate.errors import RadarGateError
 from radargate.explorer.page import live_page, payload
 from radargate.explorer.trace import trace
+from radargate.server.bodies import ApiError, parse, read_body
 from radargate.server.clients import answer_unless_gone
 from radargate.server.engine import ENDED, Engine
-from radargate.server.fields import ApiError, check_names, flag, read_body, read_object
 from radargate.server.jobs import Group
-from radargate.server.requests import read_group, token_ids
-from radargate.server.residents import Residents, masked
+from radargate.server.loaded import LoadedBundles, masked
+from radargate.server.requests import BundleBody, Flag, Ids, SomeIds, check_ids
 
 PATH = "/v1/traces"
 MAX_TOKENS = 2048  # of one trace: everybody who decodes waits for it
-_FIELDS = ("model", "experts", "prompt_token_ids", "token_ids", "effect")
 
 
-@dataclass(frozen=True)
-class AskedTrace:
-    """A trace that can be made.
+class TraceBody(BundleBody):
+    """A request for a trace of a prompt and, often, an answer to it; ``effect`` reads the tokens once without each expert."""
 
-    Attributes:
-        group: bundle and mask.
-        prompt: token ids.
-        answer: token ids, often of an answer to it; may be empty.
-        effect: also read the tokens once without each expert.
-    """
-
-    group: Group
-    prompt: list[int]
-    answer: list[int]
-    effect: bool
+    prompt_token_ids: SomeIds
+    token_ids: Ids = Field([])
+    effect: Flag = True
 
 
-def add_page(app: FastAPI, residents: Residents, engine: Engine, body_bytes: int) -> None:
+def add_page(app: FastAPI, bundles: LoadedBundles, engine: Engine, body_bytes: int) -> None:
     """Add the page and its traces to an application."""
     pages: list[str] = []
 
@@ -58,8 +47,8 @@ def add_page(app: FastAPI, residents: Residents, engine: Engine, body_bytes: int
     @app.post(PATH)
     async def traces(request: Request) -> Response:
         body = await read_body(request, body_bytes)
-        asked = await asyncio.to_thread(read_asked, body, residents)
-        made = engine.between(lambda: make_trace(asked, residents))
+        fields, group = await asyncio.to_thread(read_trace, body, bundles)
+        made = engine.between(lambda: make_trace(fields, group, bundles))
         try:
             return await answer_unless_gone(request, asyncio.wrap_future(made))
         except RadarGateError as error:  # the request was checked: it is the server's fault, such as a full disk
@@ -70,45 +59,31 @@ def add_page(app: FastAPI, residents: Residents, engine: Engine, body_bytes: int
             raise ApiError(503, ENDED) from error
 
 
-def read_asked(body: bytes, residents: Residents) -> AskedTrace:
-    """Check the JSON of a request for a trace.
+def read_trace(body: bytes, bundles: LoadedBundles) -> tuple[TraceBody, Group]:
+    """Check the JSON of a request for a trace; also its bundle and mask.
 
     Raises:
         ApiError: 400, or 404 for an unknown model.
     """
-    fields = read_object(body)
-    check_names(fields, _FIELDS)
-    group = read_group(fields, residents)
-    prompt, answer = (_ids(fields, name, residents) for name in ("prompt_token_ids", "token_ids"))
-    if not prompt:
-        raise ApiError(400, "prompt_token_ids is missing or empty, expected token ids.", "prompt_token_ids")
-    most = min(MAX_TOKENS, residents.context or MAX_TOKENS)
-    if len(prompt) + len(answer) > most:
-        raise ApiError(
-            400,
-            f"the text has {len(prompt) + len(answer)} tokens, a trace at most {most}. Ask for a shorter one.",
-            "token_ids",
-            "context_length_exceeded",
-        )
-    return AskedTrace(group, prompt, answer, flag({"effect": True, **fields}, "effect"))
+    fields = parse(TraceBody, body, bundles)
+    count = sum(len(check_ids(getattr(fields, name), name, bundles)) for name in ("prompt_token_ids", "token_ids"))
+    most = min(MAX_TOKENS, bundles.context or MAX_TOKENS)
+    if count > most:
+        problem = f"the text has {count} tokens, a trace at most {most}. Ask for a shorter one."
+        raise ApiError(400, problem, "token_ids", "context_length_exceeded")
+    return fields, fields.group(bundles)
 
 
-def make_trace(asked: AskedTrace, residents: Residents) -> dict[str, Any]:
+def make_trace(fields: TraceBody, group: Group, bundles: LoadedBundles) -> dict[str, Any]:
     """The trace as the page reads it; called by the thread that owns the model."""
-    name = asked.group.bundle
-    model = residents.activate(name)
-    with masked(asked.group.mask):
+    model = bundles.activate(group.bundle)
+    with masked(group.mask):
         traced = trace(
             model,
-            asked.prompt,
-            answer=asked.answer,
-            tokenizer=residents.tokenizer,
-            leave_one_out=asked.effect,
-            adapter_name=residents.adapter(name),
+            fields.prompt_token_ids,
+            answer=fields.token_ids,
+            tokenizer=bundles.tokenizer,
+            leave_one_out=fields.effect,
+            adapter_name=bundles.adapter(group.bundle),
         )
-    return {"name": name, **payload(traced)}
-
-
-def _ids(fields: Mapping[str, Any], name: str, residents: Residents) -> list[int]:
-    given = fields.get(name, [])
-    return token_ids(given, name, residents) if given != [] else []
+    return {"name": group.bundle, **payload(traced)}

@@ -6,22 +6,22 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from radargate.server.residents import Mask
+from radargate.server.loaded import Mask
 from radargate.server.sampling import Chooser, Chosen, Sampling
 from radargate.server.text import Writer
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """Something new of one sequence.
 
     Attributes:
         index: of the sequence within its request.
         text: what became certain.
         tokens: tokens whose text that is, with the place where each starts.
-        finish: ``stop`` or ``length`` with the last piece, else None.
+        finish: ``stop`` or ``length`` with the last chunk, else None.
         generated: tokens made so far, the end token included.
-        error: what went wrong; it is the last piece then.
+        error: what went wrong; it is the last chunk then.
     """
 
     index: int
@@ -48,14 +48,14 @@ class Job:
         group: bundle and mask.
         prompts: token ids, one entry a sequence.
         sampling: the same for all.
-        tell: called by the engine's thread with each `Piece`.
-        cancelled: set it to free the slots; no more pieces come then.
+        send: called by the engine's thread with each `Chunk`.
+        cancelled: set it to free the slots; no more chunks come then.
     """
 
     group: Group
     prompts: list[list[int]]
     sampling: Sampling
-    tell: Callable[[Piece], None]
+    send: Callable[[Chunk], None]
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
@@ -68,10 +68,10 @@ class Sequence:
         self.chooser = Chooser(job.sampling, index, penalty, self.prompt)
         self.last = 0
         self.generated = 0
-        self._untold: list[tuple[Chosen, int]] = []
+        self._unsent: list[tuple[Chosen, int]] = []
 
     def take(self, logits: object) -> bool:
-        """Choose a token and tell what is new; True where it was the last."""
+        """Choose a token and send what is new; True where it was the last."""
         chosen = self.chooser.choose(logits)  # type: ignore[arg-type]
         self.last, self.generated = chosen.id, self.generated + 1
         finish, text = None, ""
@@ -79,21 +79,21 @@ class Sequence:
             finish = "stop"
         else:
             text = self.writer.add(chosen.id)
-            self._untold.append((chosen, self.writer.starts[-1]))
+            self._unsent.append((chosen, self.writer.starts[-1]))
             if self.writer.stopped:
                 finish = "stop"
             elif self.generated >= self.job.sampling.max_tokens:
                 finish = "length"
         if finish:
             text += self.writer.finish()
-        told = self._told(bool(finish) and not self.writer.stopped)
-        if text or told or finish:
-            self.job.tell(Piece(self.index, text, told, finish, self.generated))
+        tokens = self._sendable(bool(finish) and not self.writer.stopped)
+        if text or tokens or finish:
+            self.job.send(Chunk(self.index, text, tokens, finish, self.generated))
         return finish is not None
 
-    def _told(self, all_of_them: bool) -> tuple[tuple[Chosen, int], ...]:
+    def _sendable(self, all_of_them: bool) -> tuple[tuple[Chosen, int], ...]:
         """Tokens that begin in the text that is certain by now."""
         end = self.writer.told
-        count = sum(all_of_them or start < end for _, start in self._untold)
-        told, self._untold = self._untold[:count], self._untold[count:]
-        return tuple(told)
+        count = sum(all_of_them or start < end for _, start in self._unsent)
+        tokens, self._unsent = self._unsent[:count], self._unsent[count:]
+        return tuple(tokens)

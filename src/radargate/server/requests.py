@@ -1,49 +1,31 @@
-"""Reading requests: every field is checked, and what cannot be honoured is refused, never skipped."""
+"""Requests for answers: every field is checked, and what cannot be honoured is refused, never skipped."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, model_validator
 
 from radargate.errors import RadarGateError
 from radargate.registry import unknown_name
-from radargate.server.fields import ApiError, check_names, flag, integer, number, read_object
+from radargate.server.bodies import ApiError, Body, parse
 from radargate.server.jobs import Group
-from radargate.server.residents import Residents
+from radargate.server.loaded import LoadedBundles
 from radargate.server.sampling import Sampling
 
 MAX_ANSWERS = 64
-_BOTH = (
-    "model",
-    "max_tokens",
-    "temperature",
-    "top_p",
-    "n",
-    "seed",
-    "stop",
-    "stream",
-    "stream_options",
-    "experts",
-    "logprobs",
-    "return_token_ids",
-)
-_FIELDS = {
-    "completions": (*_BOTH, "prompt"),
-    "chat": (*_BOTH, "messages", "max_completion_tokens", "top_logprobs"),
-}
-# they change no answer
-_WITHOUT_EFFECT = (
-    "user",
-    "store",
-    "metadata",
-    "service_tier",
-    "safety_identifier",
-    "prompt_cache_key",
-    "parallel_tool_calls",
-)
-# what OpenAI offers and this server does not, with the values that ask for nothing
-_NOTHING: dict[str, tuple[Any, ...]] = {
+# fields that this server does not offer, with the values that ask for nothing; None: no value changes an answer
+NEUTRAL: dict[str, tuple[Any, ...] | None] = {
+    "user": None,
+    "store": None,
+    "metadata": None,
+    "service_tier": None,
+    "safety_identifier": None,
+    "prompt_cache_key": None,
+    "parallel_tool_calls": None,
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "logit_bias": ({},),
@@ -64,241 +46,226 @@ _NOTHING: dict[str, tuple[Any, ...]] = {
 }
 
 
+def _from(low: int, high: int, default: float | None, kind: str = "a whole number") -> Any:
+    return Field(default, ge=low, le=high, description=f"{kind} from {low} to {high}")
+
+
+Flag = Annotated[bool, Field(description="true or false")]
+Whole = Annotated[int | None, Field(description="a whole number")]
+Ids = Annotated[list[int], Field(fail_fast=True, description="token ids")]
+SomeIds = Annotated[Ids, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class TextPart(Body):
+    """A part of a message."""
+
+    type: Literal["text"] = Field("text", description="'text': this model reads nothing else")
+    text: str = Field(description="text")
+
+
+class Message(Body):
+    """A message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"] = Field(description="system, user or assistant")
+    content: list[TextPart] = Field(fail_fast=True, description="text or a list of {type: text, text}")
+
+    @classmethod
+    def ignores(cls, name: str, value: Any) -> bool:
+        """Clients send back what an answer left empty, such as ``tool_calls: []``."""
+        return value is None or (value == [] and name not in cls.model_fields)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_is_a_part(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and isinstance(fields.get("content"), str):
+            return {**fields, "content": [{"text": fields["content"]}]}
+        return fields
+
+
+class StreamOptions(Body):
+    """How a stream ends."""
+
+    include_usage: Flag = False
+
+
+class BundleBody(Body):
+    """What every request to a bundle has; it is read in the context of `LoadedBundles`."""
+
+    model: str
+    experts: dict[str, Any] = Field({}, description="an object {name: factor}")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _model_is_loaded(cls, fields: Any, info: ValidationInfo) -> Any:
+        assert info.context is not None
+        check_model(fields.get("model"), info.context)
+        return fields
+
+    def group(self, bundles: LoadedBundles) -> Group:
+        """Bundle and mask.
+
+        Raises:
+            ApiError: 400 for unknown experts or impossible factors.
+        """
+        with _refusing("experts"):
+            return Group(self.model, bundles.mask(self.model, self.experts))
+
+
+class AnswerBody(BundleBody):
+    """What completions and chats have in common."""
+
+    max_tokens: Whole = None
+    temperature: float = _from(0, 2, 1.0, "a number")
+    top_p: float = Field(1.0, gt=0, le=1, description="a number above 0 and at most 1; temperature 0 is greedy")
+    n: int = _from(1, MAX_ANSWERS, 1)
+    seed: int | None = _from(-(2**63), 2**64 - 1, None)
+    stop: Text | Annotated[list[Text], Field(max_length=4)] = Field(
+        [], description="a text or up to 4 of them, none empty"
+    )
+    stream: Flag = False
+    stream_options: StreamOptions = Field(StreamOptions(), description="an object {include_usage}")
+    return_token_ids: Flag = False
+
+    @classmethod
+    def ignores(cls, name: str, value: Any) -> bool:
+        """Whether a field is null or neutral.
+
+        Raises:
+            ApiError: 400, it asks for what this server does not offer.
+        """
+        neutral = NEUTRAL.get(name)
+        if value is not None and neutral is not None and value not in neutral:
+            raise ApiError(400, f"{name} is not supported by this server. Leave it out.", name, "unsupported_parameter")
+        return value is None or name in NEUTRAL
+
+    @model_validator(mode="after")
+    def _options_are_for_a_stream(self) -> AnswerBody:
+        if self.stream_options.model_fields_set and not self.stream:
+            raise ApiError(400, "stream_options is only for stream: true.", "stream_options")
+        return self
+
+
+class CompletionBody(AnswerBody):
+    """A request to ``/v1/completions``."""
+
+    prompt: str | SomeIds | Annotated[list[str | SomeIds], Field(fail_fast=True, min_length=1)] = Field(
+        union_mode="left_to_right", description="text, token ids, or a list of either"
+    )
+    logprobs: int | None = _from(0, 20, None)
+
+
+class ChatBody(AnswerBody):
+    """A request to ``/v1/chat/completions``."""
+
+    messages: list[Message] = Field(fail_fast=True, min_length=1, description="a list of {role, content}")
+    max_completion_tokens: Whole = None
+    logprobs: Flag = False
+    top_logprobs: int | None = _from(0, 20, None)
+
+    @model_validator(mode="after")
+    def _logprobs_are_wanted(self) -> ChatBody:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs: true.", "top_logprobs")
+        return self
+
+
 @dataclass(frozen=True)
-class Asked:
+class AnswerRequest:
     """A request that can be honoured.
 
     Attributes:
-        chat: which of the two endpoints.
-        model: as the request wrote it.
+        body: as it was sent.
         group: bundle and mask.
         prompts: token ids, one entry an answer: each prompt n times.
-        read: tokens of the prompts, each counted once.
         sampling: how.
-        stream: send pieces as they come.
-        usage: end a stream with the usage.
-        ids: also send token ids, of the prompt and of the answer.
     """
 
-    chat: bool
-    model: str
+    body: CompletionBody | ChatBody
     group: Group
     prompts: list[list[int]]
-    read: int
     sampling: Sampling
-    stream: bool
-    usage: bool
-    ids: bool = False
 
 
-def read_request(body: bytes, endpoint: str, residents: Residents, max_tokens_limit: int) -> Asked:
-    """Check a request's JSON against an endpoint, ``completions`` or ``chat``.
+def read_request(
+    body: bytes, model: type[CompletionBody] | type[ChatBody], bundles: LoadedBundles, max_tokens_limit: int
+) -> AnswerRequest:
+    """Check a request's JSON against the model of its endpoint.
 
     Raises:
         ApiError: 400, or 404 for an unknown model; parameter, value and remedy are named.
     """
-    fields = read_object(body)
-    known = _FIELDS[endpoint]
-    for name, value in fields.items():
-        if name in _NOTHING and value not in _NOTHING[name]:
-            raise ApiError(400, f"{name} is not supported by this server. Leave it out.", name, "unsupported_parameter")
-    check_names(fields, known, (*_WITHOUT_EFFECT, *_NOTHING))
-    group = read_group(fields, residents)
-    prompts = _chat_prompt(fields, residents) if endpoint == "chat" else _text_prompts(fields, residents)
-    n = integer(fields, "n", 1, 1, MAX_ANSWERS) or 1
-    if n * len(prompts) > MAX_ANSWERS:
-        raise ApiError(
-            400, f"{len(prompts)} prompts × n={n} are more than {MAX_ANSWERS} answers. Send them in parts.", "n"
-        )
-    max_tokens, name = _max_tokens(fields, endpoint, max_tokens_limit)
-    room = _room(prompts, max_tokens, residents, name)
-    stream = flag(fields, "stream")
-    sampling = Sampling(
-        min(room, max_tokens or max_tokens_limit),
-        number(fields, "temperature", 1.0, 0, 2),
-        _top_p(fields),
-        integer(fields, "seed", None, -(2**63), 2**64 - 1),
-        _stops(fields),
-        _logprobs(fields, endpoint),
-    )
-    repeated = [prompt for prompt in prompts for _ in range(n)]
-    read = sum(map(len, prompts))
-    return Asked(
-        endpoint == "chat",
-        group.bundle,
-        group,
-        repeated,
-        read,
-        sampling,
-        stream,
-        _usage(fields, stream),
-        flag(fields, "return_token_ids"),
-    )
+    fields = parse(model, body, bundles)
+    group = fields.group(bundles)
+    if isinstance(fields, ChatBody):
+        prompts = _chat_prompt(fields.messages, bundles)
+        logprobs = fields.top_logprobs or 0 if fields.logprobs else None
+    else:
+        prompts, logprobs = _text_prompts(fields.prompt, bundles), fields.logprobs
+    if fields.n * len(prompts) > MAX_ANSWERS:
+        problem = f"{len(prompts)} prompts × n={fields.n} are more than {MAX_ANSWERS} answers. Send them in parts."
+        raise ApiError(400, problem, "n")
+    max_tokens = _max_tokens(fields, prompts, bundles.context, max_tokens_limit)
+    stops = (fields.stop,) if isinstance(fields.stop, str) else tuple(fields.stop)
+    sampling = Sampling(max_tokens, fields.temperature, fields.top_p, fields.seed, stops, logprobs)
+    return AnswerRequest(fields, group, [prompt for prompt in prompts for _ in range(fields.n)], sampling)
 
 
-def read_group(fields: Mapping[str, Any], residents: Residents) -> Group:
-    """Bundle and mask, from ``model`` and ``experts``.
-
-    Raises:
-        ApiError: 404 for an unknown model, 400 for unknown experts or impossible factors.
-    """
-    model = fields.get("model")
-    if not isinstance(model, str):
-        raise ApiError(400, f"model is {model!r}, expected one of: {', '.join(residents.names)}.", "model")
-    check_model(model, residents)
-    return Group(model, _mask(fields, model, residents))
+def check_model(name: Any, bundles: LoadedBundles) -> None:
+    """Raise `ApiError` for what is no name (400) and for a model that is not there (404); the nearest are named."""
+    if not isinstance(name, str):
+        raise ApiError(400, f"model is {name!r}, expected one of: {', '.join(bundles.names)}.", "model")
+    if name not in bundles.names:
+        raise ApiError(404, unknown_name("model", name, bundles.names), "model", "model_not_found")
 
 
-def check_model(name: str, residents: Residents) -> None:
-    """Raise `ApiError` (404) for a model that is not there; the nearest are named."""
-    if name not in residents.names:
-        raise ApiError(404, unknown_name("model", name, residents.names), "model", "model_not_found")
-
-
-def token_ids(value: Any, name: str, residents: Residents) -> list[int]:
-    """A list of token ids that the model has.
-
-    Raises:
-        ApiError: it is something else.
-    """
-    if not _are_ids(value):
-        raise ApiError(400, f"{name} is of another kind, expected token ids.", name)
-    size = residents.base.get_input_embeddings().num_embeddings
-    if not all(0 <= token < size for token in value):
+def check_ids(ids: list[int], name: str, bundles: LoadedBundles) -> list[int]:
+    """The same token ids; raises `ApiError` (400) where the model does not have one of them."""
+    size = bundles.base.get_input_embeddings().num_embeddings
+    if not all(0 <= token < size for token in ids):
         raise ApiError(400, f"{name} holds a token id outside of 0 to {size - 1}.", name)
-    return list(value)
+    return ids
 
 
-def _chat_prompt(fields: Mapping[str, Any], residents: Residents) -> list[list[int]]:
-    messages = fields.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise ApiError(400, "messages is missing or empty, expected a list of {role, content}.", "messages")
-    read = []
-    for i, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise ApiError(400, f"messages[{i}] has no role, expected {{role, content}}.", "messages")
-        if message["role"] not in ("system", "developer", "user", "assistant"):
-            raise ApiError(
-                400, f"messages[{i}].role is {message['role']!r}, expected system, user or assistant.", "messages"
-            )
-        # clients send what an answer said of nothing back with it, such as tool_calls: null
-        check_names(
-            {key: value for key, value in message.items() if value not in (None, [])},
-            ("role", "content"),
-            within=f"messages[{i}]",
-        )
-        role = "system" if message["role"] == "developer" else message["role"]
-        read.append({"role": role, "content": _content(message.get("content"), i)})
+@contextmanager
+def _refusing(param: str) -> Iterator[None]:
+    """Errors of the library inside are the request's: `ApiError` (400) for this parameter."""
     try:
-        return [residents.chat_ids(read)]
+        yield
     except RadarGateError as error:
-        raise ApiError(400, str(error), "messages") from error
+        raise ApiError(400, str(error), param) from error
 
 
-def _content(content: Any, i: int) -> str:
-    """Text, or a list of parts that are all text."""
-    if isinstance(content, list):
-        for part in content:
-            if (
-                not isinstance(part, dict)
-                or part.get("type", "text") != "text"
-                or not isinstance(part.get("text"), str)
-            ):
-                raise ApiError(
-                    400, f"messages[{i}].content has a part that is no text, expected {{type: text, text}}.", "messages"
-                )
-            check_names(part, ("type", "text"), within=f"messages[{i}].content")
-        return "".join(part["text"] for part in content)
-    if not isinstance(content, str):
-        raise ApiError(400, f"messages[{i}].content is a {type(content).__name__}, expected text.", "messages")
-    return content
+def _chat_prompt(messages: list[Message], bundles: LoadedBundles) -> list[list[int]]:
+    roles = {"developer": "system"}
+    said = [{"role": roles.get(m.role, m.role), "content": "".join(part.text for part in m.content)} for m in messages]
+    with _refusing("messages"):
+        return [bundles.chat_ids(said)]
 
 
-def _text_prompts(fields: Mapping[str, Any], residents: Residents) -> list[list[int]]:
-    prompt = fields.get("prompt")
-    if _are_ids(prompt):
-        prompt = [prompt]
-    many: list[Any] = prompt if isinstance(prompt, list) else [prompt]
-    if not many or not all(isinstance(one, str) or _are_ids(one) for one in many):
-        raise ApiError(
-            400, "prompt is missing or of another kind, expected text, token ids, or a list of either.", "prompt"
-        )
+def _text_prompts(prompt: Any, bundles: LoadedBundles) -> list[list[int]]:
+    many = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
     if len(many) > MAX_ANSWERS:
         raise ApiError(400, f"{len(many)} prompts are more than {MAX_ANSWERS}. Send them in parts.", "prompt")
-    return [residents.text_ids(one) if isinstance(one, str) else token_ids(one, "prompt", residents) for one in many]
+    return [bundles.text_ids(one) if isinstance(one, str) else check_ids(one, "prompt", bundles) for one in many]
 
 
-def _are_ids(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(v) is int for v in value)
-
-
-def _max_tokens(fields: Mapping[str, Any], endpoint: str, limit: int) -> tuple[int | None, str]:
-    names = [name for name in ("max_completion_tokens", "max_tokens") if name in fields]
-    if len(names) == 2 and fields[names[0]] != fields[names[1]]:
-        raise ApiError(400, "max_tokens and max_completion_tokens differ. Give one of them.", names[0])
-    name = names[0] if names else "max_tokens"
-    return integer(fields, name, min(16, limit) if endpoint == "completions" else None, 1, limit), name
-
-
-def _room(prompts: list[list[int]], max_tokens: int | None, residents: Residents, name: str) -> int:
-    """Tokens that an answer may have after the longest prompt."""
-    longest = max(map(len, prompts))
+def _max_tokens(fields: CompletionBody | ChatBody, prompts: list[list[int]], context: int | None, limit: int) -> int:
+    """Tokens of an answer: what was asked for, and what fits behind the longest prompt."""
+    both = {name: getattr(fields, name, None) for name in ("max_completion_tokens", "max_tokens")}
+    given = {name: value for name, value in both.items() if value is not None}
+    if len(set(given.values())) > 1:
+        raise ApiError(400, "max_tokens and max_completion_tokens differ. Give one of them.", next(iter(given)))
+    default = None if isinstance(fields, ChatBody) else min(16, limit)
+    name, wanted = next(iter(given.items()), ("max_tokens", default))
+    if wanted is not None and not 1 <= wanted <= limit:
+        raise ApiError(400, f"{name} is {wanted}, expected a whole number from 1 to {limit}.", name)
     if not min(map(len, prompts)):
         raise ApiError(400, "the prompt has no tokens. Write something.", "prompt")
-    if residents.context is None:
-        return max_tokens or 2**31
-    room = residents.context - longest
-    if room < (max_tokens or 1):
-        raise ApiError(
-            400,
-            f"the prompt has {longest} tokens and {name} is {max_tokens or 1}, the model's context {residents.context}. "
-            "Shorten the prompt or ask for fewer tokens.",
-            name,
-            "context_length_exceeded",
-        )
-    return room
-
-
-def _mask(fields: Mapping[str, Any], model: str, residents: Residents) -> Any:
-    factors = fields.get("experts", {})
-    if not isinstance(factors, dict):
-        raise ApiError(400, f"experts is a {type(factors).__name__}, expected an object {{name: factor}}.", "experts")
-    try:
-        return residents.mask(model, factors)
-    except RadarGateError as error:
-        raise ApiError(400, str(error), "experts") from error
-
-
-def _logprobs(fields: Mapping[str, Any], endpoint: str) -> int | None:
-    if endpoint == "completions":
-        return integer(fields, "logprobs", None, 0, 20)
-    wanted = flag(fields, "logprobs")
-    if "top_logprobs" in fields and not wanted:
-        raise ApiError(400, "top_logprobs needs logprobs: true.", "top_logprobs")
-    return integer(fields, "top_logprobs", 0, 0, 20) if wanted else None
-
-
-def _stops(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    stop = fields.get("stop", [])
-    stops = [stop] if isinstance(stop, str) else stop
-    if not isinstance(stops, list) or len(stops) > 4 or not all(isinstance(s, str) and s for s in stops):
-        raise ApiError(400, f"stop is {stop!r}, expected a text or up to 4 of them, none empty.", "stop")
-    return tuple(stops)
-
-
-def _usage(fields: Mapping[str, Any], stream: bool) -> bool:
-    options = fields.get("stream_options", {})
-    if not isinstance(options, dict) or (options and not stream):
-        raise ApiError(400, "stream_options is an object, and only for stream: true.", "stream_options")
-    given = {name: value for name, value in options.items() if value is not None}
-    check_names(given, ("include_usage",), within="stream_options")
-    return flag(given, "include_usage")
-
-
-def _top_p(fields: Mapping[str, Any]) -> float:
-    value = number(fields, "top_p", 1.0, 0, 1)
-    if value == 0:
-        raise ApiError(
-            400, "top_p is 0, expected a number above 0 and at most 1. Use temperature 0 for greedy.", "top_p"
-        )
-    return value
+    longest = max(map(len, prompts))
+    room = limit if context is None else context - longest
+    if room < (wanted or 1):
+        problem = f"the prompt has {longest} tokens and {name} is {wanted or 1}, the model's context {context}."
+        remedy = "Shorten the prompt or ask for fewer tokens."
+        raise ApiError(400, f"{problem} {remedy}", name, "context_length_exceeded")
+    return min(room, wanted or limit)

@@ -9,16 +9,17 @@ from collections.abc import Iterator
 
 import uvicorn
 
-from radargate.server.app import Limits, make_app
-from radargate.server.residents import Residents
+from radargate.server.app import make_app
+from radargate.server.limits import Limits
+from radargate.server.loaded import LoadedBundles
 
 logger = logging.getLogger(__name__)
 
 
-def make_server(residents: Residents, limits: Limits, host: str, port: int) -> uvicorn.Server:
+def make_server(bundles: LoadedBundles, limits: Limits, host: str, port: int) -> uvicorn.Server:
     """A server that is not running yet; its ``should_exit`` stops it after the requests that run."""
     config = uvicorn.Config(
-        make_app(residents, limits),
+        make_app(bundles, limits),
         host=host,
         port=port,
         log_level="warning",
@@ -28,21 +29,21 @@ def make_server(residents: Residents, limits: Limits, host: str, port: int) -> u
     return uvicorn.Server(config)
 
 
-def serve(residents: Residents, limits: Limits, host: str, port: int) -> int:
+def serve(bundles: LoadedBundles, limits: Limits, host: str, port: int) -> int:
     """Serve until SIGINT or SIGTERM; returns the exit code, 0 where it served at all.
 
     Args:
-        residents: the bundles.
+        bundles: the bundles.
         limits: what is accepted.
         host: address to listen on.
         port: 0 takes a free one.
     """
-    server = make_server(residents, limits, host, port)
+    server = make_server(bundles, limits, host, port)
     open_to_all = host not in ("127.0.0.1", "localhost", "::1") and limits.api_key is None
-    listening = server.config.bind_socket()  # a port in use is told before anything is promised
+    listening = server.config.bind_socket()  # fails on a port in use before an address is logged
     port = listening.getsockname()[1]
     url = address(host, port)
-    logger.info(f"{', '.join(residents.names)} at {url}/v1 (Ctrl-C stops after the requests that run)")
+    logger.info(f"{', '.join(bundles.names)} at {url}/v1 (Ctrl-C stops after the requests that run)")
     logger.info(f"ask and see the routing: {url}/")
     if open_to_all:
         logger.info(f"note: everybody who reaches {host} may use it; give an `api_key` to ask for a key.")

@@ -19,7 +19,7 @@ from radargate.errors import BundleError, OptionError
 Mask = tuple[tuple[str, float], ...]
 
 
-class Residents:
+class LoadedBundles:
     """Bundles over one base model that is loaded once.
 
     Args:
@@ -114,7 +114,7 @@ class Residents:
 
 @contextmanager
 def masked(mask: Mask) -> Iterator[None]:
-    """Expert factors for the calls inside, checked before by `Residents.mask`; `radargate.using` would check each call."""
+    """Expert factors for the calls inside, checked before by `LoadedBundles.mask`; `radargate.using` would check each call."""
     token = active_multipliers.set(dict(mask) if mask else None)
     try:
         yield
