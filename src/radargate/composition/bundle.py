@@ -64,7 +64,7 @@ class Described(Protocol):
     """What a bundle's lock and card say of its configuration (`radargate.RadarConfig`)."""
 
     base_model_name_or_path: str | None
-    base_fingerprint: str
+    base_fingerprint: str | None
     architecture: str
     gate: str
     gate_only: bool
