@@ -117,6 +117,19 @@ def test_every_command_and_public_name_can_be_the_first_that_is_imported():
     assert result.returncode == 0, result.stderr
 
 
+def test_public_names_stay_functions_once_every_module_was_imported():
+    """A module of a function's name would take its place in the package after its first import."""
+    code = (
+        "import importlib, pkgutil, radargate\n"
+        "for found in pkgutil.walk_packages(radargate.__path__, 'radargate.'):\n"
+        "    if not found.name.endswith('__main__') and '.triton.' not in found.name:\n"
+        "        importlib.import_module(found.name)\n"
+        "for name in radargate.__all__:\n"
+        "    assert name == 'ops' or callable(getattr(radargate, name)), name\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_records_know_nothing_of_torch():
     subprocess.run(
         [sys.executable, "-c", "import sys, radargate.io.records; assert 'torch' not in sys.modules"], check=True

@@ -11,6 +11,13 @@ from typing import Any
 from radargate.composition.registration import register_with_peft
 
 _PUBLIC = {
+    "train": "radargate.api",
+    "evaluate": "radargate.api",
+    "generate": "radargate.api",
+    "compare": "radargate.api",
+    "export": "radargate.api",
+    "GateTraining": "radargate.training.options",
+    "shipped_experts": "radargate.experts.shipped",
     "compose": "radargate.composition.composing",
     "load": "radargate.composition.composing",
     "add_experts": "radargate.composition.extension",
