@@ -130,9 +130,9 @@ def test_a_cell_that_kills_its_worker_every_time_ends_the_run_in_words():
     cell = dataclasses.make_dataclass("Cell", ["label"])("radar")
     place = dataclasses.make_dataclass("Place", ["id", "cell"])("a", cell)
     for _ in range(executors.MOST_TRIES - 1):
-        executors._again(place, tries, waiting, lambda line: None)
+        executors._again(place, tries, waiting)
     with pytest.raises(RadarGateError, match=r"radar: its worker was lost 3 times.*`resume` goes on"):
-        executors._again(place, tries, waiting, lambda line: None)
+        executors._again(place, tries, waiting)
 
 
 class Shop:
@@ -175,7 +175,7 @@ def in_threads(monkeypatch, work, breaks_at=0):
     monkeypatch.setattr(executors, "_run_in_slot", work)
     monkeypatch.setattr(ThreadPool, "breaks_at", breaks_at)
     monkeypatch.setattr(ThreadPool, "submitted", 0)
-    return executors.in_slots(Shop(), [Spot(name) for name in "abcde"], 2, lambda line: None)
+    return executors.in_slots(Shop(), [Spot(name) for name in "abcde"], 2)
 
 
 @pytest.mark.parametrize("breaks_at", [1, 2, 3, 4, 5])
@@ -206,4 +206,4 @@ def test_a_cell_that_fails_ends_the_run_after_those_under_way_are_in(monkeypatch
 def test_ray_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(OptionError, match=r"radargate\[ray\]"):
-        next(executors.on_ray(None, [], "local", None, lambda line: None))
+        next(executors.on_ray(None, [], "local", None))
