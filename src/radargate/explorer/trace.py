@@ -72,11 +72,11 @@ def trace(
         text = _Text.of(model, base, text_or_ids, answer, tokenizer, max_new_tokens, chat)
         with _watched(layers, adapter_name, folder, pairs) as sites:
             nll = text.nll(model)
-        asked = active_multipliers.get() or {}
+        factors = active_multipliers.get() or {}
         without = {}
         if leave_one_out:
             for name in config.experts:
-                with using(model, {**asked, name: 0.0}):
+                with using(model, {**factors, name: 0.0}):
                     without[name] = text.nll(model)
     finally:
         model.train(was_training)
@@ -165,7 +165,7 @@ class _Text:
         else:
             logits = model(input_ids=torch.tensor([self.encoder], device=device), decoder_input_ids=ids).logits
         found = []
-        for start in range(0, len(self.ids) - 1, 256):  # a piece at a time: log-probabilities are as large as logits
+        for start in range(0, len(self.ids) - 1, 256):  # a chunk at a time: log-probabilities are as large as logits
             part = logits[0, start : min(start + 256, len(self.ids) - 1)].float().log_softmax(-1)
             found += (-part.gather(1, ids[0, start + 1 : start + 1 + part.shape[0], None])[:, 0]).tolist()
         return found
@@ -261,21 +261,17 @@ def _look(layer: RadarLayer, name: str, x: Tensor, output: Tensor, experts: tupl
     empty = (torch.zeros(0, 0), torch.zeros(0, 0))
     cosines, plane = (related.cosine(), related.plane()) if pairs else (empty, empty)
     plain = (output.to(update) - update).reshape(tokens, -1)
-
-    def kept(t: Tensor) -> Tensor:
-        return t.detach().float().cpu()
-
     return SiteTrace(
         layer.site,
         experts,
-        chosen.to(torch.int16).cpu(),
-        kept(weights),
-        kept(angles),
-        kept(lengths),
-        kept(norms),
-        kept((weights * own).abs()),
-        kept(update.reshape(tokens, -1).norm(dim=-1)),
-        kept(plain.norm(dim=-1)),
+        chosen,
+        weights,
+        angles,
+        lengths,
+        norms,
+        (weights * own).abs(),
+        update.reshape(tokens, -1).norm(dim=-1),
+        plain.norm(dim=-1),
         *cosines,
         *plane,
     )
