@@ -83,7 +83,7 @@ def trace(
     write_facts(
         folder,
         {
-            "tokens": text.shown(),
+            "tokens": text.shown(text.ids),
             "ids": text.ids,
             "prompt_length": text.prompt_length,
             "experts": list(config.experts),
@@ -95,7 +95,7 @@ def trace(
             "gate_options": config.gate_options,
             "top_k": config.top_k,
             "base": config.base_model_name_or_path,
-            "encoder_tokens": text.encoder_shown(),
+            "encoder_tokens": text.shown(text.encoder or []),
             "on_encoder": [
                 layer.site
                 for layer in layers
@@ -170,18 +170,9 @@ class _Text:
             found += (-part.gather(1, ids[0, start + 1 : start + 1 + part.shape[0], None])[:, 0]).tolist()
         return found
 
-    def shown(self) -> list[str]:
+    def shown(self, ids: list[int]) -> list[str]:
         """The text of every token."""
-        return self._decoded(self.ids)
-
-    def encoder_shown(self) -> list[str]:
-        """The same of what the encoder reads; empty for causal models."""
-        return self._decoded(self.encoder or [])
-
-    def _decoded(self, ids: list[int]) -> list[str]:
-        if self.tokenizer is None:
-            return [str(i) for i in ids]
-        return token_texts(ids, self.tokenizer)
+        return [str(i) for i in ids] if self.tokenizer is None else token_texts(ids, self.tokenizer)
 
 
 def _folder(out: str | Path | None) -> tuple[Path, tempfile.TemporaryDirectory[str] | None]:
@@ -209,11 +200,9 @@ def _watched(layers: Sequence[RadarLayer], name: str, folder: Path, pairs: bool)
         write_site(folder, _look(layer, name, args[0], output, tuple(experts), pairs))
         sites[layer.site] = experts
 
-    hooks = [layer.register_forward_hook(look) for layer in layers]
     with contextlib.ExitStack() as stack:
-        for hook in hooks:
-            stack.callback(hook.remove)
         for layer in layers:
+            stack.callback(layer.register_forward_hook(look).remove)
             stack.enter_context(_all_codes(layer, name))
         yield sites
 
