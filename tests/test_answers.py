@@ -206,7 +206,7 @@ def test_records_name_the_metric_and_keep_a_number_a_row(zoo):
     model = radargate.compose(str(tiny["base"]), tiny["adapters"], gate="radar").eval()
     rows = {"wmt14_en_xx": translations(), "gsm8k": [Row("1+1=", "2", task="gsm8k", id=str(i)) for i in range(2)]}
     scoring = Scoring(max_new_tokens=3)
-    records = score_system("s", model, load_tokenizer(str(tiny["base"])), rows, scoring, {}, lambda text: None)
+    records = score_system("s", model, load_tokenizer(str(tiny["base"])), rows, scoring, {})
     assert [r.get("metric") for r in records] == [{"translation": 5}, {"math": 2}, None]
     values = row_values(records[0], "chrf")
     assert len(values) == 5 and paired_difference({"t": values}, {"t": values})["p"] == 1.0

@@ -341,7 +341,7 @@ def test_a_dry_run_prints_cells_and_hours_and_loads_no_model(sources, tmp_path, 
         (["ablation", "--smoke", "--top-k", "1", "--top-k", "2"], "ablation has one value of top_k"),
         (["modules"], "has 3 tasks with training rows, expected at least 40"),
         (["ablation", "--smoke", "--experts", "nowhere"], "no adapter for"),
-        (["model-size", "--experts", "nowhere"], "add --base NAME"),
+        (["model-size", "--experts", "nowhere"], "name one with --base"),
     ],
 )
 def test_what_cannot_work_is_said_before_a_model_is_loaded(sources, tmp_path, capsys, words, message):

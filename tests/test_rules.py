@@ -11,7 +11,7 @@ from peft import ArrowConfig, PeftModel, create_arrow_model
 from peft.tuners.lora.arrow import ArrowLoraLinearLayer
 
 import radargate
-from conftest import NEEDED, adapters_for, logged
+from conftest import NEEDED, adapters_for
 from radargate.base_models.loading import load_tokenizer
 from radargate.cli import main
 from radargate.composition.composing import radar_layers
@@ -255,20 +255,26 @@ def test_masking_an_expert_equals_leaving_it_out(zoo, load_tiny):
     assert torch.equal(off, load_tiny()(**inputs()).logits), "the general part acts through others only"
 
 
-def search(zoo, tasks, out, lines=None, **options):
+def search(zoo, tasks, out, **options):
     tiny = zoo["llama"]
     training = GateTraining(gate="lorahub", gate_options=options, max_length=64, seed=options.pop("seed", 0))
-    with logged(([] if lines is None else lines).append):
-        return train_gates(str(tiny["base"]), tiny["equal"], str(tasks), out, training, device="cpu")
+    return train_gates(
+        str(tiny["base"]),
+        tiny["equal"],
+        str(tasks),
+        out,
+        training,
+        device="cpu",
+    )
 
 
-def test_the_search_starts_at_the_base_ends_lower_and_repeats_itself(zoo, tasks, tmp_path):
-    lines: list[str] = []
-    record = search(zoo, tasks, tmp_path / "a", lines, budget=12)
+def test_the_search_starts_at_the_base_ends_lower_and_repeats_itself(zoo, tasks, tmp_path, caplog):
+    caplog.set_level("INFO", logger="radargate")
+    record = search(zoo, tasks, tmp_path / "a", budget=12)
     found = record["metrics"]["search"]
     assert found["evaluations"] == 12 and set(found["weights"]) == set(NAMES)
     assert found["objective"] < found["start"] and all(abs(w) <= 1.5 for w in found["weights"].values())
-    assert sum(line.startswith("search ") for line in lines) == 3
+    assert sum(line.startswith("search ") for line in caplog.messages) == 3
     again = search(zoo, tasks, tmp_path / "b", budget=12)["metrics"]["search"]
     assert again == found
     model = radargate.load(str(zoo["llama"]["base"]), tmp_path / "a")

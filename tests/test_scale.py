@@ -28,9 +28,9 @@ from test_experiment import cells, command, sources  # noqa: F401
 PASSING = ("train_seconds", "score_seconds", "peak_memory_mb", "search")
 
 
-def run(zoo, sources, out, take=lambda line: None, **how):  # noqa: F811
+def run(zoo, sources, out, say=lambda line: None, **how):  # noqa: F811
     changes = {"bases": (str(zoo["llama"]["base"]),), "steps": 2, "limit": 3, "gates": ("stretch", "radar"), "seeds": 2}
-    with logged(take):
+    with logged(say):
         return run_experiment("ablation", "cpu", str(sources), out, smoke=True, changes=changes, device="cpu", **how)
 
 
@@ -95,9 +95,8 @@ def test_slots_end_with_the_process_that_runs_them(zoo, sources, tmp_path, alone
     running.kill()
     running.wait()
     assert len(slots) == 2
-    while any(
-        slot.is_running() and slot.status() != psutil.STATUS_ZOMBIE for slot in slots
-    ):  # nobody may be there to reap them
+    gone = {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}  # nobody may be there to reap them
+    while any(slot.is_running() and slot.status() not in gone for slot in slots):
         time.sleep(0.05)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 
@@ -17,7 +17,6 @@ from radargate.io.records import content_hash, file_hash, provenance, write_atom
 if TYPE_CHECKING:
     from torch import nn
 
-    from radargate.composition.config import RadarConfig
 
 LOCK_FILE, CARD_FILE = "radargate.lock.json", "README.md"
 LOCK = 2
@@ -61,7 +60,24 @@ def check_files(folder: Path) -> dict[str, Any]:
     return config
 
 
-def write_lock(folder: Path, config: RadarConfig) -> None:
+class Described(Protocol):
+    """What a bundle's lock and card say of its configuration (`radargate.RadarConfig`)."""
+
+    base_model_name_or_path: str | None
+    base_fingerprint: str | None
+    architecture: str
+    gate: str
+    gate_only: bool
+    top_k: int | None
+    experts: list[str]
+    expert_facts: dict[str, dict[str, Any]]
+    sites: dict[str, Any]
+
+    def adapter_facts(self) -> dict[str, dict[str, Any]]:
+        """Expert → what is known of its adapter."""
+
+
+def write_lock(folder: Path, config: Described) -> None:
     """Write the lock file: base fingerprint, hash of every file, expert and tensor, versions, and of the lock itself."""
     here = provenance()
     lock = {
@@ -181,7 +197,7 @@ def check_fingerprint(bundle: str | Path, expected: str | None, base: nn.Module)
         )
 
 
-def write_card(folder: Path, config: RadarConfig, scores: str = "") -> None:
+def write_card(folder: Path, config: Described, scores: str = "") -> None:
     """Write the model card: what the bundle is, how to load it, its experts, and its scores."""
     experts = "\n".join(
         f"| {name} | `{facts.get('source', '')}` | `{str(facts.get('sha256', ''))[:16]}` |"

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from radargate.errors import BackendError
 from radargate.ops import cpp, triton
 
 BACKENDS = ("auto", "codes", "literal", "triton")
 NAMES = {"reference": "literal", "low_rank": "codes"}  # what else they may be called
-
-
-def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """float32, or float64 where any tensor is: never less, as bfloat16 logits choose other experts."""
-    for t in tensors:
-        if t.dtype == torch.float64:
-            return torch.float64
-    return torch.float32
 
 
 def choose_backend(backend: str = "auto", device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from radargate.ops import cpp as fused
 from radargate.ops import decode as few
 from radargate.ops import shared_basis as dense
 from radargate.ops import triton as gpu
+from radargate.ops.dtypes import result_dtype
 from radargate.ops.recompute import recompute, tracing
 from radargate.ops.reference import unit_rms
 from radargate.ops.selection import dense_weights
@@ -233,7 +234,7 @@ def mix(
             in_place=in_place,
         )
         return update.view(*shape, B.shape[-1])
-    dtype = gpu.result_dtype(h, B, weights)
+    dtype = result_dtype(h, B, weights)
     h, B, weights, rotation, up = alike(h, B, weights, rotation, up)
     if ranks is None:
         update = dense.mix(h, B, weights, indices, rotation, up, angle_norm)
@@ -251,7 +252,7 @@ def alike(*tensors: Tensor | None) -> Any:
     given = [t for t in tensors if t is not None]
     if all(t.dtype == given[0].dtype for t in given):
         return tensors
-    dtype = gpu.result_dtype(*given)
+    dtype = result_dtype(*given)
     return tuple(None if t is None else t.to(dtype) for t in tensors)
 
 

@@ -78,9 +78,7 @@ def run_experiment(
     experiment: Experiment = EXPERIMENTS.get(name)
     design = experiment.plan(preset, smoke=smoke, **(changes or {}))
     if experts is not None and len(design.bases) > 1:
-        raise OptionError(
-            f"`experts` belong to one base, but {name} has {len(design.bases)}; choose one of the `bases`."
-        )
+        raise OptionError(f"`experts` belong to one base, but {name} has {len(design.bases)}; name one with `bases`.")
     if not dry_run:
         _check_out(file, name, resume)
     material = load_material(data, design)

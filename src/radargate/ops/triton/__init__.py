@@ -75,11 +75,6 @@ def serves(
     return reason is None
 
 
-def result_dtype(*tensors: Tensor) -> torch.dtype:
-    """What PyTorch's promotion makes of them."""
-    return functools.reduce(torch.promote_types, [t.dtype for t in tensors])
-
-
 def refusal(
     h: Tensor, B: Tensor, matrix: Tensor | None, *others: Tensor | None, indices: Tensor | None = None
 ) -> str | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from radargate.ops.triton import result_dtype
+from radargate.ops.dtypes import result_dtype
 
 
 def turn(
