@@ -64,7 +64,7 @@ def test_an_answer_is_that_of_generate_and_the_next_turn_knows_it(say, bundle):
     second = answer(f"user: hi\nassistant: {first}\nuser: hi\nassistant: ")
     assert first != second
     code, out, _ = say("hi", "hi", "/reset", "hi")
-    assert code == 0 and out == f"{first}\n{second}\nThe conversation begins anew.\n{first}\n"
+    assert code == 0 and out == f"{first}\n{second}\nThe conversation starts over.\n{first}\n"
 
 
 def test_experts_are_listed_switched_and_explained(say, bundle):
@@ -99,4 +99,4 @@ def test_sampling_repeats_with_its_seed_and_flags_are_checked(say):
     assert say("hi", flags=sampled)[1] == say("hi", flags=sampled)[1] != say("hi", flags=(*sampled, "--seed", "5"))[1]
     assert "expected at least 0" in say(flags=("--top-p", "0"))[2]
     assert "Did you mean 'law'" in say(flags=("--expert", "lwa=0"))[2]
-    assert "/reset begins anew" in say("x" * 600, "hi")[2]
+    assert "/reset starts over" in say("x" * 600, "hi")[2]

@@ -17,7 +17,7 @@ from conftest import HANG, tiny_tokenizer
 from radargate.cli.entry import main
 from radargate.errors import OptionError
 from radargate.explorer.files import SiteTrace, Trace, write_facts, write_site
-from radargate.explorer.page import explorer, layer_of, packed, payload, unpacked
+from radargate.explorer.page import explorer, layer_of, packed, payload
 from test_tracing import ANSWER, PROMPT, compose
 
 pytest.importorskip("plotly")
@@ -52,6 +52,14 @@ def trace(zoo, load_tiny):
 
 def embedded(page):
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
+
+
+def unpacked(found):
+    """What `packed` packed, flat."""
+    raw = bytearray(base64.b64decode(found["data"]))
+    if not raw:
+        return torch.zeros(0, dtype=torch.float64)
+    return torch.frombuffer(raw, dtype=torch.int16 if found["bits"] == 16 else torch.int8).double() * found["step"]
 
 
 def made(folder, tokens, experts, sites, k=2, dense=False):

@@ -13,9 +13,9 @@ import torch
 
 import radargate
 from conftest import tiny_tokenizer
-from radargate.explorer.page import payload, unpacked
+from radargate.explorer.page import payload
 from radargate.server.engine import MAX_TASKS, QueueFull
-from test_explorer import CHARTS
+from test_explorer import CHARTS, unpacked
 from test_serve import KEY, Running, save_bundle, wait_until
 
 pytest.importorskip("plotly")

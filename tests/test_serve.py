@@ -381,6 +381,21 @@ MESSAGES = [{"role": "user", "content": "x"}]
             "needs logprobs",
         ),
         ({"model": "first", "messages": MESSAGES, "tools": [{}]}, "chat/completions", 400, "tools", "not supported"),
+        ({"model": "first", "prompt": ["x", []]}, "completions", 400, "prompt", "expected text, token ids, or a list"),
+        (
+            {"model": "first", "messages": [{"role": "user"}]},
+            "chat/completions",
+            400,
+            "messages",
+            "messages[0].content is missing",
+        ),
+        (
+            {"model": "first", "messages": MESSAGES, "stream": True, "stream_options": {"include_usage": 1}},
+            "chat/completions",
+            400,
+            "stream_options",
+            "stream_options.include_usage is 1, expected true or false",
+        ),
         ({}, "embeddings", 404, None, "There are /v1/models"),
     ],
 )

@@ -112,6 +112,7 @@ def test_a_signal_lets_the_running_answer_end_and_takes_no_new_one(bundle, numbe
     rest = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
     http.close()
     assert rest[-1]["choices"][0]["finish_reason"] == "length", "the answer was cut off"
+    server.process.wait(60)  # one signal is enough
     code, said = server.end()
     assert code == 0 and said.rstrip().endswith("stopped.") and "Traceback" not in said
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import queue
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from radargate.cli import flags
 from radargate.errors import OptionError, RadarGateError
-from radargate.registry import read_options
+from radargate.registry import read_options, unknown_name
 
 if TYPE_CHECKING:
-    from radargate.explorer.files import Trace
     from radargate.server.engine import Engine
     from radargate.server.loaded import LoadedBundles
 
@@ -54,9 +56,8 @@ def run(args: argparse.Namespace) -> int:
     from radargate.server.engine import Engine
     from radargate.server.loaded import LoadedBundles
 
-    bundles = LoadedBundles(
-        {"bundle": args.target}, base=args.base, dtype=args.dtype, device=flags.pick_device(args.device)
-    )
+    device = flags.pick_device(args.device)
+    bundles = LoadedBundles({"bundle": args.target}, base=args.base, dtype=args.dtype, device=device)
     engine = Engine(bundles, slots=1, queue=1)
     talk = Talk(bundles, engine, args)
     try:
@@ -95,44 +96,37 @@ class Talk:
             RadarGateError: no such word or expert, or the conversation is too long.
         """
         word, *rest = line.split() or [""]
-        if not word:
-            return
-        if not word.startswith("/"):
+        commands = {"/experts": self.experts, "/why": self.why, "/reset": self.reset, "/help": lambda *rest: WORDS}
+        if word in commands:
+            print(commands[word](*rest))
+        elif word.startswith("/"):
+            raise OptionError(unknown_name("word", word, list(commands)))
+        elif word:
             self.answer(line)
-        elif word == "/experts":
-            self.set_experts(rest)
-            print(_table([(name, f"{self.factors.get(name, 1.0):g}") for name in self.names()], ("expert", "factor")))
-        elif word == "/why":
-            print(self.why())
-        elif word == "/reset":
-            self.reset()
-            print("The conversation begins anew.")
-        elif word == "/help":
-            print(WORDS)
-        else:
-            from radargate.registry import unknown_name
-
-            raise OptionError(unknown_name("word", word, ["/experts", "/why", "/reset", "/help"]))
 
     def names(self) -> list[str]:
         """All experts."""
         return list(self.bundles.config("bundle").experts)
 
-    def reset(self) -> None:
-        """Forget what was said; factors stay."""
+    def reset(self, *rest: str) -> str:
+        """Forget the conversation; factors stay."""
         self.messages = [{"role": "system", "content": self.args.system}] if self.args.system else []
         self.last = None
+        return "The conversation starts over."
 
-    def set_experts(self, pairs: list[str], flag: str = "/experts") -> None:
+    def experts(self, *pairs: str) -> str:
+        """A table of factors, after those of ``NAME=FACTOR`` words are set."""
+        self.set_experts(pairs, "/experts")
+        return _table([(name, f"{self.factors.get(name, 1.0):g}") for name in self.names()], ("expert", "factor"))
+
+    def set_experts(self, pairs: Sequence[str], flag: str) -> None:
         """Set factors from ``NAME=FACTOR`` words, all of them or, where one is wrong, none."""
-        asked = {**self.factors, **read_options(pairs, flag, f"{self.names()[0]}=0")}
-        self.bundles.mask("bundle", asked)
-        self.factors = asked
+        factors = {**self.factors, **read_options(pairs, flag, f"{self.names()[0]}=0")}
+        self.bundles.mask("bundle", factors)
+        self.factors = factors
 
     def answer(self, line: str) -> None:
         """Answer a line, printing as tokens come; Ctrl-C stops the answer and keeps what was said."""
-        import queue
-
         from radargate.server.jobs import Chunk, Group, Job
         from radargate.server.sampling import Sampling
 
@@ -142,7 +136,7 @@ class Talk:
         room = self.args.max_new_tokens if context is None else min(self.args.max_new_tokens, context - len(ids))
         if room < 1:
             raise OptionError(
-                f"the conversation has {len(ids)} tokens, the model's context is {context}. /reset begins anew."
+                f"the conversation has {len(ids)} tokens, the model's context is {context}. /reset starts over."
             )
         chunks: queue.Queue[Chunk] = queue.Queue()
         # logprobs=0: chunks then name their tokens, for /why
@@ -166,7 +160,7 @@ class Talk:
         self.messages = [*messages, {"role": "assistant", "content": text}]
         self.last = (ids, tokens, dict(self.factors))
 
-    def why(self) -> str:
+    def why(self, *rest: str) -> str:
         """A table of every expert's mean weight over the last answer's tokens, and how often it was among the chosen.
 
         Raises:
@@ -174,36 +168,21 @@ class Talk:
         """
         if self.last is None or not self.last[1]:
             raise OptionError("there is no answer yet. Say something first.")
-        from radargate.composition.layer import using
-        from radargate.explorer.trace import trace
-
         prompt, answer, factors = self.last
-
-        def look() -> Trace:
-            model = self.bundles.activate("bundle")
-            with using(model, factors):
-                return trace(
-                    model,
-                    prompt + answer,
-                    tokenizer=self.bundles.tokenizer,
-                    pairs=False,
-                    leave_one_out=False,
-                    adapter_name=self.bundles.adapter("bundle"),
-                )
-
+        mask = self.bundles.mask("bundle", factors)
+        look = partial(self.bundles.trace, "bundle", mask, prompt + answer, pairs=False, leave_one_out=False)
         # in the thread that owns the model: after Ctrl-C it may still be in its last step
         traced = self.engine.between(look).result()
-        weights: dict[str, list[float]] = {name: [] for name in self.names()}
-        chosen: dict[str, list[float]] = {name: [] for name in self.names()}
+        found: dict[str, list[list[float]]] = {name: [] for name in self.names()}
         for site in traced.sites():
-            at_site = site.dense_weights()[len(prompt) :]
-            for name, column in zip(site.experts, at_site.T, strict=True):
-                weights[name].append(float(column.mean()))
-                chosen[name].append(float((column != 0).float().mean()))
+            weights = site.dense_weights()[len(prompt) :]
+            shares = [weights.mean(0).tolist(), (weights != 0).float().mean(0).tolist()]
+            for name, *means in zip(site.experts, *shares, strict=True):
+                found[name].append(means)
+        means = [(name, *map(fmean, zip(*sites, strict=True)), len(sites)) for name, sites in found.items() if sites]
         rows = [
-            (name, f"{sum(found) / len(found):.3f}", f"{sum(chosen[name]) / len(found):.0%}", str(len(found)))
-            for name, found in sorted(weights.items(), key=lambda item: -sum(item[1]) / max(len(item[1]), 1))
-            if found
+            (name, f"{weight:.3f}", f"{share:.0%}", str(count))
+            for name, weight, share, count in sorted(means, key=lambda row: -row[1])
         ]
         return _table(rows, ("expert", "mean weight", "chosen", "sites"))
 
@@ -231,10 +210,5 @@ def _lines() -> Iterator[str]:
 def _table(rows: list[Any], head: tuple[str, ...]) -> str:
     """Columns under their names: the first to the left, numbers to the right."""
     whole = [head, *rows]
-    widths = [max(len(row[i]) for row in whole) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in whole
-    )
+    first, *others = [max(map(len, column)) for column in zip(*whole, strict=True)]
+    return "\n".join("  ".join([name.ljust(first), *map(str.rjust, cells, others)]) for name, *cells in whole)

@@ -73,13 +73,9 @@ class AnswerCollator:
     encoder_decoder: bool
 
     def __call__(self, rows: list[EncodedRow]) -> dict[str, torch.Tensor]:
-        width = max(row.length for row in rows)
         left = not self.encoder_decoder
-        batch = {
-            "input_ids": _pad([row.input_ids for row in rows], width, self.pad_token_id, left),
-            "attention_mask": _pad([[1] * row.length for row in rows], width, 0, left),
-            "labels": _pad([row.labels for row in rows], max(len(row.labels) for row in rows), -100, left),
-        }
+        ids, mask = pad([row.input_ids for row in rows], self.pad_token_id, left)
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": pad([row.labels for row in rows], -100, left)[0]}
         if not self.encoder_decoder:
             batch["position_ids"] = positions(batch["attention_mask"])
         return batch
@@ -180,6 +176,12 @@ def step_order(length: Callable[[int], int], count: int, batch_size: int, steps:
     return order
 
 
-def _pad(rows: list[list[int]], width: int, value: int, left: bool) -> torch.Tensor:
-    filled = [([value] * (width - len(r)) + r) if left else (r + [value] * (width - len(r))) for r in rows]
-    return torch.tensor(filled, dtype=torch.long)
+def pad(rows: Sequence[Sequence[int]], value: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of unequal length as one tensor, filled with a value on the left or right, and the mask of their own entries."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), value, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        span = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, span], mask[i, span] = torch.tensor(row, dtype=torch.long), 1
+    return ids, mask

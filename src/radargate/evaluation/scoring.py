@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from radargate.composition.model import RadarModel
-from radargate.data.batches import positions
+from radargate.data.batches import pad, positions
 from radargate.data.prompts import EncodedPair, encode_row
 from radargate.data.rows import Row
 from radargate.evaluation.answers import check_metrics, judge, metric_of
@@ -174,7 +174,7 @@ class Scorer:
         return {name: value for name, value in extras.items() if name in self.accepted}
 
     def _pad(self, rows: Sequence[Sequence[int]], left: bool) -> tuple[Tensor, Tensor]:
-        ids, mask = _pad(rows, self.tokenizer.pad_token_id, left)
+        ids, mask = pad(rows, self.tokenizer.pad_token_id, left)
         return ids.to(self.device), mask.to(self.device)
 
 
@@ -199,7 +199,7 @@ def generate(
     pairs = [encode_row(prompt, "x", tokenizer, seq2seq) for prompt in prompts]
     # a generated answer starts after the whole rendered context, white space included
     contexts = [p.context + p.continuation[: p.lead] for p in pairs]
-    ids, mask = _pad(contexts, tokenizer.pad_token_id, left=not seq2seq)
+    ids, mask = pad(contexts, tokenizer.pad_token_id, left=not seq2seq)
     device = next(model.parameters()).device
     out = model.generate(
         input_ids=ids.to(device),
@@ -211,17 +211,6 @@ def generate(
     )
     fresh = out if seq2seq else out[:, ids.shape[1] :]
     return [text.strip() for text in tokenizer.batch_decode(fresh, skip_special_tokens=True)]
-
-
-def _pad(rows: Sequence[Sequence[int]], value: int, left: bool) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask of rows of unequal length."""
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), value, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        span = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[i, span], mask[i, span] = torch.tensor(row), 1
-    return ids, mask
 
 
 def _row_score(row: Row, candidates: list[_Candidate], answers: dict[str, str]) -> RowScore:

@@ -17,6 +17,7 @@ from torch import Tensor
 from radargate.errors import RadarGateError
 from radargate.io.disk import writing
 from radargate.io.records import write_atomic
+from radargate.ops.selection import dense_weights
 
 FACTS, SCHEMA = "trace.json", 1
 NEEDED = ("schema", "tokens", "prompt_length", "experts", "sites", "nll", "without")
@@ -31,16 +32,16 @@ class SiteTrace:
         experts: names of the experts there, in order.
         indices: [T, k] chosen experts.
         weights: [T, k] their weights.
-        angles: [T, k] mean size of the angles they are turned by, in radians; zeros where nothing turns.
-        code_norms: [T, k] length of their rotation codes; zeros where nothing turns.
+        angles: [T, k] mean size of their rotation angles, in radians; zeros where nothing rotates.
+        code_norms: [T, k] length of their rotation codes; zeros where nothing rotates.
         expert_norms: [T, n] ‖v_i‖ of every expert's output.
         contributions: [T, k] ‖g_i ṽ_i‖ of what each chosen expert adds.
         update: [T] length of the whole update.
         base: [T] length of the base layer's own output.
         cosine_before: [n, n] mean over tokens of cos(v_i, v_j); empty where pairs were not asked for.
-        cosine_after: [n, n] the same of the turned outputs.
+        cosine_after: [n, n] the same of the rotated outputs.
         map_before: [n, 2] mean output of every expert on the plane that holds most of all means, before and after.
-        map_after: [n, 2] the same, turned.
+        map_after: [n, 2] the same, rotated.
     """
 
     site: str
@@ -60,7 +61,7 @@ class SiteTrace:
 
     def dense_weights(self) -> Tensor:
         """Weights of all experts, zero where not chosen: [T, n]."""
-        return torch.zeros(self.weights.shape[0], len(self.experts)).scatter(1, self.indices.long(), self.weights)
+        return dense_weights(self.weights, self.indices.long(), len(self.experts))
 
     def entropy(self) -> Tensor:
         """Entropy of each token's weights, in nats: [T]."""
@@ -86,11 +87,11 @@ class Trace:
         self.folder, self._keep = Path(folder), keep
         try:
             self.facts: dict[str, Any] = json.loads((self.folder / FACTS).read_text(encoding="utf-8"))
-            missing = [name for name in NEEDED if name not in self.facts]
-            if missing or self.facts["schema"] != SCHEMA:
-                raise ValueError(
-                    f"{FACTS} has no {missing[0]}" if missing else f"schema {self.facts['schema']}, not {SCHEMA}"
-                )
+            for name in NEEDED:
+                if name not in self.facts:
+                    raise ValueError(f"{FACTS} has no {name}")
+            if self.facts["schema"] != SCHEMA:
+                raise ValueError(f"schema {self.facts['schema']}, not {SCHEMA}")
         except (OSError, ValueError, TypeError) as error:
             raise RadarGateError(
                 f"{self.folder} holds no whole trace ({error}). Make one with radargate.trace(model, text, out=...)."
@@ -131,7 +132,8 @@ class Trace:
 
 def write_site(folder: Path, trace: SiteTrace) -> None:
     """Write one site's tensors."""
-    tensors = {name: t.contiguous() for name, t in vars(trace).items() if isinstance(t, Tensor)}
+    found = {name: t.detach().cpu().contiguous() for name, t in vars(trace).items() if isinstance(t, Tensor)}
+    tensors = {name: t.float() if t.is_floating_point() else t.to(torch.int16) for name, t in found.items()}
     with writing("the trace", folder):
         save_file(tensors, folder / file_name(trace.site))
 

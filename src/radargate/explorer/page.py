@@ -15,6 +15,7 @@ from torch import Tensor
 
 from radargate.errors import OptionError
 from radargate.explorer.files import SiteTrace, Trace
+from radargate.ops.selection import dense_weights
 from radargate.report.charts import COLOURS
 
 MANY = 4_000_000  # weights above which one byte has to do for each
@@ -59,21 +60,20 @@ def _page(data: dict[str, Any], live: bool = False) -> str:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
         raise OptionError('the page needs plotly: pip install "radargate[report]".') from error
-    here, parts = Path(__file__).parent, (*PARTS, *(LIVE_PARTS if live else ()))
-    texts = {
-        name: (here / name).read_text(encoding="utf-8")
-        for name in ("explorer.html", "explorer.css", "live.html", *parts)
-    }
+
+    def text(name: str) -> str:
+        return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
     filled = {
         "TITLE": html.escape(data["title"]),
         "POLICY": f"{POLICY}; connect-src 'self'" if live else POLICY,
-        "STYLE": texts["explorer.css"],
-        "LIVE": texts["live.html"] if live else "",
+        "STYLE": text("explorer.css"),
+        "LIVE": text("live.html") if live else "",
         "DATA": script_safe(data),
         "PLOTLY": get_plotlyjs(),
-        "SCRIPT": "\n".join(texts[name] for name in parts),
+        "SCRIPT": "\n".join(map(text, (*PARTS, *(LIVE_PARTS if live else ())))),
     }
-    return re.sub(r"%%([A-Z]+)%%", lambda found: filled[found[1]], texts["explorer.html"])
+    return re.sub(r"%%([A-Z]+)%%", lambda found: filled[found[1]], text("explorer.html"))
 
 
 def script_safe(data: Any) -> str:
@@ -86,9 +86,7 @@ def payload(trace: Trace) -> dict[str, Any]:
     """A trace's numbers, small: tokens' weights and angles as whole numbers of 2 bytes (1 where there are very many)."""
     slots = sum(site.weights.numel() for site in trace.sites())
     reads = set(trace.facts.get("on_encoder", ()))
-    sites = []
-    for site in trace.sites():
-        sites.append(_site(site, trace, 8 if slots > MANY else 16, site.site in reads))
+    bits = 8 if slots > MANY else 16
     return {
         "tokens": trace.tokens,
         "prompt": trace.prompt_length,
@@ -97,7 +95,7 @@ def payload(trace: Trace) -> dict[str, Any]:
         "effect": trace.effect(),
         "nll": [round(value, 4) for value in trace.nll],
         "facts": {key: trace.facts.get(key) for key in ("base", "gate", "architecture", "top_k")},
-        "sites": sites,
+        "sites": [_site(site, trace, bits, site.site in reads) for site in trace.sites()],
     }
 
 
@@ -112,21 +110,13 @@ def layer_of(site: str) -> str:
 
 
 def packed(values: Tensor, bits: int = 16) -> dict[str, Any]:
-    """Numbers as base64 of whole numbers and the step between them; decode with :func:`unpacked`."""
+    """Numbers as base64 of whole numbers and the step between them; the page decodes it with ``numbers``."""
     values = torch.nan_to_num(values.detach().double())
     top = (1 << (bits - 1)) - 1
     largest = float(values.abs().max()) if values.numel() else 0.0
     step = largest / top or 1.0
     whole = (values / step).round().to(torch.int16 if bits == 16 else torch.int8)
     return {"step": step, "bits": bits, "data": _base64(whole)}
-
-
-def unpacked(found: dict[str, Any]) -> Tensor:
-    """What :func:`packed` packed, flat."""
-    raw = bytearray(base64.b64decode(found["data"]))
-    if not raw:
-        return torch.zeros(0, dtype=torch.float64)
-    return torch.frombuffer(raw, dtype=torch.int16 if found["bits"] == 16 else torch.int8).double() * found["step"]
 
 
 def pair_angles(cosines: Tensor) -> Tensor:
@@ -140,7 +130,7 @@ def pair_angles(cosines: Tensor) -> Tensor:
 def _site(site: SiteTrace, trace: Trace, bits: int, on_encoder: bool) -> dict[str, Any]:
     tokens, n = site.expert_norms.shape
     cut = tokens if on_encoder else min(trace.prompt_length, tokens)
-    added = torch.zeros(tokens, n).scatter(1, site.indices.long(), site.contributions)
+    added = dense_weights(site.contributions, site.indices.long(), n)
     every = site.indices.shape[1] == n and bool((site.indices == torch.arange(n)).all())
     small = torch.uint8 if n <= 256 else torch.int16
     found: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""How experts relate to each other at a site, before and after they are turned."""
+"""How experts relate to each other at a site, before and after they are rotated."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from radargate import ops
 from radargate.gates.base import Call, Gate, GateOutput
-from radargate.ops.turning import angle, turn_pairs
+from radargate.ops.turning import turn_pairs
 
 NUMBERS_AT_ONCE = 1 << 22  # of tokens × experts × width
 
 
 class Pairs:
-    """Cosines and mean outputs of all n experts over tokens, read in pieces so that memory stays small."""
+    """Cosines and mean outputs of all n experts over tokens, read in chunks so that memory stays small."""
 
     def __init__(self, n: int, d: int) -> None:
         self.cosines = torch.zeros(2, n, n, dtype=torch.float64)
@@ -36,18 +37,9 @@ class Pairs:
                 weights = before.new_ones(before.shape[0], before.shape[1])
                 turn = gate.turn(replace(call, x=x[part], codes=codes, real=None), weights, None)
                 assert turn is not None
-                after = torch.stack(
-                    [
-                        turn_pairs(
-                            before[:, i],
-                            angle(
-                                turn.codes[:, i if turn.codes.shape[1] > 1 else 0], turn.up, None, i, turn.angle_norm
-                            ),
-                        )
-                        for i in range(before.shape[1])
-                    ],
-                    1,
-                )
+                every = turn.codes.expand(-1, before.shape[1], -1)
+                alpha = ops.angles(every, turn.up, None, turn.angle_norm)
+                after = turn_pairs(before.flatten(0, 1), alpha.flatten(0, 1)).view_as(before)
             for place, v in enumerate((before.double(), after.double())):
                 norm = v.norm(dim=-1, keepdim=True)
                 unit = torch.where(norm > 0, v / norm.clamp(min=1e-30), 0.0)

@@ -12,7 +12,7 @@ _LONGEST = 4  # bytes of a character in UTF-8, so tokens that may share one
 def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
     """What each token adds to the text before it; put together they are the text.
 
-    A character that is split over tokens stands at the last of them, and the others are empty. Each piece is decoded behind the
+    A character that is split over tokens stands at the last of them, and the others are empty. Each chunk is decoded behind the
     one before, because some tokenizers drop the space in front of whatever comes first.
 
     Args:
@@ -23,7 +23,7 @@ def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
         T texts. Bytes that never become a character stay U+FFFD; one that the text itself holds stands at the token after it.
     """
     texts: list[str] = []
-    before = start = 0  # pieces are ids[before:start], which is told, and ids[start:], which may not be whole yet
+    before = start = 0  # ids[before:start] are done, and ids[start:] may not be whole characters yet
     for end in range(1, len(ids) + 1):
         known = _decode(ids[before:start], tokenizer)
         text = _decode(ids[before:end], tokenizer)

@@ -72,18 +72,18 @@ def trace(
         text = _Text.of(model, base, text_or_ids, answer, tokenizer, max_new_tokens, chat)
         with _watched(layers, adapter_name, folder, pairs) as sites:
             nll = text.nll(model)
-        asked = active_multipliers.get() or {}
+        factors = active_multipliers.get() or {}
         without = {}
         if leave_one_out:
             for name in config.experts:
-                with using(model, {**asked, name: 0.0}):
+                with using(model, {**factors, name: 0.0}):
                     without[name] = text.nll(model)
     finally:
         model.train(was_training)
     write_facts(
         folder,
         {
-            "tokens": text.shown(),
+            "tokens": text.shown(text.ids),
             "ids": text.ids,
             "prompt_length": text.prompt_length,
             "experts": list(config.experts),
@@ -95,7 +95,7 @@ def trace(
             "gate_options": config.gate_options,
             "top_k": config.top_k,
             "base": config.base_model_name_or_path,
-            "encoder_tokens": text.encoder_shown(),
+            "encoder_tokens": text.shown(text.encoder or []),
             "on_encoder": [
                 layer.site
                 for layer in layers
@@ -165,23 +165,14 @@ class _Text:
         else:
             logits = model(input_ids=torch.tensor([self.encoder], device=device), decoder_input_ids=ids).logits
         found = []
-        for start in range(0, len(self.ids) - 1, 256):  # a piece at a time: log-probabilities are as large as logits
+        for start in range(0, len(self.ids) - 1, 256):  # a chunk at a time: log-probabilities are as large as logits
             part = logits[0, start : min(start + 256, len(self.ids) - 1)].float().log_softmax(-1)
             found += (-part.gather(1, ids[0, start + 1 : start + 1 + part.shape[0], None])[:, 0]).tolist()
         return found
 
-    def shown(self) -> list[str]:
+    def shown(self, ids: list[int]) -> list[str]:
         """The text of every token."""
-        return self._decoded(self.ids)
-
-    def encoder_shown(self) -> list[str]:
-        """The same of what the encoder reads; empty for causal models."""
-        return self._decoded(self.encoder or [])
-
-    def _decoded(self, ids: list[int]) -> list[str]:
-        if self.tokenizer is None:
-            return [str(i) for i in ids]
-        return token_texts(ids, self.tokenizer)
+        return [str(i) for i in ids] if self.tokenizer is None else token_texts(ids, self.tokenizer)
 
 
 def _folder(out: str | Path | None) -> tuple[Path, tempfile.TemporaryDirectory[str] | None]:
@@ -209,11 +200,9 @@ def _watched(layers: Sequence[RadarLayer], name: str, folder: Path, pairs: bool)
         write_site(folder, _look(layer, name, args[0], output, tuple(experts), pairs))
         sites[layer.site] = experts
 
-    hooks = [layer.register_forward_hook(look) for layer in layers]
     with contextlib.ExitStack() as stack:
-        for hook in hooks:
-            stack.callback(hook.remove)
         for layer in layers:
+            stack.callback(layer.register_forward_hook(look).remove)
             stack.enter_context(_all_codes(layer, name))
         yield sites
 
@@ -261,21 +250,17 @@ def _look(layer: RadarLayer, name: str, x: Tensor, output: Tensor, experts: tupl
     empty = (torch.zeros(0, 0), torch.zeros(0, 0))
     cosines, plane = (related.cosine(), related.plane()) if pairs else (empty, empty)
     plain = (output.to(update) - update).reshape(tokens, -1)
-
-    def kept(t: Tensor) -> Tensor:
-        return t.detach().float().cpu()
-
     return SiteTrace(
         layer.site,
         experts,
-        chosen.to(torch.int16).cpu(),
-        kept(weights),
-        kept(angles),
-        kept(lengths),
-        kept(norms),
-        kept((weights * own).abs()),
-        kept(update.reshape(tokens, -1).norm(dim=-1)),
-        kept(plain.norm(dim=-1)),
+        chosen,
+        weights,
+        angles,
+        lengths,
+        norms,
+        (weights * own).abs(),
+        update.reshape(tokens, -1).norm(dim=-1),
+        plain.norm(dim=-1),
         *cosines,
         *plane,
     )

@@ -25,7 +25,7 @@ from radargate.server.jobs import Chunk, Job
 from radargate.server.limits import Limits
 from radargate.server.loaded import LoadedBundles
 from radargate.server.metrics import Metrics
-from radargate.server.requests import AnswerRequest, ChatBody, CompletionBody, check_model, read_request
+from radargate.server.requests import ChatBody, CompletionBody, check_model, read_request
 
 ENDPOINTS = ("/", PATH, "/health", "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions")
 
@@ -96,21 +96,16 @@ def make_app(bundles: LoadedBundles, limits: Limits) -> FastAPI:
         return JSONResponse(described(name))
 
     @app.post("/v1/completions")
-    async def completions(request: Request) -> Response:
-        return await respond(request, CompletionBody)
-
     @app.post("/v1/chat/completions")
-    async def chat(request: Request) -> Response:
-        return await respond(request, ChatBody)
-
-    async def respond(request: Request, model: type[CompletionBody] | type[ChatBody]) -> Response:
+    async def answered(request: Request) -> Response:
+        model = ChatBody if request.url.path.endswith("/chat/completions") else CompletionBody
         body = await read_body(request, limits.body_bytes)
         wanted = await asyncio.to_thread(read_request, body, model, bundles, limits.max_tokens)
-        answer, running = Answer(wanted, bundles.tokenizer), _Running(engine, wanted)
+        running = _Running(engine, Answer(wanted, bundles.tokenizer))
         if wanted.body.stream:
-            return _Stream(answer, running)
+            return _Stream(running)
         try:
-            return await answer_unless_gone(request, _gather(answer, running))
+            return await answer_unless_gone(request, running.whole())
         finally:
             running.cancel()
 
@@ -118,42 +113,57 @@ def make_app(bundles: LoadedBundles, limits: Limits) -> FastAPI:
 
 
 class _Running:
-    """A request in the engine, as an asyncio queue of chunks."""
+    """A request in the engine, whose chunks come to an asyncio loop and into its answer."""
 
-    def __init__(self, engine: Engine, request: AnswerRequest) -> None:
-        loop = asyncio.get_running_loop()
-        self.chunks: asyncio.Queue[Chunk] = asyncio.Queue()
+    def __init__(self, engine: Engine, answer: Answer) -> None:
+        loop, request = asyncio.get_running_loop(), answer.request
+        self.answer, self._engine = answer, engine
+        self._queue: asyncio.Queue[Chunk] = asyncio.Queue()
 
         def send(chunk: Chunk) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
-                loop.call_soon_threadsafe(self.chunks.put_nowait, chunk)
+                loop.call_soon_threadsafe(self._queue.put_nowait, chunk)
 
-        self._engine, self._job = engine, Job(request.group, request.prompts, request.sampling, send)
+        self._job = Job(request.group, request.prompts, request.sampling, send)
         engine.submit(self._job)
 
-    async def next(self) -> Chunk:
-        chunk = await self.chunks.get()
-        if chunk.error:
-            raise ApiError(500, f"the model failed: {chunk.error}")
-        return chunk
+    async def chunks(self) -> AsyncIterator[Chunk]:
+        while not self.answer.complete:
+            chunk = await self._queue.get()
+            if chunk.error:
+                raise ApiError(500, f"the model failed: {chunk.error}")
+            self.answer.add(chunk)
+            yield chunk
+
+    async def whole(self) -> dict[str, Any]:
+        async for _ in self.chunks():
+            pass
+        return self.answer.whole()
+
+    async def events(self) -> AsyncIterator[str]:
+        """Server-sent events."""
+        try:
+            for opening in self.answer.first_chunks():
+                yield _event(opening)
+            async for chunk in self.chunks():
+                yield _event(self.answer.chunk(chunk))
+            if self.answer.request.body.stream_options.include_usage:
+                yield _event(self.answer.usage_chunk())
+            yield "data: [DONE]\n\n"
+        except ApiError as error:
+            yield _event(error.body())
 
     def cancel(self) -> None:
         self._job.cancelled.set()
         self._engine.wake()
 
 
-async def _gather(answer: Answer, running: _Running) -> dict[str, Any]:
-    while not answer.complete:
-        answer.add(await running.next())
-    return answer.whole()
-
-
 class _Stream(StreamingResponse):
-    """Server-sent events; when the client leaves, at any time, the slots are free."""
+    """The events of a request; when the client leaves, at any time, the slots are free."""
 
-    def __init__(self, answer: Answer, running: _Running) -> None:
+    def __init__(self, running: _Running) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(_events(answer, running), media_type="text/event-stream", headers=headers)
+        super().__init__(running.events(), media_type="text/event-stream", headers=headers)
         self._running = running
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -161,21 +171,6 @@ class _Stream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._running.cancel()
-
-
-async def _events(answer: Answer, running: _Running) -> AsyncIterator[str]:
-    try:
-        for opening in answer.first_chunks():
-            yield _event(opening)
-        while not answer.complete:
-            chunk = await running.next()
-            answer.add(chunk)
-            yield _event(answer.chunk(chunk))
-        if answer.request.body.stream_options.include_usage:
-            yield _event(answer.usage_chunk())
-        yield "data: [DONE]\n\n"
-    except ApiError as error:
-        yield _event(error.body())
 
 
 def _event(data: dict[str, Any]) -> str:

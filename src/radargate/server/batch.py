@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from radargate.data.batches import positions
+from radargate.data.batches import pad, positions
 from radargate.gates.router.running_text import add_rows, keep_rows
 
 
@@ -34,14 +34,9 @@ class Batch:
     @torch.no_grad()
     def read(self, model: Any, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, DynamicCache, Tensor]:
         """Read prompts, without a change here: logits [prompts, vocabulary], and cache and mask for `merge`."""
-        width = max(map(len, prompts))
-        ids = torch.full((len(prompts), width), self.pad, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for i, prompt in enumerate(prompts):
-            ids[i, width - len(prompt) :], mask[i, width - len(prompt) :] = torch.tensor(prompt), 1
-        mask = mask.to(self.device)
+        ids, mask = (part.to(self.device) for part in pad(prompts, self.pad, left=True))
         cache = DynamicCache()
-        return self._read(model, ids.to(self.device), mask, cache), cache, mask
+        return self._read(model, ids, mask, cache), cache, mask
 
     def merge(self, cache: DynamicCache, mask: Tensor) -> None:
         """Add sequences that were read behind those that are here."""

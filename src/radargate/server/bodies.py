@@ -94,11 +94,8 @@ def _refusal(error: ValidationError, model: type[Body]) -> ApiError:
             place += f"[{part}]"
         elif within and part in within.model_fields:
             field = within.model_fields[str(part)]
-            place, expected, within = (
-                f"{place}.{part}".lstrip("."),
-                field.description or "",
-                _model_in(field.annotation),
-            )
+            place = f"{place}.{part}" if place else str(part)
+            expected, within = field.description or "", _model_in(field.annotation)
     name = str(fault["loc"][-1 if unknown else 0])
     if unknown and within:
         problem = unknown_name("parameter", name, list(within.model_fields))

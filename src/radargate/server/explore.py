@@ -11,12 +11,11 @@ from pydantic import Field
 
 from radargate.errors import RadarGateError
 from radargate.explorer.page import live_page, payload
-from radargate.explorer.trace import trace
 from radargate.server.bodies import ApiError, parse, read_body
 from radargate.server.clients import answer_unless_gone
 from radargate.server.engine import ENDED, Engine
 from radargate.server.jobs import Group
-from radargate.server.loaded import LoadedBundles, masked
+from radargate.server.loaded import LoadedBundles
 from radargate.server.requests import BundleBody, Flag, Ids, SomeIds, check_ids
 
 PATH = "/v1/traces"
@@ -48,7 +47,7 @@ def add_page(app: FastAPI, bundles: LoadedBundles, engine: Engine, body_bytes: i
     async def traces(request: Request) -> Response:
         body = await read_body(request, body_bytes)
         fields, group = await asyncio.to_thread(read_trace, body, bundles)
-        made = engine.between(lambda: make_trace(fields, group, bundles))
+        made = engine.between(lambda: _trace(fields, group, bundles))
         try:
             return await answer_unless_gone(request, asyncio.wrap_future(made))
         except RadarGateError as error:  # the request was checked: it is the server's fault, such as a full disk
@@ -74,16 +73,7 @@ def read_trace(body: bytes, bundles: LoadedBundles) -> tuple[TraceBody, Group]:
     return fields, fields.group(bundles)
 
 
-def make_trace(fields: TraceBody, group: Group, bundles: LoadedBundles) -> dict[str, Any]:
-    """The trace as the page reads it; called by the thread that owns the model."""
-    model = bundles.activate(group.bundle)
-    with masked(group.mask):
-        traced = trace(
-            model,
-            fields.prompt_token_ids,
-            answer=fields.token_ids,
-            tokenizer=bundles.tokenizer,
-            leave_one_out=fields.effect,
-            adapter_name=bundles.adapter(group.bundle),
-        )
-    return {"name": group.bundle, **payload(traced)}
+def _trace(fields: TraceBody, group: Group, bundles: LoadedBundles) -> dict[str, Any]:
+    """The trace as the page reads it."""
+    ids, options = fields.prompt_token_ids, {"answer": fields.token_ids, "leave_one_out": fields.effect}
+    return {"name": group.bundle, **payload(bundles.trace(group.bundle, group.mask, ids, **options))}

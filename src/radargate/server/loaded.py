@@ -15,6 +15,8 @@ from radargate.composition.config import RadarConfig
 from radargate.composition.layer import active_multipliers, check_factors
 from radargate.data.prompts import encode_to_answer, render_messages
 from radargate.errors import BundleError, OptionError
+from radargate.explorer.files import Trace
+from radargate.explorer.trace import trace
 
 Mask = tuple[tuple[str, float], ...]
 
@@ -67,10 +69,6 @@ class LoadedBundles:
         """The configuration of a bundle."""
         return radar_config(self._models[name], self._adapters[name])
 
-    def adapter(self, name: str) -> str:
-        """What PEFT calls a bundle."""
-        return self._adapters[name]
-
     def activate(self, name: str) -> Any:
         """The composed model of a bundle, with its gates at work and no other's."""
         model = self._models[name]
@@ -78,6 +76,12 @@ class LoadedBundles:
             model.set_adapter(self._adapters[name], inference_mode=True)
             self._active = name
         return model
+
+    def trace(self, name: str, mask: Mask, ids: list[int], **options: Any) -> Trace:
+        """What the gates of a bundle do with token ids, see `radargate.trace`; for the thread that owns the model."""
+        model, adapter = self.activate(name), self._adapters[name]
+        with masked(mask):
+            return trace(model, ids, tokenizer=self.tokenizer, adapter_name=adapter, **options)
 
     @property
     def context(self) -> int | None:
