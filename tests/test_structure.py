@@ -35,6 +35,7 @@ ORDER = [
     "server",
     "quickstart",
     "paper",
+    "api",
     "cli",
 ]
 
