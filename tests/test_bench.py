@@ -72,7 +72,7 @@ def test_the_literal_form_is_scaled_up_from_as_many_tokens_as_fit(monkeypatch):
         {"experts": 4, "width": 24, "tokens": 10**9, "top_k": 2},
     ]
     results = ops.bench(grid, device="cpu", dtype=torch.float32, rounds=1, most_gigaflops=1)
-    with logged(lines.append):
+    with logged(lines.append, "speed"):
         (forward, step) = list(results)
     assert forward["literal_on_tokens"] == step["literal_on_tokens"] == 10
     assert step["metrics"]["saved_bytes"]["literal"] > step["metrics"]["saved_bytes"]["ours"]

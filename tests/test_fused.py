@@ -360,7 +360,7 @@ def test_a_folder_that_others_can_write_is_not_trusted(tmp_path):
 
 @needs_compiler
 def test_processes_that_start_together_share_one_build(tmp_path):
-    code = "from radargate.ops import fused; print(fused.available()[0])"
+    code = "from radargate.ops import cpp; print(cpp.available()[0])"
     source = str(Path(__file__).parents[1] / "src")
     env = {**os.environ, "PYTHONPATH": source, "RADARGATE_CACHE": str(tmp_path)}
     running = [subprocess.Popen([sys.executable, "-c", code], env=env, text=True, stdout=subprocess.PIPE) for _ in "12"]

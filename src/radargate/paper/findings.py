@@ -86,7 +86,7 @@ class Findings:
             and "lr=" not in cell["cell"]["label"]
             and cell["cell"]["system"] not in own
         ]
-        return " or ".join(sorted(map(rates_in_words, plain)))
+        return " or ".join(sorted(set(map(rates_in_words, plain))))
 
     @property
     def commits(self) -> int:
