@@ -27,6 +27,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+import sweeps
 from radargate.config import gate_class
 from radargate.gates.base import make_options
 
@@ -42,6 +43,14 @@ TARGETS = {
 RANKS, ALPHAS, RSLORA = (4, 8, 3), (16, 16, 8), (False, False, True)
 # options that a gate or rule cannot do without, on the adapters of the zoo
 NEEDED = {"single": {"expert": "law"}}
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption("--all", action="store_true", help="whole sweeps, of which a part is taken otherwise")
+
+
+def pytest_configure(config) -> None:
+    sweeps.everything = config.getoption("--all")
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

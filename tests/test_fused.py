@@ -5,14 +5,13 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import fresh
 from radargate import ops
 from radargate.errors import OptionError
 from radargate.ops import fused
@@ -322,7 +321,9 @@ def probe(code, tmp_path, **environment):
     source = str(Path(__file__).parents[1] / "src")
     env = {**os.environ, "PYTHONPATH": source, "RADARGATE_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1", **environment}
     env.pop("RADARGATE_FUSED", None) if "RADARGATE_FUSED" not in environment else None
-    return subprocess.run([sys.executable, "-c", code], env=env, text=True, capture_output=True, check=True).stdout
+    result = fresh.run("-c", code, env=env)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 WORKS = """
@@ -358,6 +359,6 @@ def test_processes_that_start_together_share_one_build(tmp_path):
     code = "from radargate.ops import fused; print(fused.available()[0])"
     source = str(Path(__file__).parents[1] / "src")
     env = {**os.environ, "PYTHONPATH": source, "RADARGATE_CACHE": str(tmp_path)}
-    running = [subprocess.Popen([sys.executable, "-c", code], env=env, text=True, stdout=subprocess.PIPE) for _ in "12"]
+    running = [fresh.Process("-c", code, env=env, stdout=fresh.PIPE) for _ in "12"]
     assert [process.communicate()[0].strip() for process in running] == ["True", "True"]
     assert len(list(tmp_path.glob("compiled/*.so"))) == 1 and not list(tmp_path.glob("compiled/*.building"))

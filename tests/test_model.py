@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
+import fresh
 import radargate
 from conftest import NEEDED, adapters_for
 from radargate.composition import radar_layers
@@ -97,7 +96,7 @@ def test_saved_and_loaded_in_a_new_process_the_logits_are_equal(zoo, load_tiny, 
     model.save_pretrained(tmp_path / "bundle")
     torch.save(inputs(family), tmp_path / "inputs.pt")
     words = [str(zoo[family]["base"]), str(tmp_path / "bundle"), str(tmp_path / "inputs.pt"), str(tmp_path / "out.pt")]
-    subprocess.run([sys.executable, "-c", LOADED, *words], check=True)
+    fresh.run("-c", LOADED, *words).check_returncode()
     with torch.no_grad():
         expected = model(**inputs(family)).logits
     assert (torch.load(tmp_path / "out.pt", weights_only=True) - expected).abs().max() <= 1e-5

@@ -10,14 +10,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
-import time
 import zipfile
 
 import gguf
 import pytest
 import torch
 
+import fresh
 from conftest import HANG, build, tiny_tokenizer
 from radargate.base_models import load_base, load_tokenizer, resolve_base
 from radargate.cli import main
@@ -125,9 +124,7 @@ sys.exit(main(sys.argv[1:]))
 def without_network(*words: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a process whose sockets reach nobody, with the Hub's offline switch off."""
     environment = {key: value for key, value in os.environ.items() if "OFFLINE" not in key}
-    return subprocess.run(
-        [sys.executable, "-c", NO_SOCKETS, *words], capture_output=True, text=True, env=environment, timeout=HANG
-    )
+    return fresh.run("-c", NO_SOCKETS, *words, env=environment)
 
 
 def test_the_first_run_fills_the_cache_and_later_ones_need_no_network(index, tiny_gguf, zoo, tasks, monkeypatch):
@@ -255,6 +252,7 @@ import os, sys, time
 import torch
 torch.set_num_threads(1)
 from radargate.base_models import load_base, resolve_base
+print("ready", flush=True)
 while not os.path.exists(sys.argv[2]):
     time.sleep(0.01)
 folder = resolve_base(sys.argv[1])
@@ -269,9 +267,10 @@ def test_readers_of_the_cache_see_a_whole_model_while_others_fill_it(tiny_gguf, 
     path, _ = tiny_gguf
     go = tmp_path / "go"
     environment = {**os.environ, "RADARGATE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    running = [subprocess.Popen([sys.executable, "-c", READ, str(path), str(go)], env=environment, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)]  # fmt: skip
-    time.sleep(0.5)
+    running = [
+        fresh.Process("-c", READ, path, go, env=environment, stdout=fresh.PIPE, stderr=fresh.PIPE) for _ in range(3)
+    ]
+    assert all(process.stdout.readline() == "ready\n" for process in running)
     go.write_text("")
     results = [process.communicate(timeout=HANG) for process in running]
     assert all(process.returncode == 0 for process in running), results
