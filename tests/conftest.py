@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -51,6 +52,12 @@ def pytest_addoption(parser) -> None:
 
 def pytest_configure(config) -> None:
     sweeps.everything = config.getoption("--all")
+
+
+def pytest_collection_finish(session) -> None:
+    """Training collects garbage at its end, which takes long where all of torch is looked through each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
