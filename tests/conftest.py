@@ -34,6 +34,8 @@ from radargate.gates.base import make_options
 
 torch.set_num_threads(1)
 HANG = 900  # seconds that nothing takes but a hang, however busy the machine
+LONG = ("test_experiment", "test_real", "test_triton", "test_compare", "test_quickstart", "test_scale", "test_serve_process",
+        "test_processes", "test_fused", "test_bench", "test_compare_report", "test_evaluation", "test_docs")  # fmt: skip
 FAMILIES = ("llama", "gpt2", "t5")
 # targets of three experts, so that sites with 1, 2 and 3 experts occur
 TARGETS = {
@@ -52,6 +54,11 @@ def pytest_addoption(parser) -> None:
 
 def pytest_configure(config) -> None:
     sweeps.everything = config.getoption("--all")
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Long files come first, so that at the end no process waits for another that has just begun one."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 def pytest_collection_finish(session) -> None:

@@ -19,6 +19,7 @@ from radargate.composition import radar_layers
 from radargate.errors import BundleError, OptionError, RadarGateError, UnknownNameError
 from radargate.gates import GATES
 from radargate.rules import RULES
+from sweeps import each
 
 FAMILIES = ("llama", "gpt2", "t5")
 NAMES = [*GATES.names(), *RULES.names()]
@@ -45,8 +46,7 @@ def inputs(family, batch=2, length=9, seed=0):
     return {"input_ids": ids, "labels": ids} if family == "t5" else {"input_ids": ids}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("gate", NAMES)
+@pytest.mark.parametrize(("gate", "family"), each(NAMES, FAMILIES))
 @torch.no_grad()
 def test_off_equals_the_base_bit_for_bit_and_on_differs(zoo, load_tiny, family, gate):
     base = load_tiny(family)(**inputs(family)).logits
@@ -142,8 +142,7 @@ def test_two_bundles_live_side_by_side_without_touching_each_other(zoo, load_tin
     assert torch.equal(radargate.load(load_tiny(), tmp_path / "both")(**inputs("llama")).logits, expected)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("gate", NAMES)
+@pytest.mark.parametrize(("gate", "family"), each(NAMES, FAMILIES))
 @torch.no_grad()
 def test_cached_generation_equals_uncached_and_batches_equal_single_rows(zoo, load_tiny, family, gate):
     model = compose(zoo, load_tiny(family), family, gate=gate)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import fresh
 from radargate.errors import UnknownNameError
 from radargate.registry import Registry
 
@@ -112,17 +113,9 @@ def test_every_command_and_public_name_can_be_the_first_that_is_imported():
         f"import radargate.{name}" for name in ("gates.base", "rules.base", "architectures.base", "experts.bank")
     ]
     assert any("radargate.experts.doctor" in lines for lines in wanted)
-    code = (
-        "import os, sys, traceback, accelerate, datasets, peft, torch, transformers.trainer\n"  # not ours: once for all
-        "for lines in sys.argv[1:]:\n"
-        "    if not os.fork():\n"
-        "        try: exec(lines)\n"
-        "        except BaseException: traceback.print_exc(); os._exit(1)\n"
-        "        os._exit(0)\n"
-        "    if os.wait()[1]: sys.exit(f'this cannot come first: {lines}')\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code, *wanted], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    for lines in wanted:
+        result = fresh.run("-c", lines)
+        assert result.returncode == 0, f"this cannot come first: {lines}\n{result.stderr}"
 
 
 def test_records_know_nothing_of_torch():
