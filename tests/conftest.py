@@ -67,6 +67,10 @@ def pytest_collection_finish(session) -> None:
     gc.freeze()
 
 
+def pytest_unconfigure(config) -> None:
+    gc.unfreeze()  # Triton looks at the end whether all of it has gone
+
+
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Bytes as tokens, with pad and end tokens and no chat template."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

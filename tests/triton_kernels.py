@@ -10,6 +10,7 @@ import itertools
 import pytest
 import torch
 
+import sweeps
 from radargate import compose, ops
 from radargate.errors import BackendError
 from radargate.layer import RadarLayer
@@ -100,9 +101,10 @@ def turned(h, B, down, up, weights, ranks, indices, onto=None, angle_norm="unit"
     )
 
 
-@pytest.mark.parametrize("angle_norm", ops.ANGLE_NORMS)
-@pytest.mark.parametrize("sizes", [(1, 2, 1, 1), (2, 7, 3, 2), (3, 33, 17, 2), (4, 35, 18, None), (5, 16, 35, 1)],
-                         ids=lambda s: "n{} d{} T{} k{}".format(*s))  # fmt: skip
+@pytest.mark.parametrize(
+    ("sizes", "angle_norm"),
+    sweeps.each([(1, 2, 1, 1), (2, 7, 3, 2), (3, 33, 17, 2), (4, 35, 18, None), (5, 16, 35, 1)], ops.ANGLE_NORMS), ids=str,
+)  # fmt: skip
 def test_values_and_gradients_are_the_literal_forms(angle_norm, sizes):
     n, d, tokens, k = sizes
     agree(problem(n, 4, d, (tokens,), size=SIZE), indices=chosen(tokens, n, k), angle_norm=angle_norm)
