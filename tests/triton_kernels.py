@@ -5,8 +5,6 @@ By hand: ``TRITON_INTERPRET=1 pytest tests/triton_kernels.py``, or on a machine 
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 
@@ -261,7 +259,7 @@ def test_angles_of_every_size():
 
 def test_what_is_not_finite_stays_so_and_stays_alone():
     (h, B, down, up, weights), ranks, indices = parts(tokens=18, learns=False)
-    for value, angle_norm in itertools.product((float("nan"), float("inf")), ("unit", "none", "tanh")):
+    for value, angle_norm in sweeps.each((float("nan"), float("inf")), ("unit", "none", "tanh")):
         bad = h.clone()
         bad[4, :] = value
         update = turned(bad, B, down, up, weights, ranks, indices, angle_norm=angle_norm)
