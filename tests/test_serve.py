@@ -251,7 +251,7 @@ def test_a_full_queue_and_a_shutdown(bundles):
 
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(long)
-        assert begun.wait(30)
+        assert begun.wait(HANG)
         with pytest.raises(openai.RateLimitError, match="the queue is full"):
             running.complete("q", "only", n=3)
         waiting = pool.submit(lambda: running.complete("q", "only", max_tokens=3))

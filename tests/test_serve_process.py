@@ -137,7 +137,7 @@ def test_a_hundred_clients_at_once_get_their_own_answers(process, expected):
     at_once = threading.Barrier(100)
 
     def ask(one):
-        at_once.wait(60)
+        at_once.wait(HANG)
         return process.ask(one[0], experts=one[1])
 
     with ThreadPoolExecutor(100) as pool:
