@@ -116,13 +116,14 @@ def site(x: Tensor, A: Tensor, B: Tensor, scale: Tensor, ranks: tuple[int, ...],
         own = masks[..., 0, :]
         torch.sub(own.sum(1, keepdim=True), own, out=masks[..., 1, :])
     # what each slot holds and what it relates to, each from its own codes; one product reads B once for all
-    v, other = ((h.view(tokens, 1, 1, -1) * masks) @ B).unbind(-2)
+    both = (h.view(tokens, 1, 1, -1) * masks) @ B
+    v, other = both.unbind(-2)
     code = (v * other) @ down
     factor = down_scale
     if angle_norm == "unit":
         # one after the other: their product may be too small a number; a code of zeros stays one
-        for source in (v, other):
-            code /= torch.linalg.vector_norm(source, dim=-1, keepdim=True).clamp_(min=torch.finfo(x.dtype).tiny)
+        for size in torch.linalg.vector_norm(both, dim=-1).clamp_(min=torch.finfo(x.dtype).tiny).split(1, -1):
+            code /= size
         factor *= d
     elif angle_norm == "mean":
         factor /= max((slots if reference == "selected" else n) - 1, 1)

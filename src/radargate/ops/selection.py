@@ -34,7 +34,7 @@ def select(logits: Tensor, top_k: int | None = None, temperature: float = 1.0, r
     Source: Eq. 1; Tutel's rule for k = 1.
     """
     n = logits.shape[-1]
-    scaled = logits / temperature
+    scaled = logits if temperature == 1 else logits / temperature
     if prior is not None:
         scaled = scaled + prior
     if multipliers is not None:

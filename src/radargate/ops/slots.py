@@ -1,4 +1,4 @@
-"""One chosen slot at a time, with written-out gradients: nothing but the inputs is kept for the backward pass.
+"""One chosen slot at a time, with written-out gradients: beside the inputs only a few numbers a token are kept for the backward pass.
 
 The general forms in `radargate.ops.codes` define these functions; here the common case (one P and Q a site) saves
 about half the passes over memory that differentiating the recomputed general form would take.
