@@ -1,12 +1,14 @@
 # make install: a virtual environment with everything, at .venv   (make test, make lint and make demo call it)
+# make test: every test, with a part of each long sweep   make test-all: with the whole of each
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 SPEED := benchmarks/results/speed
 MEASURED := runs/speed
+AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder
 GRID := --literal-megabytes 256 --rounds 3
 
-.PHONY: install demo test lint bench format clean
+.PHONY: install demo test test-all lint bench format clean
 
 install: $(STAMP)
 
@@ -22,7 +24,10 @@ demo: install
 	$(BIN)/radargate quickstart --out quickstart
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest $(AT_ONCE)
+
+test-all: install
+	$(BIN)/python -m pytest $(AT_ONCE) --all
 
 lint: install
 	$(BIN)/ruff check src tests benchmarks examples

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -29,11 +30,27 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+import sweeps
 from radargate.composition.config import gate_class
 from radargate.gates.base import make_options
 
 torch.set_num_threads(1)
 HANG = 900  # seconds that nothing takes but a hang, however busy the machine
+LONG = (
+    "test_experiment",
+    "test_real",
+    "test_triton",
+    "test_compare",
+    "test_quickstart",
+    "test_scale",
+    "test_serve_process",
+    "test_processes",
+    "test_fused",
+    "test_bench",
+    "test_compare_report",
+    "test_evaluation",
+    "test_docs",
+)
 FAMILIES = ("llama", "gpt2", "t5")
 # targets of three experts, so that sites with 1, 2 and 3 experts occur
 TARGETS = {
@@ -59,6 +76,29 @@ def logged(take=lambda line: None, package="radargate"):
     finally:
         package.removeHandler(handler)
         package.setLevel(before)
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption("--all", action="store_true", help="whole sweeps, of which a part is taken otherwise")
+
+
+def pytest_configure(config) -> None:
+    sweeps.everything = config.getoption("--all")
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Long files come first, so that at the end no process waits for another that has just begun one."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
+def pytest_collection_finish(session) -> None:
+    """Training collects garbage at its end, which takes long where all of torch is looked through each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure(config) -> None:
+    gc.unfreeze()  # Triton looks at the end whether all of it has gone
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -12,7 +12,15 @@ def bundle(zoo, tasks, tmp_path_factory):
     """A bundle trained through the package's own name."""
     tiny, out = zoo["llama"], tmp_path_factory.mktemp("api") / "bundle"
     record = radargate.train(
-        str(tiny["base"]), tiny["adapters"], tasks, out, steps=2, batch_size=4, max_length=64, router="text", device="cpu"
+        str(tiny["base"]),
+        tiny["adapters"],
+        tasks,
+        out,
+        steps=2,
+        batch_size=4,
+        max_length=64,
+        router="text",
+        device="cpu",
     )
     assert record["options"]["gate_options"] == {"router": "text"} and record["options"]["steps"] == 2
     return out
@@ -38,7 +46,15 @@ def test_comparison_and_export(zoo, tasks, tmp_path, bundle):
     tiny = zoo["llama"]
     adapters = {name: str(path) for name, path in tiny["adapters"].items()}
     records = radargate.compare(
-        str(tiny["base"]), adapters, tasks, tmp_path / "c", gates=("stretch",), limit=2, steps=2, max_length=64, device="cpu"
+        str(tiny["base"]),
+        adapters,
+        tasks,
+        tmp_path / "c",
+        gates=("stretch",),
+        limit=2,
+        steps=2,
+        max_length=64,
+        device="cpu",
     )
     assert {"base", "stretch", "uniform"} <= {r["cell"]["system"] for r in records if r["suite"] == "cell"}
     uniform = radargate.compose(str(tiny["base"]), tiny["adapters"], gate="uniform", top_k=None)
@@ -46,5 +62,5 @@ def test_comparison_and_export(zoo, tasks, tmp_path, bundle):
     assert (tmp_path / "exact" / "adapter_model.safetensors").is_file()
     fit = radargate.export(str(bundle), tmp_path / "fit", rank=2, data=tasks, limit=2)
     assert fit is not None and fit["metrics"]["nll"]
-    with pytest.raises(radargate.RadarGateError, match="differ from token to token|no single LoRA"):
+    with pytest.raises(radargate.RadarGateError, match=r"differ from token to token|no single LoRA"):
         radargate.export(str(bundle), tmp_path / "none")

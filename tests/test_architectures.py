@@ -23,6 +23,7 @@ from radargate.gates import GATES
 from radargate.gates.base import Call, GateSite, make_options
 from radargate.ops import reference as literal
 from radargate.ops.shared_basis import orthogonal
+from sweeps import pairs
 
 F64 = torch.float64
 OMOE = [
@@ -120,13 +121,13 @@ def compare(architecture, arch_options, name, top_k=2, **options):
             torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("top_k", [2, 4])
-@pytest.mark.parametrize("name", GATES.names())
-@pytest.mark.parametrize(
-    "architecture,arch_options", CASES, ids=lambda v: v if isinstance(v, str) else "-".join(v.values())
-)
-def test_every_gate_under_every_architecture_equals_the_literal_form(architecture, arch_options, name, top_k):
-    compare(architecture, arch_options, name, top_k)
+def of_case(value):
+    return "-".join([value[0], *value[1].values()]) if isinstance(value, tuple) else str(value)
+
+
+@pytest.mark.parametrize(("case", "name", "top_k"), pairs(CASES, GATES.names(), [2, 4]), ids=of_case)
+def test_every_gate_under_every_architecture_equals_the_literal_form(case, name, top_k):
+    compare(*case, name, top_k)
 
 
 @pytest.mark.parametrize("options", TURNS, ids=lambda o: "-".join(o.values()))

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import signal
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 
+import fresh
 from conftest import make_adapter
 from radargate.architectures import ARCHITECTURES
 from radargate.cli import main
@@ -85,12 +83,7 @@ def test_every_gate_rule_and_architecture_runs_and_the_report_shows_them(zoo, ad
 def test_a_grid_stopped_in_the_middle_goes_on_and_recomputes_nothing(zoo, adapters, tasks, tmp_path):
     out = tmp_path / "grid"
     words = command(zoo, adapters, tasks, out, "--gates", "stretch,radar", "--rules", "uniform", "--seeds", "2")
-    running = subprocess.Popen(
-        [sys.executable, "-m", "radargate.cli", *words],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    running = fresh.Process("-m", "radargate.cli", *words, stderr=fresh.PIPE)
     for line in running.stderr:
         if line.startswith("[4/"):
             running.send_signal(signal.SIGKILL)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import radargate
+from conftest import HANG
 from radargate.cli import main
 from radargate.errors import StorageError
 from radargate.io.disk import HELD, alone
@@ -64,7 +65,7 @@ with alone(sys.argv[1]):
 def holder(tmp_path):
     """Another process that writes into a folder."""
     out = tmp_path / "out"
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(out), "60"], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(out), str(HANG)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     yield out, process
     process.kill()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import readme_tables
 import results_table
 
+import fresh
 from radargate.architectures import ARCHITECTURES
 from radargate.cli import COMMANDS
 from radargate.gates import GATES
@@ -48,7 +47,7 @@ def test_the_first_sentence_of_a_docstring(docstring, sentence):
 def test_the_readmes_python_runs_as_it_stands(tmp_path):
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
     assert "..." not in re.sub(r"#.*", "", code), "no line is left out"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    result = fresh.run("-c", code, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() and (tmp_path / "bundle" / "record.json").is_file()
 
@@ -82,8 +81,6 @@ def test_examples_run(example, zoo, tmp_path):
         *([str(tmp_path / "out")] if example == "trl_sft" else []),
         *map(str, tiny["adapters"].values()),
     ]
-    result = subprocess.run(
-        [sys.executable, ROOT / "examples" / f"{example}.py", *words], capture_output=True, text=True, cwd=tmp_path
-    )
+    result = fresh.run(ROOT / "examples" / f"{example}.py", *words, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip()

@@ -104,7 +104,7 @@ def test_the_measurement_is_kept_for_each_processor_torch_and_width(monkeypatch,
     for width in (24, 24, 32, 24):
         assert base_dtype.half_speed(width, "bfloat16") == Speed(2.0, 1.0)
     assert measured == [24, 32]
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")  # as no machine of the tests has it
     base_dtype.half_speed(24, "bfloat16")
     (tmp_path / "half-precision.json").write_text("[")
     base_dtype.half_speed(24, "bfloat16")

@@ -16,6 +16,7 @@ from radargate.evaluation.options import Scoring
 from radargate.evaluation.run import evaluate
 from radargate.evaluation.scoring import Scorer, generate
 from radargate.training.texts import routers_of
+from sweeps import pairs
 
 
 def rows(count: int = 14) -> list[Row]:
@@ -46,9 +47,9 @@ def direct(model, tokenizer, row, text, seq2seq) -> tuple[float, float]:
     return float(each.sum()), float(each[pair.lead :].sum())
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
-@pytest.mark.parametrize("template", [False, True])
-@pytest.mark.parametrize("options", [{}, {"router": "text"}], ids=["", "router"])
+@pytest.mark.parametrize(
+    ("family", "template", "options"), pairs(["llama", "gpt2", "t5"], [False, True], [{}, {"router": "text"}])
+)
 @torch.no_grad()
 def test_shared_prefixes_and_padded_batches_give_the_loglikelihoods_of_single_rows(zoo, family, template, options):
     model, tokenizer = composed(zoo, family, **options), load_tokenizer(str(zoo[family]["base"]))

@@ -14,7 +14,7 @@ import torch
 
 import radargate
 from conftest import HANG, tiny_tokenizer
-from radargate.cli.entry import main
+from radargate.cli import main
 from radargate.errors import OptionError
 from radargate.explorer.files import SiteTrace, Trace, write_facts, write_site
 from radargate.explorer.page import explorer, layer_of, packed, payload

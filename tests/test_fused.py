@@ -5,18 +5,18 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import fresh
 from radargate import ops
 from radargate.errors import OptionError
 from radargate.ops import cpp as fused
 from radargate.ops.cpp import build
+from sweeps import pairs
 from test_ops import F64, gradients, problem
 from tolerance import assert_close
 
@@ -79,7 +79,7 @@ class Operations(TorchDispatchMode):
 @pytest.mark.parametrize("angle_norm", ops.ANGLE_NORMS)
 @pytest.mark.parametrize(("reference", "k"), REFERENCES)
 def test_every_width_and_number_of_experts(form, angle_norm, reference, k):
-    for n, d, tokens in itertools.product((1, 2, 5), (1, 2, 7, 16, 33, 70), (0, 1, 3, 21)):
+    for n, d, tokens in pairs((1, 2, 5), (1, 2, 7, 16, 33, 70), (0, 1, 3, 21)):
         indices = None if k is None else chosen(tokens, n, min(k, n))
         agree(problem(n, 4, d, (tokens,)), indices=indices, angle_norm=angle_norm, reference=reference)
 
@@ -126,10 +126,9 @@ def test_the_compiled_form_runs_where_it_should_and_only_there(monkeypatch):
     assert {"mm", "sin"} <= set(names(angle_norm="unit"))
 
 
-@pytest.mark.parametrize("angle_norm", ops.ANGLE_NORMS)
-@pytest.mark.parametrize(("reference", "k"), REFERENCES)
-@pytest.mark.parametrize("given", [False, True], ids=["own total", "total given"])
-def test_gradients_agree_with_finite_differences(form, angle_norm, reference, k, given):
+@pytest.mark.parametrize(("angle_norm", "chooses", "given"), pairs(ops.ANGLE_NORMS, REFERENCES, [False, True]))
+def test_gradients_agree_with_finite_differences(form, angle_norm, chooses, given):
+    reference, k = chooses
     tensors, ranks, indices = parts(k=k)
     total = (torch.randn(5, 6, dtype=F64, generator=torch.Generator().manual_seed(3))).requires_grad_()
 
@@ -324,7 +323,9 @@ def probe(code, tmp_path, **environment):
     source = str(Path(__file__).parents[1] / "src")
     env = {**os.environ, "PYTHONPATH": source, "RADARGATE_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1", **environment}
     env.pop("RADARGATE_FUSED", None) if "RADARGATE_FUSED" not in environment else None
-    return subprocess.run([sys.executable, "-c", code], env=env, text=True, capture_output=True, check=True).stdout
+    result = fresh.run("-c", code, env=env)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 WORKS = """
@@ -363,6 +364,6 @@ def test_processes_that_start_together_share_one_build(tmp_path):
     code = "from radargate.ops import cpp; print(cpp.available()[0])"
     source = str(Path(__file__).parents[1] / "src")
     env = {**os.environ, "PYTHONPATH": source, "RADARGATE_CACHE": str(tmp_path)}
-    running = [subprocess.Popen([sys.executable, "-c", code], env=env, text=True, stdout=subprocess.PIPE) for _ in "12"]
+    running = [fresh.Process("-c", code, env=env, stdout=fresh.PIPE) for _ in "12"]
     assert [process.communicate()[0].strip() for process in running] == ["True", "True"]
     assert len(list(tmp_path.glob("compiled/*.so"))) == 1 and not list(tmp_path.glob("compiled/*.building"))

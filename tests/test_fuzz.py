@@ -1,4 +1,4 @@
-"""A few hundred random inputs for every reader of strangers' bytes; benchmarks/fuzz.py tries as many as one likes."""
+"""A hundred random inputs, and three hundred for --all, for every reader of strangers' bytes; benchmarks/fuzz.py tries as many as one likes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import fuzz
 import pytest
 from fuzz_targets import TARGETS
 
+import sweeps
 from radargate.errors import RadarGateError
 
-INPUTS = 300
+INPUTS = 300 if sweeps.everything else 100
 
 
 @pytest.mark.parametrize("name", TARGETS)

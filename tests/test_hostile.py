@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import hostile_corpus
 import pytest
 from hostile_cases import ACCEPTED, CASES, REFUSED
 
+import fresh
 import radargate
 from conftest import HANG
 from radargate.cli import main
@@ -99,11 +98,7 @@ def test_the_doctor_prints_a_table_of_the_whole_corpus(base, tmp_path, capsys):
 def test_the_corpus_is_written_and_recorded_by_one_command(tmp_path):
     signal.alarm(HANG)  # for all cases together
     script = Path(hostile_corpus.__file__)
-    result = subprocess.run(
-        [sys.executable, script, "--out", tmp_path / "corpus", "--record", tmp_path / "r.jsonl"],
-        capture_output=True,
-        text=True,
-    )
+    result = fresh.run(script, "--out", tmp_path / "corpus", "--record", tmp_path / "r.jsonl")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
     record = read_records(tmp_path / "r.jsonl")[0]
     assert record["metrics"]["cases"] == record["metrics"]["as_expected"] == len(CASES) > 100

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import kills
@@ -12,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import fresh
 from radargate.io.records import read_records
 from radargate.training import checkpoints
 from radargate.training.gates import train_gates
@@ -19,8 +18,7 @@ from radargate.training.options import GateTraining
 
 
 def test_ten_kills_lose_nothing_and_resumed_runs_end_bit_equal(tmp_path):
-    words = [sys.executable, kills.__file__, "--kills", "10", "--seed", "3", "--record", str(tmp_path / "r.jsonl")]
-    result = subprocess.run(words, capture_output=True, text=True)
+    result = fresh.run(kills.__file__, "--kills", "10", "--seed", "3", "--record", tmp_path / "r.jsonl")
     assert result.returncode == 0, result.stdout + result.stderr[-3000:]
     record = read_records(tmp_path / "r.jsonl")[0]
     assert record["metrics"]["kills"] == 10 and record["problems"] == [] and record["metrics"]["runs"] >= 2

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import radargate
-from conftest import tiny_tokenizer
+from conftest import HANG, tiny_tokenizer
 from radargate.explorer.page import payload
 from radargate.server.engine import MAX_TASKS, QueueFull
 from test_explorer import CHARTS, unpacked
@@ -131,10 +131,10 @@ def busy(engine):
 
     def held():
         begun.set()
-        return hold.wait(30)
+        return hold.wait(HANG)
 
     promised = engine.between(held)
-    assert begun.wait(30)
+    assert begun.wait(HANG)
     try:
         yield promised
     finally:
@@ -205,7 +205,7 @@ def visit(browser):
     def go(url, **options):
         page = browser.new_page(**options)
         pages.append(page)
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(HANG * 1000)
         errors, addresses = [], []
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -14,12 +12,14 @@ from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
+import fresh
 import radargate
 from conftest import NEEDED, adapters_for
 from radargate.composition.composing import radar_layers
 from radargate.errors import BundleError, OptionError, RadarGateError, UnknownNameError
 from radargate.gates import GATES
 from radargate.gates.rules import RULES
+from sweeps import each
 
 FAMILIES = ("llama", "gpt2", "t5")
 NAMES = [*GATES.names(), *RULES.names()]
@@ -46,8 +46,7 @@ def inputs(family, batch=2, length=9, seed=0):
     return {"input_ids": ids, "labels": ids} if family == "t5" else {"input_ids": ids}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("gate", NAMES)
+@pytest.mark.parametrize(("gate", "family"), each(NAMES, FAMILIES))
 @torch.no_grad()
 def test_off_equals_the_base_bit_for_bit_and_on_differs(zoo, load_tiny, family, gate):
     base = load_tiny(family)(**inputs(family)).logits
@@ -97,7 +96,7 @@ def test_saved_and_loaded_in_a_new_process_the_logits_are_equal(zoo, load_tiny, 
     model.save_pretrained(tmp_path / "bundle")
     torch.save(inputs(family), tmp_path / "inputs.pt")
     words = [str(zoo[family]["base"]), str(tmp_path / "bundle"), str(tmp_path / "inputs.pt"), str(tmp_path / "out.pt")]
-    subprocess.run([sys.executable, "-c", LOADED, *words], check=True)
+    fresh.run("-c", LOADED, *words).check_returncode()
     with torch.no_grad():
         expected = model(**inputs(family)).logits
     assert (torch.load(tmp_path / "out.pt", weights_only=True) - expected).abs().max() <= 1e-5
@@ -143,8 +142,7 @@ def test_two_bundles_live_side_by_side_without_touching_each_other(zoo, load_tin
     assert torch.equal(radargate.load(load_tiny(), tmp_path / "both")(**inputs("llama")).logits, expected)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("gate", NAMES)
+@pytest.mark.parametrize(("gate", "family"), each(NAMES, FAMILIES))
 @torch.no_grad()
 def test_cached_generation_equals_uncached_and_batches_equal_single_rows(zoo, load_tiny, family, gate):
     model = compose(zoo, load_tiny(family), family, gate=gate)

@@ -10,18 +10,17 @@ import json
 import os
 import shutil
 import subprocess
-import sys
-import time
 import zipfile
 
 import gguf
 import pytest
 import torch
 
+import fresh
 from conftest import HANG, build, tiny_tokenizer
 from radargate.base_models.cache import PACKAGED_MODELS, PackagedModel
 from radargate.base_models.loading import load_base, load_tokenizer, resolve_base
-from radargate.cli.entry import main
+from radargate.cli import main
 from radargate.errors import BaseModelError, StorageError
 from radargate.io.records import file_hash
 
@@ -125,7 +124,7 @@ import socket, sys
 def refuse(*args, **kwargs):
     raise OSError(101, "Network is unreachable")
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refuse
-from radargate.cli.entry import main
+from radargate.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -133,9 +132,7 @@ sys.exit(main(sys.argv[1:]))
 def without_network(*words: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a process whose sockets reach nobody, with the Hub's offline switch off."""
     environment = {key: value for key, value in os.environ.items() if "OFFLINE" not in key}
-    return subprocess.run(
-        [sys.executable, "-c", NO_SOCKETS, *words], capture_output=True, text=True, env=environment, timeout=HANG
-    )
+    return fresh.run("-c", NO_SOCKETS, *words, env=environment)
 
 
 def test_the_first_run_fills_the_cache_and_later_ones_need_no_network(index, tiny_gguf, zoo, tasks, monkeypatch):
@@ -145,7 +142,7 @@ def test_the_first_run_fills_the_cache_and_later_ones_need_no_network(index, tin
     assert model.state_dict().keys() == stored.keys()
     for name, tensor in model.state_dict().items():
         if not name.endswith(("q_proj.weight", "k_proj.weight")):  # whose rows the format keeps in another order
-            assert torch.equal(tensor, stored[name]), name
+            assert torch.equal(tensor, stored[name].to(tensor.dtype)), name
     assert sorted(os.listdir(cache)) in (["models"], ["half-precision.json", "models"]) and os.listdir(
         cache / "models"
     ) == [BASE]
@@ -266,6 +263,7 @@ import os, sys, time
 import torch
 torch.set_num_threads(1)
 from radargate.base_models.loading import load_base, resolve_base
+print("ready", flush=True)
 while not os.path.exists(sys.argv[2]):
     time.sleep(0.01)
 folder = resolve_base(sys.argv[1])
@@ -281,16 +279,9 @@ def test_readers_of_the_cache_see_a_whole_model_while_others_fill_it(tiny_gguf, 
     go = tmp_path / "go"
     environment = {**os.environ, "RADARGATE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     running = [
-        subprocess.Popen(
-            [sys.executable, "-c", READ, str(path), str(go)],
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for _ in range(3)
+        fresh.Process("-c", READ, path, go, env=environment, stdout=fresh.PIPE, stderr=fresh.PIPE) for _ in range(3)
     ]
-    time.sleep(0.5)
+    assert all(process.stdout.readline() == "ready\n" for process in running)
     go.write_text("")
     results = [process.communicate(timeout=HANG) for process in running]
     assert all(process.returncode == 0 for process in running), results

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import functools
 import html
+import importlib
 import re
 import shutil
 import socket
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import sweeps
 from conftest import HANG
 from radargate.cli import flags
 from radargate.cli.quickstart import summary
@@ -29,8 +32,12 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """One quickstart of two steps and one row a task."""
+def run(request, tmp_path_factory):
+    """One quickstart of two steps and one row a task: of two tasks, and of all ten for --all."""
+    if not sweeps.everything:
+        module = importlib.import_module("radargate.quickstart.run")
+        request.addfinalizer(functools.partial(setattr, module, "DATA", module.DATA))
+        module.DATA = "builtin:science"  # one task of choices, one of free answers
     out = tmp_path_factory.mktemp("quickstart")
     options = Quickstart(steps=2, batch_size=2, limit=1, max_new_tokens=2)
     quickstart(out, options, device="cpu")

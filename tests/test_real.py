@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,6 +12,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
+import fresh
 import radargate
 from radargate.base_models.loading import PACKAGED_MODELS, load_base, load_tokenizer, resolve_base
 from radargate.cli import main
@@ -62,9 +61,7 @@ def test_loaded_in_a_new_process_the_logits_are_equal_and_the_cache_changes_no_a
         "with torch.no_grad(): torch.save(model(input_ids=torch.load(sys.argv[2], weights_only=True)).logits, sys.argv[3])"
     )
     torch.save(ids, tmp_path / "ids.pt")
-    subprocess.run(
-        [sys.executable, "-c", code, str(bundle), str(tmp_path / "ids.pt"), str(tmp_path / "out.pt")], check=True
-    )
+    fresh.run("-c", code, bundle, tmp_path / "ids.pt", tmp_path / "out.pt").check_returncode()
     with torch.no_grad():
         difference = (model(input_ids=ids).logits - torch.load(tmp_path / "out.pt", weights_only=True)).abs().max()
     assert difference <= 1e-5

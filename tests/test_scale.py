@@ -7,8 +7,6 @@ import dataclasses
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 import psutil
 import pytest
 
+import fresh
 from conftest import logged
 from radargate.errors import OptionError, RadarGateError
 from radargate.io.records import read_records
@@ -48,6 +47,14 @@ def results(out):
 
 
 @pytest.fixture(scope="module")
+def plain(zoo, sources, tmp_path_factory, alone):  # noqa: F811
+    """What cells side by side must equal: one process with the same experts."""
+    out = tmp_path_factory.mktemp("plain") / "out"
+    run(zoo, sources, out, experts=next((alone / "experts").iterdir()))
+    return results(out)
+
+
+@pytest.fixture(scope="module")
 def alone(zoo, sources, tmp_path_factory):  # noqa: F811
     """The same experiment in one process."""
     out = tmp_path_factory.mktemp("alone") / "out"
@@ -55,7 +62,7 @@ def alone(zoo, sources, tmp_path_factory):  # noqa: F811
     return out
 
 
-def test_slots_give_the_same_records_and_a_killed_one_loses_nothing(zoo, sources, tmp_path, alone):  # noqa: F811
+def test_slots_give_the_same_records_and_a_killed_one_loses_nothing(zoo, sources, tmp_path, alone, plain):  # noqa: F811
     killed, lines = [], []
 
     def say(line):
@@ -67,9 +74,8 @@ def test_slots_give_the_same_records_and_a_killed_one_loses_nothing(zoo, sources
 
     out = tmp_path / "slots"
     run(zoo, sources, out, say, slots=2, experts=next((alone / "experts").iterdir()))
-    run(zoo, sources, tmp_path / "plain", experts=next((alone / "experts").iterdir()))
     assert killed and any("its worker was lost" in line for line in lines)
-    assert results(out) == results(tmp_path / "plain")
+    assert results(out) == plain
 
 
 def test_slots_end_with_the_process_that_runs_them(zoo, sources, tmp_path, alone):  # noqa: F811
@@ -85,12 +91,11 @@ def test_slots_end_with_the_process_that_runs_them(zoo, sources, tmp_path, alone
         "--experts",
         str(next((alone / "experts").iterdir())),
     )
-    running = psutil.Popen(
-        [sys.executable, "-m", "radargate.cli", *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+    running = fresh.Process("-m", "radargate.cli", *words, stderr=fresh.DEVNULL, stdout=fresh.DEVNULL)
+    known = psutil.Process(running.pid)
     slots: list[psutil.Process] = []
     while len(slots) < 2 and running.poll() is None:
-        slots = [child for child in running.children() if "spawn_main" in " ".join(child.cmdline())]
+        slots = [child for child in known.children() if "spawn_main" in " ".join(child.cmdline())]
         time.sleep(0.05)
     running.kill()
     running.wait()
@@ -100,7 +105,7 @@ def test_slots_end_with_the_process_that_runs_them(zoo, sources, tmp_path, alone
         time.sleep(0.05)
 
 
-def test_a_ray_cluster_gives_the_same_records_and_a_killed_worker_loses_nothing(zoo, sources, tmp_path, alone):  # noqa: F811
+def test_a_ray_cluster_gives_the_same_records_and_a_killed_worker_loses_nothing(zoo, sources, tmp_path, alone, plain):  # noqa: F811
     ray = pytest.importorskip("ray")
     killed, lines = [], []
 
@@ -120,9 +125,8 @@ def test_a_ray_cluster_gives_the_same_records_and_a_killed_worker_loses_nothing(
         run(zoo, sources, out, say, ray="local", slots=4, experts=experts)
     finally:
         ray.shutdown()
-    run(zoo, sources, tmp_path / "plain", experts=experts)
     assert killed and any("its worker was lost" in line for line in lines)
-    assert results(out) == results(tmp_path / "plain")
+    assert results(out) == plain
 
 
 def test_a_cell_that_kills_its_worker_every_time_ends_the_run_in_words():

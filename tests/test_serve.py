@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import radargate
 from conftest import HANG, tiny_tokenizer
 from radargate.base_models.loading import load_tokenizer
-from radargate.cli.entry import main
+from radargate.cli import main
 from radargate.composition.composing import radar_config, radar_layers
 from radargate.errors import BundleError, RadarGateError
 from radargate.evaluation.scoring import generate
@@ -263,7 +263,7 @@ def test_a_full_queue_and_a_shutdown(bundles):
 
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(long)
-        assert begun.wait(30)
+        assert begun.wait(HANG)
         with pytest.raises(openai.RateLimitError, match="the queue is full"):
             running.complete("q", "only", n=3)
         waiting = pool.submit(lambda: running.complete("q", "only", max_tokens=3))

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +16,7 @@ import pytest
 import serve_load
 from prometheus_client.parser import text_string_to_metric_families
 
+import fresh
 import radargate
 from conftest import HANG
 from radargate.base_models.loading import load_tokenizer
@@ -38,10 +36,8 @@ class Process:
     """``radargate serve`` as it is started in a shell."""
 
     def __init__(self, bundle, *flags):
-        words = [sys.executable, "-m", "radargate.cli.entry", "serve", bundle, "--port", "0", *flags]
-        self.process = subprocess.Popen(
-            words, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+        words = ["-m", "radargate.cli", "serve", bundle, "--port", "0", *flags]
+        self.process = fresh.Process(*words, stderr=fresh.PIPE)
         said = []  # libraries may have something to say first
         for line in self.process.stderr:
             said.append(line)
@@ -142,7 +138,7 @@ def test_a_hundred_clients_at_once_get_their_own_answers(process, expected):
     at_once = threading.Barrier(100)
 
     def ask(one):
-        at_once.wait(60)
+        at_once.wait(HANG)
         return process.ask(one[0], experts=one[1])
 
     with ThreadPoolExecutor(100) as pool:

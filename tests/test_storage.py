@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import fresh
 import radargate
 from radargate.cli import main
 from radargate.errors import BundleError, RadarGateError, StorageError
@@ -131,9 +132,7 @@ sys.exit(main(sys.argv[2:]))
 def test_where_a_file_may_not_grow_training_says_so_and_goes_on_later(zoo, tasks, tmp_path):
     """The same without root: the system refuses every file over 20 kB, as it would on a spent quota."""
     out = tmp_path / "out"
-    result = subprocess.run(
-        [sys.executable, "-c", LIMITED, "20000", *train_words(zoo, tasks, out)], capture_output=True, text=True
-    )
+    result = fresh.run("-c", LIMITED, "20000", *train_words(zoo, tasks, out))
     assert result.returncode == 1 and "Traceback" not in result.stderr
     last = result.stderr.splitlines()[-1]
     assert last.startswith("radargate: error: checkpoints and metrics could not be written to") and "ulimit -f" in last
@@ -145,20 +144,28 @@ def test_where_a_file_may_not_grow_training_says_so_and_goes_on_later(zoo, tasks
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_behind_the_output_or_the_records_is_reported(zoo, tasks):
     base = str(zoo["llama"]["base"])
-    words = [sys.executable, "-m", "radargate.cli"]
-    with open("/dev/full", "w") as full:
+    with open("/dev/full", "w") as full:  # a process that ends in Python's own way, which writes what is left
         result = subprocess.run(
-            [*words, "generate", base, "--prompt", "x", "--max-new-tokens", "1"],
+            [sys.executable, "-m", "radargate.cli", "generate", base, "--prompt", "x", "--max-new-tokens", "1"],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
         )
     assert result.returncode == 1 and "Traceback" not in result.stderr and "Exception ignored" not in result.stderr
     assert "radargate: error: the output: the disk is full" in result.stderr
-    result = subprocess.run(
-        [*words, "eval", base, "--data", str(tasks), "--limit", "1", "--max-new-tokens", "1", "--out", "/dev/full"],
-        capture_output=True,
-        text=True,
+    result = fresh.run(
+        "-m",
+        "radargate.cli",
+        "eval",
+        base,
+        "--data",
+        tasks,
+        "--limit",
+        "1",
+        "--max-new-tokens",
+        "1",
+        "--out",
+        "/dev/full",
     )
     assert result.returncode == 1
     assert "the records could not be written to /dev/full: the disk is full" in result.stderr.splitlines()[-1]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -14,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
+import fresh
 import radargate
 from conftest import HANG
 from radargate.base_models.loading import load_tokenizer
@@ -177,7 +176,7 @@ def test_a_users_own_trainer_gets_dense_start_and_two_rates_in_two_lines(zoo, tm
 KILLED = """
 import sys, time, torch
 torch.set_num_threads(1)
-from radargate.cli.entry import main
+from radargate.cli import main
 from radargate.training import loop
 original = loop.AnswerTrainer.training_step
 def slow(self, *args, **kwargs):
@@ -194,8 +193,8 @@ def test_a_run_killed_three_times_ends_bit_equal_to_an_undisturbed_one(zoo, task
     adapters = [f"{name}={path}" for name, path in tiny["adapters"].items()]
 
     def start(out):
-        words = [sys.executable, "-c", KILLED, str(tiny["base"]), *adapters, "--data", str(tasks), "--out", str(out)]
-        return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        words = ["-c", KILLED, tiny["base"], *adapters, "--data", tasks, "--out", out]
+        return fresh.Process(*words, stdout=fresh.DEVNULL, stderr=fresh.PIPE)
 
     kills = 0
     undisturbed = start(tmp_path / "whole")
@@ -213,8 +212,8 @@ def test_a_run_killed_three_times_ends_bit_equal_to_an_undisturbed_one(zoo, task
         process.wait()
     assert kills == 3
     last = start(tmp_path / "killed")
-    assert last.wait(HANG) == 0, last.stderr.read().decode()
-    assert undisturbed.wait(HANG) == 0, undisturbed.stderr.read().decode()
+    assert last.wait(HANG) == 0, last.stderr.read()
+    assert undisturbed.wait(HANG) == 0, undisturbed.stderr.read()
     whole = load_file(tmp_path / "whole" / "adapter_model.safetensors")
     killed = load_file(tmp_path / "killed" / "adapter_model.safetensors")
     assert whole.keys() == killed.keys()

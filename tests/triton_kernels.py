@@ -5,11 +5,10 @@ By hand: ``TRITON_INTERPRET=1 pytest tests/triton_kernels.py``, or on a machine 
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 
+import sweeps
 from radargate import compose, ops
 from radargate.composition.layer import RadarLayer
 from radargate.errors import BackendError
@@ -102,11 +101,10 @@ def turned(h, B, down, up, weights, ranks, indices, onto=None, angle_norm="unit"
     )
 
 
-@pytest.mark.parametrize("angle_norm", ops.ANGLE_NORMS)
 @pytest.mark.parametrize(
-    "sizes",
-    [(1, 2, 1, 1), (2, 7, 3, 2), (3, 33, 17, 2), (4, 35, 18, None), (5, 16, 35, 1)],
-    ids=lambda s: "n{} d{} T{} k{}".format(*s),
+    ("sizes", "angle_norm"),
+    sweeps.each([(1, 2, 1, 1), (2, 7, 3, 2), (3, 33, 17, 2), (4, 35, 18, None), (5, 16, 35, 1)], ops.ANGLE_NORMS),
+    ids=str,
 )
 def test_values_and_gradients_are_the_literal_forms(angle_norm, sizes):
     n, d, tokens, k = sizes
@@ -264,7 +262,7 @@ def test_angles_of_every_size():
 
 def test_what_is_not_finite_stays_so_and_stays_alone():
     (h, B, down, up, weights), ranks, indices = parts(tokens=18, learns=False)
-    for value, angle_norm in itertools.product((float("nan"), float("inf")), ("unit", "none", "tanh")):
+    for value, angle_norm in sweeps.each((float("nan"), float("inf")), ("unit", "none", "tanh")):
         bad = h.clone()
         bad[4, :] = value
         update = turned(bad, B, down, up, weights, ranks, indices, angle_norm=angle_norm)
