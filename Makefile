@@ -41,7 +41,7 @@ bench: install
 	$(BIN)/radargate bench decode --rounds 3 --out $(MEASURED)/decode.jsonl
 	$(BIN)/radargate bench footprint --out $(MEASURED)/footprint.jsonl
 	mv $(MEASURED)/*.jsonl $(SPEED)/
-	$(BIN)/python benchmarks/results_table.py
+	$(BIN)/python benchmarks/pages/results_table.py
 
 format: install
 	$(BIN)/ruff check --fix src tests benchmarks examples

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from radargate.bench import measure, ops, peers, targets
-from radargate.bench.models import Bases, write_adapters
-from radargate.bench.site import Site
 from radargate.cli import main
 from radargate.errors import RadarGateError
 from radargate.io.records import read_records
+from speed import measure, ops, peers, targets
+from speed.models import Bases, write_adapters
+from speed.site import Site
 
 
 def test_every_round_takes_each_run_once_in_an_order_of_its_own():
@@ -60,21 +60,21 @@ def test_forms_of_a_site_agree_and_a_wrong_one_is_refused(top_k, monkeypatch):
         ops.check(5, 24, 9, top_k, "cpu", torch.float32)
 
 
-def test_the_literal_form_is_scaled_up_from_as_many_tokens_as_fit(monkeypatch):
+def test_the_literal_form_is_scaled_up_from_as_many_tokens_as_fit(monkeypatch, caplog):
     ten = ops.LITERAL_TENSORS * 4 * 24 * 4 * 10
     monkeypatch.setattr(measure, "half_of_free", lambda device: ten)
     assert ops.literal_tokens(4, 24, 8, ten) == 8
     assert ops.literal_tokens(4, 24, 100, ten) == 10
-    lines = []
     grid = [
         {"experts": 4, "width": 24, "tokens": 40, "top_k": 2},
         {"experts": 4, "width": 24, "tokens": 10**9, "top_k": 2},
     ]
-    results = ops.bench(grid, device="cpu", dtype=torch.float32, rounds=1, most_gigaflops=1, say=lines.append)
-    (forward, step) = list(results)
+    results = ops.bench(grid, device="cpu", dtype=torch.float32, rounds=1, most_gigaflops=1)
+    with caplog.at_level("INFO", logger="radargate.bench"):
+        (forward, step) = list(results)
     assert forward["literal_on_tokens"] == step["literal_on_tokens"] == 10
     assert step["metrics"]["saved_bytes"]["literal"] > step["metrics"]["saved_bytes"]["ours"]
-    assert len(lines) == 1 and "left out: n=4 d=24 T=1000000000 k=2" in lines[0]
+    assert len(caplog.messages) == 1 and "left out: n=4 d=24 T=1000000000 k=2" in caplog.messages[0]
 
 
 def test_every_system_is_built_over_the_same_weights_and_acts(tmp_path):

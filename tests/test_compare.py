@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 
@@ -257,6 +256,5 @@ def test_a_new_gate_is_one_file_and_one_line(zoo, adapters, tasks, tmp_path, cap
     assert "toy" in capsys.readouterr().out
     assert main(command(zoo, adapters, tasks, tmp_path / "toy", "--gates", "toy", "--rules", "uniform")) == 0
     assert "| toy (mole) |" in capsys.readouterr().out
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     readme_tables = importlib.import_module("readme_tables")
     assert "| `toy` | Prefers experts by one learned number each. |" in readme_tables.gates()

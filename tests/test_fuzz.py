@@ -1,13 +1,13 @@
-"""A few hundred random inputs for every reader of strangers' bytes; benchmarks/fuzz.py tries as many as one likes."""
+"""A few hundred random inputs for every reader of strangers' bytes; benchmarks/robustness/fuzz.py tries as many as one likes."""
 
 from __future__ import annotations
 
 import json
 
-import fuzz
 import pytest
-from fuzz_targets import TARGETS
 
+import fuzz
+from fuzz_targets import TARGETS
 from radargate.errors import RadarGateError
 
 INPUTS = 300

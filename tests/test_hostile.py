@@ -10,11 +10,11 @@ import sys
 import tracemalloc
 from pathlib import Path
 
-import hostile_corpus
 import pytest
-from hostile_cases import ACCEPTED, CASES, REFUSED
 
+import hostile_corpus
 import radargate
+from hostile_cases import ACCEPTED, CASES, REFUSED
 from radargate.cli import main
 from radargate.errors import BundleError, DataError, RadarGateError
 from radargate.experts.doctor import examine

@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import kills
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import kills
 from radargate.io.records import read_records
 from radargate.training import checkpoints
 from radargate.training.gates import GateTraining, train_gates

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 import radargate
-from radargate.bench import measure
 from radargate.cli import main
 from radargate.composition.composing import radar_layers
 from radargate.errors import OptionError, OutOfMemoryError
@@ -17,6 +16,7 @@ from radargate.io.disk import enough_memory
 from radargate.training.gates import GateTraining, train_gates
 from radargate.training.plan import plan_training
 from radargate.training.schedule import set_dense
+from speed import measure
 
 NOTHING = {"dense_start": 0.0}
 

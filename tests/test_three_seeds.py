@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+
 import results_table
 from three_seeds import BASE, EXPERT, Scores, section
 

@@ -6,14 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from experiments_section import findings_of
-from three_seeds import BETTER, METRICS, Scores
-
 from radargate.comparison.analysis import CONTROLS, PAPER_GATES, rotation_pairs
 from radargate.comparison.grid import OWN_EXPERT, read_grid
 from radargate.comparison.ranking import SIGNIFICANT, Comparison, compare_pairs, standings
 from radargate.io.records import read_records
 from radargate.paper import words as experiment_words
 from radargate.paper.findings import Findings, Test
+from three_seeds import BETTER, METRICS, Scores
 
 ASKED = 0.95  # of the mean of single experts
 POINT = 0.01  # of accuracy

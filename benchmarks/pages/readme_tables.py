@@ -7,14 +7,13 @@ import importlib
 import inspect
 import re
 
-from tables import table
-
 from radargate.architectures import ARCHITECTURES
 from radargate.cli import COMMANDS
 from radargate.composition.composing import compose
 from radargate.gates import GATES
 from radargate.gates.rules import RULES
 from radargate.registry import Registry
+from tables import table
 
 
 def commands() -> str:

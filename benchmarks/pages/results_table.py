@@ -1,4 +1,4 @@
-"""Make docs/results.md and the README's tables from records and registries: .venv/bin/python benchmarks/results_table.py."""
+"""Make docs/results.md and the README's tables from records and registries: .venv/bin/python benchmarks/pages/results_table.py."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ import experiments_section
 import readme_tables
 import scale_page
 import speed_tables
-from tables import cell, delta, table
-from three_seeds import section as three_seeds
-
 from radargate.evaluation.metrics import paired_difference, row_values
 from radargate.io.records import read_records
 from radargate.report import charts
+from tables import cell, delta, table
+from three_seeds import section as three_seeds
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 NAMES = {
     "smollm2-135m": "base",
@@ -37,7 +36,7 @@ PAIRS = (
 )
 
 
-BEGIN, END = "<!-- {}: made by benchmarks/results_table.py -->", "<!-- {}: end -->"
+BEGIN, END = "<!-- {}: made by benchmarks/pages/results_table.py -->", "<!-- {}: end -->"
 QUICKSTART = RESULTS / "quickstart" / "records.jsonl"
 
 
@@ -177,7 +176,7 @@ def page() -> str:
             )
     top = [
         "# Results",
-        "Made by `benchmarks/results_table.py` from the records in `benchmarks/results/`; edit neither by hand.",
+        "Made by `benchmarks/pages/results_table.py` from the records in `benchmarks/results/`; edit neither by hand.",
     ]
     return (
         "\n\n".join(

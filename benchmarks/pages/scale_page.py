@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from radargate.io.records import read_records
 from tables import table
 
-from radargate.io.records import read_records
-
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 # layers, width, width of keys and values, width of the feed-forward part, vocabulary
 SHAPES = {"Llama-3.1-8B": (32, 4096, 1024, 14336, 128256), "Llama-3.1-70B": (80, 8192, 1024, 28672, 128256)}
 STEPS, TOKENS = 100, 2048  # of a training of gates
@@ -36,7 +35,7 @@ def page() -> str:
     one = next(iter(newest.values()))
     parts = [
         "# Scale",
-        "Made by `benchmarks/results_table.py` from the records in `benchmarks/results/scale/`; `benchmarks/scale.py` makes new ones.",
+        "Made by `benchmarks/pages/results_table.py` from the records in `benchmarks/results/scale/`; `benchmarks/speed/scale.py` makes new ones.",
         COMMANDS,
         "Cells are the unit of a grid: each has an id that hashes what it depends on, and its records are written whole or not at all. "
         "So slots, a Ray cluster and a plain run share one records file, a worker that dies loses its own cell only, and `--resume` "

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
-from tables import table
-
-from radargate.bench.targets import Figure, figures
 from radargate.io.records import read_records
 from radargate.report import charts
+from tables import table
 
-SPEED = Path(__file__).parent / "results" / "speed"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from speed.targets import Figure, figures
+
+SPEED = Path(__file__).parents[1] / "results" / "speed"
 SUITES = ("ops", "step", "decode", "footprint")
 SYSTEMS = {
     "base": "base alone",
@@ -70,7 +72,7 @@ def page() -> str:
     machine = found[0]["machine"]
     parts = [
         "# Speed",
-        "Made by `benchmarks/results_table.py` from the records in `benchmarks/results/speed/`; `make bench` makes new ones on your machine.",
+        "Made by `benchmarks/pages/results_table.py` from the records in `benchmarks/results/speed/`; `make bench` makes new ones on your machine.",
         f"All figures: {machine['cpu']}, {found[0]['threads']} threads, float32. Every ratio is the median over rounds in which all systems "
         "take turns; brackets are quartiles over rounds. Before anything is timed its result is checked against float64. "
         "No GPU figure has been measured yet.",

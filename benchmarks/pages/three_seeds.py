@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tables import cell, delta, table
 
 from radargate.evaluation.metrics import paired_difference, row_values
 from radargate.io.records import read_records
+from tables import cell, delta, table
 
 BASE, EXPERT = "smollm2-135m", "expert"
 NAMES = {BASE: "base", "uniform": "uniform mixture", "stretch": "stretch", "radar": "radar", EXPERT: "own expert"}

@@ -9,8 +9,6 @@ from typing import Any
 
 from radargate.cli import flags
 
-HELP = "measure speed and memory here, peers beside us"
-EXAMPLE = "radargate bench ops --quick --json"
 WHAT = ("ops", "step", "decode", "footprint")
 
 
@@ -59,9 +57,9 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from radargate.base_models.loading import plain_dtype
-    from radargate.bench.measure import threads
-    from radargate.bench.targets import figures, table
     from radargate.io.records import append_records, make_record
+    from speed.measure import threads
+    from speed.targets import figures, table
 
     device = flags.pick_device(args.device)
     dtype = plain_dtype(
@@ -107,7 +105,7 @@ def _results(args: argparse.Namespace, device: str, dtype: Any) -> Iterator[tupl
 
 
 def _ops(args: argparse.Namespace, device: str, dtype: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    from radargate.bench import ops
+    from speed import ops
 
     quick = args.quick
     grid = ops.cases(
@@ -140,7 +138,7 @@ def _ops(args: argparse.Namespace, device: str, dtype: Any) -> Iterator[tuple[st
 
 
 def _whole(args: argparse.Namespace, device: str, dtype: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    from radargate.bench import whole
+    from speed import whole
 
     shape = args.shape or ("smollm2-135m" if device == "cpu" else "llama-3.2-1b")
     layers = args.layers or (4 if args.quick else None)
@@ -158,7 +156,7 @@ def _whole(args: argparse.Namespace, device: str, dtype: Any) -> Iterator[tuple[
 
 
 def _footprint(args: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    from radargate.bench import footprint
+    from speed import footprint
 
     yield "bench-import", "import radargate", {"metrics": footprint.importing()}
     for result in footprint.complexity(args.experts or [2, 8, 40, 80], 2048, 64, 2):

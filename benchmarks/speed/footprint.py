@@ -14,10 +14,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import radargate
-from radargate.bench import measure, peers
-from radargate.bench.models import RANK, Bases, write_adapters
-from radargate.bench.site import CODE_RANK, Site
 from radargate.composition.composing import radar_layers
+from speed import measure, peers
+from speed.models import RANK, Bases, write_adapters
+from speed.site import CODE_RANK, Site
 
 
 def complexity(experts: Sequence[int], width: int, tokens: int, top_k: int) -> Iterator[dict[str, Any]]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from radargate.bench import measure, peers
-from radargate.bench.site import CODE_RANK, RANK, Site
 from radargate.errors import RadarGateError
+from speed import measure, peers
+from speed.site import CODE_RANK, RANK, Site
+
+logger = logging.getLogger("radargate.bench")  # the command line shows what the package logs
 
 CHECKED_TOKENS = 32
 LITERAL_TENSORS = 14  # of tokens × experts × width, that the literal form holds at its peak (measured)
@@ -37,7 +40,6 @@ def bench(
     dtype: torch.dtype,
     rounds: int,
     most_gigaflops: float,
-    say: Callable[[str], None],
     passes: Sequence[str] = ("forward", "step"),
     literal_bytes: int | None = None,
     **options: Any,
@@ -51,7 +53,7 @@ def bench(
     for case in grid:
         n, d, tokens, k = case.values()
         if work(n, d, tokens, k) > most_gigaflops:
-            say(
+            logger.info(
                 f"left out: {label(case)} takes {work(n, d, tokens, k):.0f} Gflop a step, more than {most_gigaflops:.0f}"
             )
             continue

@@ -13,11 +13,11 @@ import torch
 from peft import ArrowConfig, PeftModel, XLoraConfig, create_arrow_model, get_peft_model
 from torch import Tensor, nn
 
-from radargate.bench.models import Bases
 from radargate.composition.composing import compose, radar_layers
 from radargate.errors import RadarGateError
 from radargate.ops import compute_dtype
 from radargate.ops import reference as literal
+from speed.models import Bases
 
 TOP_K = 2
 

@@ -38,7 +38,7 @@ class Figure:
 
 
 def figures(records: Iterable[Record]) -> list[Figure]:
-    """Every goal beside what the newest records of `radargate.bench` say."""
+    """Every goal beside what the newest records of `radargate bench` say."""
     records = list(records)
     found: list[Figure] = []
     for n, bound in ((8, 8.0), (40, 20.0)):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import gc
 import itertools
+import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from radargate.bench import measure, peers
-from radargate.bench.models import Bases, write_adapters
+from speed import measure, peers
+from speed.models import Bases, write_adapters
+
+logger = logging.getLogger("radargate.bench")  # the command line shows what the package logs
 
 OURS = ("radar", "stretch")
 EAGER = "radar, PyTorch alone"
@@ -33,7 +36,7 @@ class Setting:
     """What the systems run on.
 
     Attributes:
-        shape: of the base model (`radargate.bench.models.SHAPES`).
+        shape: of the base model (`speed.models.SHAPES`).
         layers: of the base, None for all it has.
         device: where.
         dtype: of base and adapters.
@@ -53,7 +56,7 @@ class Setting:
     length: int = 128
 
 
-def step(setting: Setting, experts: Sequence[int], say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+def step(setting: Setting, experts: Sequence[int]) -> Iterator[dict[str, Any]]:
     """A training step (forward, backward, gradients dropped) of each system; Arrow trains nothing and only goes forward.
 
     A system whose tensors do not fit half of the free memory takes fewer rows, scaled up and marked; where none fits,
@@ -62,7 +65,7 @@ def step(setting: Setting, experts: Sequence[int], say: Callable[[str], None]) -
     """
     for n, bases, adapters in _cases(setting, experts):
         fit = {name: _rows_that_fit(name, setting, n, bases) for name in STEP_PEERS}
-        systems = _systems(setting, [name for name in STEP_PEERS if fit[name]], n, bases, adapters, say)
+        systems = _systems(setting, [name for name in STEP_PEERS if fit[name]], n, bases, adapters)
         trained = {name: sum(p.numel() for p in m.parameters() if p.requires_grad) for name, m in systems.items()}
         for prompts in setting.prompts:
             ids = _tokens(setting, prompts)
@@ -91,14 +94,14 @@ def step(setting: Setting, experts: Sequence[int], say: Callable[[str], None]) -
         gc.collect()
 
 
-def decode(setting: Setting, experts: Sequence[int], say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+def decode(setting: Setting, experts: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Time a token of greedy answers by ``generate``, as a user calls it: an answer of 17 tokens less one of 1, by 16.
 
     X-LoRA answers 3 tokens, less one of 1, by 2, and is left out, by name, where prompts times experts are many. Yields, for
     every number of experts, seconds a token, ratios to one LoRA, and launches a token by system.
     """
     for n, bases, adapters in _cases(setting, experts):
-        systems = _systems(setting, DECODE_PEERS, n, bases, adapters, say)
+        systems = _systems(setting, DECODE_PEERS, n, bases, adapters)
         for prompts in setting.prompts:
             ids = _tokens(setting, prompts)
             left_out = ["xlora"] if "xlora" in systems and prompts * n > MOST_SLOW and setting.device == "cpu" else []
@@ -135,12 +138,12 @@ def _cases(setting: Setting, experts: Sequence[int]) -> Iterator[tuple[int, Base
 
 
 def _systems(
-    setting: Setting, others: Sequence[str], n: int, bases: Bases, adapters: dict[str, str], say: Callable[[str], None]
+    setting: Setting, others: Sequence[str], n: int, bases: Bases, adapters: dict[str, str]
 ) -> dict[str, nn.Module]:
     wanted = [name for name in (*others, *OURS, EAGER) if setting.systems is None or name in (*setting.systems, "lora")]
     if setting.device != "cpu":
         wanted = [name for name in wanted if name != EAGER]
-    say(f"{n} experts: {', '.join(wanted)}")
+    logger.info(f"{n} experts: {', '.join(wanted)}")
     return {name: peers.build("radar" if name == EAGER else name, bases, adapters) for name in wanted}
 
 
