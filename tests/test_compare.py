@@ -15,7 +15,7 @@ import pytest
 from conftest import make_adapter
 from radargate.architectures import ARCHITECTURES
 from radargate.cli import main
-from radargate.comparison.cells import parse_system, plan
+from radargate.comparison.cells import all_cells, parse_system
 from radargate.errors import OptionError
 from radargate.gates import GATES
 from radargate.gates.rules import RULES
@@ -200,7 +200,9 @@ def test_what_a_cell_does_not_depend_on_is_not_in_its_id():
     longer = {**given, "training": {"steps": 9}}
     other = {**given, "experts": {"mole": {"add": "1", "even": "3"}}}
     turned = {**given, "experts": {"mole": {"even": "2", "add": "1"}}}
-    cells = {c.label: c for c in plan(["add", "even"], gates=["radar"], rules=[], architectures=["mole"], seeds=1)[0]}
+    cells = {
+        c.label: c for c in all_cells(["add", "even"], gates=["radar"], rules=[], architectures=["mole"], seeds=1)[0]
+    }
     ids = {name: [cell.id(c) for c in (given, longer, other, turned)] for name, cell in cells.items()}
     for name in ("base", "expert: add"):
         assert len(set(ids[name])) == 1, name
@@ -211,7 +213,7 @@ def test_what_a_cell_does_not_depend_on_is_not_in_its_id():
 
 def test_systems_are_named_with_their_options():
     assert parse_system("arrow:mixing=ab,top_k=2") == ("arrow", {"mixing": "ab", "top_k": 2})
-    found, left_out = plan(
+    found, left_out = all_cells(
         ["a", "b"], gates=["stretch:temperature=2.0"], rules=["lorahub:form=sane"], architectures=["mole"], seeds=2
     )
     assert [c.label for c in found if c.seed == 1] == [
@@ -220,10 +222,10 @@ def test_systems_are_named_with_their_options():
         "stretch temperature=2.0 (mole)",
     ]
     assert not left_out
-    found, left_out = plan(["a", "b"], gates=["stretch"], rules=["all"], architectures=["hydra"], seeds=1)
+    found, left_out = all_cells(["a", "b"], gates=["stretch"], rules=["all"], architectures=["hydra"], seeds=1)
     assert "ties" not in {c.system for c in found} and any("'ties' does not work" in line for line in left_out)
     with pytest.raises(OptionError, match="'ties' does not work"):
-        plan(["a", "b"], gates=["stretch"], rules=["ties"], architectures=["hydra"], seeds=1)
+        all_cells(["a", "b"], gates=["stretch"], rules=["ties"], architectures=["hydra"], seeds=1)
 
 
 def test_a_new_gate_is_one_file_and_one_line(zoo, adapters, tasks, tmp_path, capsys, monkeypatch):

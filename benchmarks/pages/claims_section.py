@@ -7,8 +7,8 @@ from pathlib import Path
 
 from experiments_section import findings_of
 from radargate.comparison.analysis import CONTROLS, PAPER_GATES, rotation_pairs
-from radargate.comparison.grid import OWN_EXPERT, read_grid
 from radargate.comparison.ranking import SIGNIFICANT, Comparison, compare_pairs, standings
+from radargate.comparison.results import ORACLE, read_results
 from radargate.io.records import read_records
 from radargate.paper import words as experiment_words
 from radargate.paper.findings import Findings, Test
@@ -108,7 +108,7 @@ def _routed(found: Findings | None) -> str:
     (grid,), labels, lines = found.grids.values(), list(_router_shares(found)), []
     for metric, words in METRICS.items():
         means = {s.label: s.value for s in standings(grid, metric)}
-        pairs = [(label, other) for label in labels for other in (label.replace(" router=text", ""), OWN_EXPERT)]
+        pairs = [(label, other) for label in labels for other in (label.replace(" router=text", ""), ORACLE)]
         tests = compare_pairs(grid, metric, [*pairs, ("radar router=text (mole)", "stretch router=text (mole)")])
         for label in labels:
             own = {r.second.partition(" (")[0]: Test(None, r) for r in tests if r.first == label}
@@ -127,7 +127,7 @@ def _router_shares(found: Findings) -> dict[str, float]:
     """Label of each gate with a router → its accuracy as a share of the own experts', at the last value of the axis."""
     grid = list(found.grids.values())[-1]
     means = {s.label: s.value for s in standings(grid, "acc")}
-    return {label: means[label] / means[OWN_EXPERT] for label in grid.systems if "router=text" in label}
+    return {label: means[label] / means[ORACLE] for label in grid.systems if "router=text" in label}
 
 
 def _router_verdict(found: Findings | None, crowded: Findings | None) -> str:
@@ -258,7 +258,7 @@ def _elsewhere(folder: Path) -> str:
     file = folder / "records.jsonl"
     if not file.exists():
         return ""
-    grid = read_grid(read_records(file))
+    grid = read_results(read_records(file))
     lines = []
     for metric, words in METRICS.items():
         tests = compare_pairs(grid, metric, rotation_pairs(grid))
@@ -343,12 +343,12 @@ def _shares(found: Mapping[str, Findings | None]) -> str:
         value, grid = list(findings.grids.items())[-1]
         means = {s.label: s.value for s in standings(grid, "acc")}
         radar = findings.radar(grid)
-        if radar is None or OWN_EXPERT not in means:
+        if radar is None or ORACLE not in means:
             continue
         count, total = len(findings.counting(value, "acc") or ()), len(grid.tasks_of("acc"))
         where = f", {findings.said(value)}" if findings.axis else ""
         parts.append(
-            f"{name}{where} {means[radar] / means[OWN_EXPERT]:.0%} ({means[radar]:.3f} of {means[OWN_EXPERT]:.3f}; {count} of {total} tasks count)"
+            f"{name}{where} {means[radar] / means[ORACLE]:.0%} ({means[radar]:.3f} of {means[ORACLE]:.3f}; {count} of {total} tasks count)"
         )
     return f"In the experiments, over all of their tasks: {'; '.join(parts)}." if parts else ""
 
@@ -394,7 +394,7 @@ def _more_where_it_counts(found: Findings | None) -> str:
             name, plain = label.partition(" ")[0], test.second.removesuffix(" (mole)")
             lines.append(
                 f"By {words} {name} with `router=text` goes from {before[label]:.3f} to {after[label]:.3f} ({_significance(told[label])}; own expert "
-                f"{after[OWN_EXPERT]:.3f}) and with {found.short(last)} experts is {_verdicts({plain: Test(last, test)}, metric)}."
+                f"{after[ORACLE]:.3f}) and with {found.short(last)} experts is {_verdicts({plain: Test(last, test)}, metric)}."
             )
     return _sentences(lines)
 

@@ -85,7 +85,7 @@ def parse_system(text: str) -> tuple[str, dict[str, Any]]:
     return name, read_options(words.split(",") if words else (), f"{name}:", "rotation_rank=4")
 
 
-def plan(
+def all_cells(
     adapters: Sequence[str],
     *,
     gates: Sequence[str],

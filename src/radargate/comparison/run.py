@@ -14,7 +14,7 @@ from typing import Any
 from radargate.architectures import ARCHITECTURES
 from radargate.base_models.dtype import CHECKPOINT
 from radargate.base_models.loading import base_dtype, fingerprint, load_base, load_tokenizer
-from radargate.comparison.cells import Cell, plan
+from radargate.comparison.cells import Cell, all_cells
 from radargate.comparison.finished import finished_cells
 from radargate.comparison.forecast import Forecast
 from radargate.comparison.run_cell import RECORDS, Comparison, Grid, run_cell
@@ -77,7 +77,7 @@ def compare(
     own = {name: dict(adapters) for name in ("mole", "hydra", "omoe")}
     own.update({name: dict(folders) for name, folders in (experts or {}).items()})
     training = options.training.resolved()
-    cells, left_out = plan(
+    cells, left_out = all_cells(
         list(adapters),
         gates=options.gates,
         rules=options.rules,
