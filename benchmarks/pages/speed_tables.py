@@ -8,7 +8,7 @@ from typing import Any
 
 from radargate.io.records import read_records
 from radargate.report import charts
-from tables import table
+from radargate.report.table import markdown
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from speed.targets import Figure, figures
@@ -63,7 +63,7 @@ def readme_block() -> str:
         + (f"Goals missed: {'; '.join(missed)}. " if missed else "")
         + "More: [docs/speed.md](docs/speed.md)."
     )
-    return "\n\n".join([table(header, rows), note])
+    return "\n\n".join([markdown(header, rows), note])
 
 
 def page() -> str:
@@ -77,7 +77,7 @@ def page() -> str:
         "take turns; brackets are quartiles over rounds. Before anything is timed its result is checked against float64. "
         "No GPU figure has been measured yet.",
         "## Goals",
-        table(["figure", "found", "goal", ""], [_goal(f) for f in figures(found)]),
+        markdown(["figure", "found", "goal", ""], [_goal(f) for f in figures(found)]),
     ]
     for suite, title in (("bench-step", "## A training step"), ("bench-decode", "## Answering, token by token")):
         parts.append(title)
@@ -159,7 +159,7 @@ def _conditions(record: Record) -> str:
 def _systems(record: Record) -> str:
     m = record["metrics"]
     more, few = "launches" in m, m.get("scaled_from_rows", {})
-    header = ["system", "ms", "one LoRA = 1", *(["operations a token"] if more else ["peak MiB", "trained numbers"])]
+    header = ["system", "ms", "one LoRA = 1", *(["operations a token"] if more else ["peak MiB", "trained parameters"])]
     rows = []
     for name, shown in SYSTEMS.items():
         if name not in m["seconds"]:
@@ -180,7 +180,7 @@ def _systems(record: Record) -> str:
                 *tail,
             ]
         )
-    return table(header, rows)
+    return markdown(header, rows)
 
 
 def _ops_text(found: list[Record]) -> str:
@@ -229,7 +229,7 @@ def _ops_table(found: list[Record]) -> str:
         "literal / ours",
         "literal / ours, peak memory",
     ]
-    return table(header, rows)
+    return markdown(header, rows)
 
 
 def _growth(found: list[Record]) -> str:
@@ -246,7 +246,7 @@ def _growth(found: list[Record]) -> str:
         )
     numbers = [n for n in _of(found, "bench-growth")[0]["metrics"]["seconds"] if n != "base"]
     text = f"Forward and backward, width {r['width']}, {r['tokens']} tokens, top-2; ms, and in brackets the ratio to 5 experts."
-    return "\n\n".join([text, table(["route", "base product", *(f"{n} experts" for n in numbers)], rows)])
+    return "\n\n".join([text, markdown(["route", "base product", *(f"{n} experts" for n in numbers)], rows)])
 
 
 def _complexity(found: list[Record]) -> str:
@@ -275,7 +275,7 @@ def _complexity(found: list[Record]) -> str:
     header = [
         "gate",
         "experts",
-        "numbers trained",
+        "trained parameters",
         "formula",
         "Mflop ours",
         "literal",
@@ -283,7 +283,7 @@ def _complexity(found: list[Record]) -> str:
         "peak MiB ours",
         "literal",
     ]
-    return "\n\n".join([text, table(header, rows)])
+    return "\n\n".join([text, markdown(header, rows)])
 
 
 def _loading(found: list[Record]) -> str:
@@ -298,4 +298,4 @@ def _loading(found: list[Record]) -> str:
     ]
     light = _of(found, "bench-import")[0]["metrics"]["import_seconds"]
     text = f"Composing adapter files and loading a bundle onto a base that is in memory; `import radargate` takes {light * 1e3:.0f} ms."
-    return "\n\n".join([text, table(["adapters", "compose, s", "load, s", "experts, MiB"], rows)])
+    return "\n\n".join([text, markdown(["adapters", "compose, s", "load, s", "experts, MiB"], rows)])
