@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from experiments_section import findings_of
-from radargate.comparison.analysis import gates_with
 from radargate.comparison.ranking import PairedTest, compare_pairs, standings
 from radargate.comparison.results import ORACLE
 from radargate.comparison.tables import tests_table
+from radargate.gates import GATES
 from radargate.io.records import read_records
 from radargate.paper.findings import Findings, Value
 from tables import markdown
@@ -79,7 +79,7 @@ def _goals(found: Mapping[str, Findings], scores: Scores | None) -> Iterator[lis
     for name in ("learnable", "ablation"):
         if name in found:
             tests = [t for m in METRICS for t in found[name].where_it_counts[m] or found[name].rotation[m]]
-            tests = [t for t in tests if _other(t) in gates_with("paper")]
+            tests = [t for t in tests if _other(t) in GATES.having(role="paper")]
             met = all(t.better == t.first for t in tests if t.metric == "nll")
             yield [paper, name, _reached(met and not any(t.better == t.second for t in tests))]
     shares = [(name, label, value) for name, _, label, *_, value in _oracle_shares(found) if ROUTED in label]
@@ -91,7 +91,7 @@ def _goals(found: Mapping[str, Findings], scores: Scores | None) -> Iterator[lis
     for name in ("crowded", "modules"):
         if name in found:
             changes = {t.first.partition(" (")[0]: t.difference for t in found[name].change["acc"]}
-            changes = {gate: change for gate, change in changes.items() if gate in gates_with("paper")}
+            changes = {gate: change for gate, change in changes.items() if gate in GATES.having(role="paper")}
             others = max(change for gate, change in changes.items() if gate != "radar")
             met = (changes["radar"] > -POINT and others < -POINT) or min(changes.values()) >= 0
             yield [

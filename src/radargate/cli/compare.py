@@ -11,7 +11,6 @@ from pathlib import Path
 from radargate.architectures import ARCHITECTURES
 from radargate.cli import flags
 from radargate.errors import OptionError
-from radargate.gates import GATES
 from radargate.gates.rules import RULES
 
 HELP = "compare every way of combining the same adapters on the same rows, with intervals and tests"
@@ -28,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gates",
         default="stretch,radar",
         metavar="NAMES",
-        help=f"comma-separated, or all: {', '.join(GATES.names())} (default %(default)s)",
+        help=f"comma-separated, or all, paper (the paper's) or control: {flags.gate_names()} (default %(default)s)",
     )
     parser.add_argument(
         "--rules",

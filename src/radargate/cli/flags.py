@@ -8,6 +8,7 @@ import shutil
 import sys
 
 from radargate.errors import OptionError
+from radargate.gates import GATES
 
 
 def data_flag(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -54,6 +55,14 @@ def gate_flags(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="SHARE",
         help="share of the steps with all experts before the cut to top-k (default 0.5)",
+    )
+
+
+def gate_names() -> str:
+    """Names of all gates for ``--help``: those to choose from, and apart what they are measured against."""
+    controls = GATES.within("radargate.gates.controls")
+    return (
+        f"{', '.join(name for name in GATES if name not in controls)}; controls, to compare with: {', '.join(controls)}"
     )
 
 

@@ -8,7 +8,6 @@ import json
 from radargate.architectures import ARCHITECTURES
 from radargate.cli import flags
 from radargate.errors import OptionError
-from radargate.gates import GATES
 from radargate.gates.rules import RULES
 from radargate.registry import read_options
 
@@ -26,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gate",
         default="radar",
         metavar="NAME",
-        help=f"one of {', '.join([*GATES.names(), *RULES.names()])} (default %(default)s)",
+        help=f"gates: {flags.gate_names()}; rules: {', '.join(RULES.names())} (default %(default)s)",
     )
     parser.add_argument(
         "--architecture",

@@ -21,6 +21,7 @@ from radargate.comparison.ranking import (
 )
 from radargate.comparison.results import METRICS, Results, read_results
 from radargate.errors import OptionError
+from radargate.gates import GATES
 
 # every report asks whether rotation is worth it: radar is the baseline with rotation
 SUBJECT, BASELINE = "radar", "stretch"
@@ -110,16 +111,9 @@ def contestants(results: Results) -> list[str]:
     return [s.label for s in results.systems.values() if s.kind != "oracle"]
 
 
-def gates_with(*roles: str) -> list[str]:
-    """Names of all gates that declare one of these roles, in the registry's order."""
-    from radargate.gates import GATES
-
-    return [name for role in roles for name in GATES if GATES.get(name).role == role]
-
-
 def rotation_pairs(results: Results, *roles: str) -> list[tuple[str, str]]:
     """Radar with the baseline and with each gate of these roles, under each architecture."""
-    others = dict.fromkeys([BASELINE, *gates_with(*roles)])
+    others = dict.fromkeys([BASELINE, *(name for role in roles for name in GATES.having(role=role))])
     pairs = []
     for architecture in results.architectures():
         radar = results.systems.get(f"{SUBJECT} ({architecture})")

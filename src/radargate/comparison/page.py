@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from radargate.comparison import tables
-from radargate.comparison.analysis import BASELINE, SUBJECT, Analysis, analyse, gates_with, rotation_pairs
+from radargate.comparison.analysis import BASELINE, SUBJECT, Analysis, analyse, rotation_pairs
 from radargate.comparison.conditions import conditions, settings_table
 from radargate.comparison.results import METRICS, System
 from radargate.comparison.summary import finished, price_table, summary_table
+from radargate.gates import GATES
 from radargate.io.records import write_atomic
 from radargate.report import dense_charts, page
 from radargate.report.dense_charts import NO_GROUP, Mark
@@ -253,7 +254,7 @@ def _notable(analysis: Analysis) -> list[str]:
     results = analysis.results
     gates = [
         s
-        for name in (SUBJECT, BASELINE, *gates_with("control"))
+        for name in (SUBJECT, BASELINE, *GATES.having(role="control"))
         for a in results.architectures()
         if (s := results.find(name, a))
     ]
