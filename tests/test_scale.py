@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import multiprocessing
 import os
 import signal
@@ -27,11 +28,9 @@ from test_experiment import cells, command, sources  # noqa: F401
 PASSING = ("train_seconds", "score_seconds", "peak_memory_mb", "search")
 
 
-def run(zoo, sources, out, say=lambda line: None, **how):  # noqa: F811
+def run(zoo, sources, out, **how):  # noqa: F811
     changes = {"bases": (str(zoo["llama"]["base"]),), "steps": 2, "limit": 3, "gates": ("stretch", "radar"), "seeds": 2}
-    return run_experiment(
-        "ablation", "cpu", str(sources), out, smoke=True, changes=changes, device="cpu", say=say, **how
-    )
+    return run_experiment("ablation", "cpu", str(sources), out, smoke=True, changes=changes, device="cpu", **how)
 
 
 def results(out):
@@ -45,6 +44,22 @@ def results(out):
         if r["suite"] == "eval"
     ]
     return found, sorted(scores, key=str)
+
+
+@contextlib.contextmanager
+def listening(say):
+    """Call ``say`` with every line that is logged."""
+    handler = logging.Handler()
+    handler.emit = lambda record: say(record.getMessage())
+    logger = logging.getLogger("radargate.paper")
+    logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +81,8 @@ def test_slots_give_the_same_records_and_a_killed_one_loses_nothing(zoo, sources
             killed.append(child.pid)
 
     out = tmp_path / "slots"
-    run(zoo, sources, out, say, slots=2, experts=next((alone / "experts").iterdir()))
+    with listening(say):
+        run(zoo, sources, out, slots=2, experts=next((alone / "experts").iterdir()))
     run(zoo, sources, tmp_path / "plain", experts=next((alone / "experts").iterdir()))
     assert killed and any("its worker was lost" in line for line in lines)
     assert results(out) == results(tmp_path / "plain")
@@ -114,7 +130,8 @@ def test_a_ray_cluster_gives_the_same_records_and_a_killed_worker_loses_nothing(
     experts = next((alone / "experts").iterdir())
     ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False, configure_logging=False)
     try:  # more workers are asked for than there is room for: the others must not wait with cells in their hands
-        run(zoo, sources, out, say, ray="local", slots=4, experts=experts)
+        with listening(say):
+            run(zoo, sources, out, ray="local", slots=4, experts=experts)
     finally:
         ray.shutdown()
     run(zoo, sources, tmp_path / "plain", experts=experts)
@@ -123,13 +140,13 @@ def test_a_ray_cluster_gives_the_same_records_and_a_killed_worker_loses_nothing(
 
 
 def test_a_cell_that_kills_its_worker_every_time_ends_the_run_in_words():
-    tries, waiting = {"a": 0}, executors.deque()
+    tries, waiting = executors.Counter(), executors.deque()
     cell = dataclasses.make_dataclass("Cell", ["label"])("radar")
     place = dataclasses.make_dataclass("Place", ["id", "cell"])("a", cell)
     for _ in range(executors.MOST_TRIES - 1):
-        executors._again(place, tries, waiting, lambda line: None)
+        executors._again(place, tries, waiting)
     with pytest.raises(RadarGateError, match=r"radar: its worker was lost 3 times.*--resume goes on"):
-        executors._again(place, tries, waiting, lambda line: None)
+        executors._again(place, tries, waiting)
 
 
 class Shop:
@@ -168,14 +185,14 @@ class ThreadPool(ThreadPoolExecutor):
 
 def in_threads(monkeypatch, work, breaks_at=0):
     """The cells a to e in two slots; ``work`` is what a slot does."""
-    monkeypatch.setattr(executors, "_pool", lambda shop, slots, threads: ThreadPool(slots))
-    monkeypatch.setattr(executors, "_run_in_slot", work)
+    monkeypatch.setattr(executors, "_pool", lambda shop, threads: ThreadPool(1))
+    monkeypatch.setattr(executors, "_run_in_slot", lambda place: [] if place is None else work(place))
     monkeypatch.setattr(ThreadPool, "breaks_at", breaks_at)
     monkeypatch.setattr(ThreadPool, "submitted", 0)
-    return executors.in_slots(Shop(), [Spot(name) for name in "abcde"], 2, lambda line: None)
+    return executors.in_slots(Shop(), [Spot(name) for name in "abcde"], 2)
 
 
-@pytest.mark.parametrize("breaks_at", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("breaks_at", [1, 2, 3, 4, 5, 6, 7])
 def test_a_pool_that_breaks_while_a_cell_is_handed_over_loses_none(monkeypatch, breaks_at):
     found = [place.id for place, _ in in_threads(monkeypatch, lambda place: [place.id], breaks_at)]
     assert sorted(found) == list("abcde")
@@ -203,4 +220,4 @@ def test_a_cell_that_fails_ends_the_run_after_those_under_way_are_in(monkeypatch
 def test_ray_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(OptionError, match=r"radargate\[ray\]"):
-        next(executors.on_ray(None, [], "local", None, lambda line: None))
+        next(executors.on_ray(None, [], "local", None))
