@@ -18,7 +18,7 @@ from radargate.errors import AdapterError
 from radargate.experts.adapters import read_adapter
 from radargate.experts.shipped import FOLDER, shipped_experts
 from radargate.io.records import read_records
-from radargate.quickstart.page import most_used, quickstart_page
+from radargate.quickstart.page import quickstart_page
 from radargate.quickstart.run import Quickstart, quickstart, summary
 
 pytestmark = pytest.mark.real
@@ -28,10 +28,10 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """One quickstart of two steps and one row a task."""
-    out, lines = tmp_path_factory.mktemp("quickstart"), []
+    out = tmp_path_factory.mktemp("quickstart")
     options = Quickstart(steps=2, batch_size=2, limit=1, max_new_tokens=2)
-    quickstart(out, options, device="cpu", say=lines.append)
-    return out, options, lines
+    quickstart(out, options, device="cpu")
+    return out, options
 
 
 def cells(page: str) -> list[list[str]]:
@@ -55,7 +55,7 @@ def test_shipped_experts_are_small_checked_and_whole(tmp_path, monkeypatch):
 
 
 def test_every_number_of_the_report_is_a_records(run):
-    out, _, _ = run
+    out, _ = run
     page = (out / "report.html").read_text()
     means = {r["system"]: r["metrics"] for r in read_records(out / "records.jsonl") if r.get("task") == "mean"}
     assert list(means) == [
@@ -98,18 +98,29 @@ def test_each_task_is_compared_with_its_own_expert(recorded):
     records = read_records(recorded / "records.jsonl")
     scores = {(r["system"], r["task"]): r["metrics"] for r in records if r["suite"] == "eval"}
     rows = {row[0]: row for row in cells(quickstart_page(recorded)) if len(row) == 7}
-    assert rows["task"] == ["task", "radar", "stretch", "uniform", "base", "own expert", "which"]
+    assert rows["task"] == ["task", "radar", "stretch", "uniform", "base", "oracle", "its expert"]
     for category, tasks in CATEGORIES.items():
         for task in tasks:
             values = [scores[s, task]["acc"]["value"] for s in ("radar", "stretch", "uniform", "base", category)]
             assert rows[task][1:] == [*(f"{value:.2f}" for value in values), category]
 
 
-def test_the_words_on_use_follow_the_numbers():
-    even = {task: {"language": 0.4, "science": 0.6} for task in ("units", "ordinals")}
-    assert "the task's own for 1 of 2 tasks. It is science everywhere" in most_used(even)
-    apart = {"units": {"language": 0.4, "science": 0.6}, "ordinals": {"language": 0.6, "science": 0.4}}
-    assert "the task's own for 2 of 2 tasks. A weight" in most_used(apart)
+def test_the_largest_weights_and_differences_are_the_records(recorded):
+    records = read_records(recorded / "records.jsonl")
+    usage = next(r["metrics"] for r in records if r["suite"] == "usage")
+    rows = {row[0]: row for row in cells(quickstart_page(recorded)) if len(row) == 8}
+    assert rows["task"][-2:] == ["largest", "the oracle's"]
+    for category, tasks in CATEGORIES.items():
+        for task in tasks:
+            largest = max(usage[task], key=usage[task].get)
+            assert rows[task][-2:] == [largest, "yes" if largest == category else "no"]
+    means = {r["system"]: r["metrics"]["acc"] for r in records if r["suite"] == "eval" and r["task"] == "mean"}
+    pairs = {row[0]: row[1:] for row in cells(quickstart_page(recorded)) if row[0].startswith("radar −")}
+    assert len(pairs) == 3
+    for other in ("stretch", "uniform", "base"):
+        apart = means["radar"]["low"] > means[other]["high"] or means[other]["low"] > means["radar"]["high"]
+        difference = means["radar"]["value"] - means[other]["value"]
+        assert pairs[f"radar − {other}"] == [f"{difference:+.3f}", "apart" if apart else "overlap"]
 
 
 def test_commands_to_type_next_work_from_where_the_user_stands(recorded, monkeypatch):
@@ -121,17 +132,17 @@ def test_commands_to_type_next_work_from_where_the_user_stands(recorded, monkeyp
     assert flags.program() == "radargate"
 
 
-def test_a_second_run_keeps_what_is_finished_and_needs_no_network(run, monkeypatch):
+def test_a_second_run_keeps_what_is_finished_and_needs_no_network(run, monkeypatch, caplog):
     def refuse(*args):
         raise OSError(errno.ENETUNREACH, "Network is unreachable")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    out, options, _ = run
+    out, options = run
     before = (out / "records.jsonl").read_text()
-    again: list[str] = []
-    quickstart(out, options, device="cpu", say=again.append)
+    with caplog.at_level("INFO", logger="radargate"):
+        quickstart(out, options, device="cpu")
     assert (out / "records.jsonl").read_text() == before
-    assert any("finished already" in line for line in again)
+    assert any("finished already" in line for line in caplog.messages)
 
 
 def test_the_report_opens_in_a_browser_without_a_console_error(run, tmp_path):

@@ -123,6 +123,8 @@ def _spread(
                     _again(place, tries, waiting)
                 elif hired >= MOST_TRIES * count + len(places):
                     raise RadarGateError(f"workers do not stay up: {error}") from error
+                else:
+                    logger.info("a worker was lost before it had a cell, so another takes its place")
                 start()
                 continue
             idle.append(worker)
