@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,11 @@ def test_the_command_prints_and_stores_records(tmp_path, capsys):
     assert read_records(out) == lines[:-1] and lines[-1] == {"goals": []}
     assert main(["bench", "decode", "--experts", "2", "--layers", "1", "--rounds", "1", "--systems", "radar"]) == 0
     assert "times_lora radar" in capsys.readouterr().out
+
+
+def test_an_installed_package_says_how_to_get_the_benchmarks(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("radargate.cli.bench.FOLDER", tmp_path)
+    monkeypatch.delitem(sys.modules, "speed.command", raising=False)
+    assert main(["bench", "ops", "--quick"]) == 1
+    shown = capsys.readouterr().err
+    assert "clone RadarGate's repository" in shown and len(shown.splitlines()) == 1

@@ -228,6 +228,17 @@ def test_systems_are_named_with_their_options():
         all_cells(["a", "b"], gates=["stretch"], rules=["ties"], architectures=["hydra"], seeds=1)
 
 
+def test_a_role_stands_for_all_gates_that_declare_it():
+    def gates(*asked):
+        found, _ = all_cells(["a", "b"], gates=asked, rules=[], architectures=["mole"], seeds=1)
+        return [cell.system for cell in found if cell.kind == "gate"]
+
+    assert gates("paper") == ["stretch", "rotation", "radar", "nexus", "tutel"]
+    assert gates("radar", "control") == ["radar", "signed", "mlp", "vector", "lora", "multiplicative"]
+    assert set(gates("all")) == set(GATES) and {GATES.get(name).role for name in GATES} == {"paper", "gate", "control"}
+    assert {RULES.get(name).role for name in RULES} == {"rule"}
+
+
 def test_a_new_gate_is_one_file_and_one_line(zoo, adapters, tasks, tmp_path, capsys, monkeypatch):
     (tmp_path / "toy_gate.py").write_text(
         textwrap.dedent('''

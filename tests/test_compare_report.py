@@ -108,7 +108,7 @@ def test_costs_gates_and_curves_are_the_records(records, report):
 
 
 def test_conditions_say_what_was_run_and_how_long_it_took(records, report):
-    facts = dict(table_of(report, "Where these numbers come from")[1:])
+    facts = dict(table_of(report, "Where these values come from")[1:])
     assert facts["time predicted"] == "5,000 s (1.4 h)" and facts["time taken"] == "6,100 s (1.7 h)"
     assert facts["cells"] == "43 of 44" and facts["seeds"] == "3"
     assert "aqua 40" in facts["tasks and rows"] and "aqua hash-of-aqua" in facts["hash of each task's rows"]

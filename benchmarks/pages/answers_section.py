@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from experiments_section import findings_of
+from radargate.comparison.pairs import tests_table
 from radargate.comparison.ranking import PairedTest, compare_pairs, standings
 from radargate.comparison.results import ORACLE
-from radargate.comparison.tables import tests_table
 from radargate.gates import GATES
 from radargate.io.records import read_records
 from radargate.paper.findings import Findings, Value

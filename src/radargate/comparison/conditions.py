@@ -11,7 +11,7 @@ from radargate.report.table import Column, Table, facts_table, text
 
 def conditions(analysis: Analysis) -> str:
     """A table of facts: data, rows, seeds, settings, time, code and machine."""
-    return facts_table("conditions", "Where these numbers come from", _facts(analysis)).html()
+    return facts_table("conditions", "Where these values come from", _facts(analysis)).html()
 
 
 def settings_table(analysis: Analysis) -> Table:

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from radargate.comparison import tables
+from radargate.comparison import curves, pairs, tables
 from radargate.comparison.analysis import BASELINE, SUBJECT, Analysis, analyse, rotation_pairs
 from radargate.comparison.conditions import conditions, settings_table
+from radargate.comparison.ranking import WORDS
 from radargate.comparison.results import METRICS, System
 from radargate.comparison.summary import finished, price_table, summary_table
 from radargate.gates import GATES
@@ -101,8 +102,8 @@ def all_tables(analysis: Analysis) -> list[Table]:
         tables.cost_table(analysis),
         tables.gates_table(analysis),
         tables.usage_table(list(results.systems.values())),
-        tables.win_rates_table(analysis),
-        tables.wins_table(analysis),
+        pairs.win_rates_table(analysis),
+        pairs.wins_table(analysis),
         _rotation_table(analysis),
         price_table(analysis),
         *_other_tests(analysis),
@@ -114,7 +115,7 @@ def all_tables(analysis: Analysis) -> list[Table]:
 def _ranking(analysis: Analysis) -> list[str]:
     parts = []
     for metric in METRICS:
-        words = tables.WORDS[metric]
+        words = WORDS[metric]
         marks = _marks(analysis, metric)
         chart = dense_charts.ranking(
             marks,
@@ -127,13 +128,13 @@ def _ranking(analysis: Analysis) -> list[str]:
         )
         parts += [page.heading(f"By {words}"), page.figure(chart, tables.capital(caption), narrow=True)]
     table = tables.ranking_table(analysis)
-    return [*parts, page.folded("All numbers of the ranking", table.html(), unfolded=len(table.rows) <= _OPEN_ROWS)]
+    return [*parts, page.folded("All values of the ranking", table.html(), unfolded=len(table.rows) <= _OPEN_ROWS)]
 
 
 def _rotation(analysis: Analysis) -> list[str]:
     if not analysis.rotation["acc"]:
         return []
-    words = "Radar turns each expert's output besides weighing it; stretch only weighs it, and the controls spend parameters otherwise."
+    words = "Radar rotates each expert's output besides weighing it; stretch only weighs it, and the controls spend parameters otherwise."
     table = page.folded(
         "Radar's paired tests", _rotation_table(analysis).html(), unfolded=len(analysis.rotation["acc"]) <= _OPEN_ROWS
     )
@@ -147,23 +148,22 @@ def _tasks(analysis: Analysis) -> list[str]:
         )
     ]
     for metric in METRICS:
-        parts += [page.heading(tables.capital(tables.WORDS[metric])), tables.task_table(analysis, metric).html()]
+        parts += [page.heading(tables.capital(WORDS[metric])), tables.task_table(analysis, metric).html()]
     worth = tables.worth_table(analysis)
     return [*parts, *([page.heading("Tasks where an expert helps"), worth.html()] if worth.rows else [])]
 
 
 def _training(analysis: Analysis) -> list[str]:
     parts = []
-    for architecture in _curve_groups(analysis):
-        systems = _curve_groups(analysis)[architecture]
-        lines = {s.name if architecture else s.label: tables.smoothed(tables.curve_rows(s)) for s in systems}
+    for architecture, systems in _curve_groups(analysis).items():
+        lines = {s.name if architecture else s.label: curves.smoothed(curves.curve_rows(s)) for s in systems}
         name = architecture or "Without an architecture"
         description = f"Training loss over steps, {name}: {', '.join(lines)}; values are in the table below"
         heavy = [line for line in lines if line in (SUBJECT, BASELINE)]
         chart = dense_charts.named_lines(lines, "step", "training loss", description, heavy)
         caption = "Mean over seeds, smoothed over a tenth of the steps. Names stand in the order of the last losses; radar and stretch are drawn thicker."
         parts += [page.heading(name), page.figure(chart, caption, narrow=True)]
-        parts.append(page.folded("Numbers", _curves_table(analysis, architecture).html()))
+        parts.append(page.folded("Values", _curves_table(analysis, architecture).html()))
     return parts
 
 
@@ -171,7 +171,7 @@ def _costs(analysis: Analysis) -> list[str]:
     parts = []
     for name, words in _COSTS.items():
         costs = {label: cost for label, s in analysis.results.systems.items() if (cost := s.measured(name)) is not None}
-        panels = {tables.WORDS[m]: [k for k in _marks(analysis, m) if k.name in costs] for m in METRICS}
+        panels = {WORDS[m]: [k for k in _marks(analysis, m) if k.name in costs] for m in METRICS}
         if not any(costs.values()):
             parts.append(page.paragraph(f"No system has {words.partition(',')[0]} to show.", note=True))
             continue
@@ -205,11 +205,11 @@ def _wins(analysis: Analysis) -> list[str]:
         page.paragraph(
             "On each task, and with each seed that both have, one of two systems is better, or they are level. No significance here."
         ),
-        tables.win_rates_table(analysis).html(),
+        pairs.win_rates_table(analysis).html(),
     ]
-    if pairs := rotation_pairs(analysis.results, "control"):
-        parts += [page.heading("Radar, pair by pair"), tables.wins_table(analysis, pairs).html()]
-    return [*parts, page.paragraph("Every pair:"), tables.wins_table(analysis).link()]
+    if held := rotation_pairs(analysis.results, "control"):
+        parts += [page.heading("Radar, pair by pair"), pairs.wins_table(analysis, held).html()]
+    return [*parts, page.paragraph("Every pair:"), pairs.wins_table(analysis).link()]
 
 
 def _tests(analysis: Analysis) -> list[str]:
@@ -222,13 +222,13 @@ def _tests(analysis: Analysis) -> list[str]:
 
 def _rotation_table(analysis: Analysis) -> Table:
     caption = "Radar minus stretch and minus each control, under each architecture"
-    return tables.tests_table("tests_rotation", caption, analysis.rotation)
+    return pairs.tests_table("tests_rotation", caption, analysis.rotation)
 
 
 def _other_tests(analysis: Analysis) -> list[Table]:
     return [
-        tables.tests_table("tests_reference", f"Every system minus {analysis.reference}", analysis.against_reference),
-        tables.tests_table("tests_leader", "The leader minus every other system", analysis.against_leader),
+        pairs.tests_table("tests_reference", f"Every system minus {analysis.reference}", analysis.against_reference),
+        pairs.tests_table("tests_leader", "The leader minus every other system", analysis.against_leader),
     ]
 
 
@@ -266,14 +266,14 @@ def _curve_groups(analysis: Analysis) -> dict[str | None, list[System]]:
     """Architecture, or None → its systems that have a training curve."""
     groups: dict[str | None, list[System]] = {}
     for system in analysis.results.systems.values():
-        if tables.curve_rows(system):
+        if curves.curve_rows(system):
             groups.setdefault(system.architecture, []).append(system)
     return groups
 
 
 def _curves_table(analysis: Analysis, architecture: str | None) -> Table:
-    curves = tables.curves_of(_curve_groups(analysis)[architecture])
+    losses = curves.curves_of(_curve_groups(analysis)[architecture])
     caption = f"Training loss on the way, {architecture or 'no architecture'}"
-    return tables.curves_table(
-        f"curves_{architecture or 'other'}", caption, [({"system": label}, curve) for label, curve in curves.items()]
+    return curves.curves_table(
+        f"curves_{architecture or 'other'}", caption, [({"system": label}, curve) for label, curve in losses.items()]
     )

@@ -17,6 +17,12 @@ SIGNIFICANT = 0.05
 FLIPS = 20_000
 TIE = 1e-12
 HIGHER_IS_BETTER = {"acc": True, "nll": False, "chrf": True}
+WORDS = {"acc": "accuracy", "nll": "NLL", "chrf": "chrF"}
+
+
+def named(metric: str) -> str:
+    """A metric for a heading, with its direction where lower is better."""
+    return f"{WORDS[metric]}{'' if HIGHER_IS_BETTER[metric] else ' (lower is better)'}"
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class PairedTest:
 
     @property
     def better(self) -> str | None:
-        """The system that is significantly better after the correction; None where the rows cannot tell."""
+        """The system that is significantly better after the correction; None where the difference is not significant."""
         if self.holm >= SIGNIFICANT:
             return None
         return self.first if (self.difference > 0) == HIGHER_IS_BETTER[self.metric] else self.second
@@ -80,7 +86,7 @@ class WinCount:
 
 @dataclass(frozen=True)
 class TaskWorth:
-    """Whether a task's own expert beats the base on it, so that composing has something to gain there."""
+    """Whether a task's own expert beats the base on it: only there has composing something to gain."""
 
     metric: str
     task: str

@@ -42,7 +42,7 @@ class Comparison:
         seeds: seeds of everything trained.
         training: steps, rates, top-k and so on of every gate; its gate, architecture and seed are the cells' own.
         scoring: rows and batch.
-        union_lr: rate of the LoRA trained on the union of all tasks.
+        union_lr: learning rate of the LoRA trained on the union of all tasks.
     """
 
     gates: tuple[str, ...] = ("all",)

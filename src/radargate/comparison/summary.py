@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from radargate.comparison.analysis import BASELINE, SUBJECT, Analysis
-from radargate.comparison.ranking import TIE, PairedTest
+from radargate.comparison.ranking import TIE, PairedTest, named
 from radargate.comparison.results import METRICS, ORACLE, Results
-from radargate.comparison.tables import named
 from radargate.report.table import NOTHING, Column, Table, number, text
 
 

@@ -132,7 +132,7 @@ GENERALIZATION = Experiment(
 )
 ANGLES = Experiment(
     "angles",
-    "How does training turn the outputs of related and of unrelated experts towards or away from each other?",
+    "How does training rotate the outputs of related and of unrelated experts towards or away from each other?",
     "Figures 5 and 6b",
     axis=None,
     layout="angles",

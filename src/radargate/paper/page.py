@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from radargate.comparison.ranking import Standing, standings
+from radargate.comparison.curves import curves_of, smoothed
+from radargate.comparison.ranking import WORDS, Standing, standings
 from radargate.comparison.results import CHRF, METRICS
-from radargate.comparison.tables import WORDS, curves_of, smoothed
 from radargate.io.disk import writing
 from radargate.io.records import write_atomic
 from radargate.paper.design import AXES

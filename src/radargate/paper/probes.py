@@ -19,7 +19,7 @@ KINDS = {True: "related", False: "unrelated"}
 RESIDUALS = {
     "one": "nearest expert",
     "hull": "hull: best convex weights",
-    "turned_hull": "hull of turned outputs",
+    "turned_hull": "hull of rotated outputs",
     "span": "span: best free weights",
     "gate": "the trained gate",
 }
@@ -109,7 +109,7 @@ def hull_parts(found: Findings) -> Parts:
     table = Table(
         "hull",
         "Length of what is missing from the wanted update, over its length (0: reached, 1: as bad as adding nothing; hull and "
-        f"turned hull solved to {gap:.0e} of its square)",
+        f"rotated hull solved to {gap:.0e} of its square)",
         rows,
         columns,
         numbers_from=2,

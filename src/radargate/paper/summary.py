@@ -1,4 +1,4 @@
-"""The answers of an experiment in short: who leads at each value of its axis, and how far experts help."""
+"""The answers of an experiment in short: who leads at each value of its axis, and where experts help."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from radargate.comparison.analysis import SUBJECT
-from radargate.comparison.ranking import leader, standings
+from radargate.comparison.ranking import leader, named, standings
 from radargate.comparison.results import METRICS, ORACLE
-from radargate.comparison.tables import named
 from radargate.paper.design import AXES
 from radargate.paper.findings import Findings
 from radargate.report.table import NOTHING, Column, Table, facts_table, number, text, with_interval

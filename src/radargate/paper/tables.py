@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from radargate.comparison.ranking import PairedTest, leader, standings
+from radargate.comparison.curves import curves_of, curves_table
+from radargate.comparison.pairs import tests_table
+from radargate.comparison.ranking import PairedTest, leader, named, standings
 from radargate.comparison.results import ORACLE, System
-from radargate.comparison.tables import capital, curves_of, curves_table, named, tests_table
+from radargate.comparison.tables import capital
 from radargate.paper.design import AXES
 from radargate.paper.findings import Findings
 from radargate.report.table import Column, Table, interval, number, text, with_interval

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The main job on an embedded default: run and report. Imports no paper or cli."""
