@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import shutil
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -109,7 +110,7 @@ def compare(
         f"{len(cells)} cells ({len(cells) - len(todo)} finished before), {len(test)} tasks, "
         f"{sum(map(len, test.values()))} test rows; predicted {duration(expected)} ({expected / 3600:.2f} hours)."
     )
-    for label, count in _counted(cells).items():
+    for label, count in Counter(cell.label for cell in cells).items():
         logger.info(f"  {label}{f' × {count} seeds' if count > 1 else ''}")
     if dry_run:
         return file
@@ -234,10 +235,3 @@ def _check_adapters(adapters: Mapping[str, str], architecture: str) -> None:
             f"{min(sites[names[0]])}, {names[1]} at {min(sites[names[1]])}): a gate would have nothing to choose. Use adapters "
             "with the same target modules."
         )
-
-
-def _counted(cells: Sequence[Cell]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for cell in cells:
-        counts[cell.label] = counts.get(cell.label, 0) + 1
-    return counts
