@@ -47,7 +47,7 @@ bench: install
 	$(BIN)/radargate bench serve --experts 8 --out $(MEASURED)/serve.jsonl
 	$(BIN)/radargate bench footprint --out $(MEASURED)/footprint.jsonl
 	mv $(MEASURED)/*.jsonl $(SPEED)/
-	$(BIN)/python benchmarks/results_table.py
+	$(BIN)/python benchmarks/pages/results_table.py
 
 format: install
 	$(BIN)/ruff check --fix src tests benchmarks examples

@@ -64,9 +64,9 @@ NEEDED = {"single": {"expert": "law"}}
 
 
 @contextlib.contextmanager
-def logged(take=lambda line: None, package="radargate"):
-    """Hand each line that a package logs inside the block to ``take``."""
-    handler, package = logging.Handler(), logging.getLogger(package)
+def logged(take=lambda line: None):
+    """Hand each line that the package logs inside the block to ``take``."""
+    handler, package = logging.Handler(), logging.getLogger("radargate")
     handler.emit = lambda record: take(record.getMessage())
     before = package.level
     package.addHandler(handler)

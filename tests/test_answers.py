@@ -11,7 +11,7 @@ import pytest
 import radargate
 from conftest import HANG
 from radargate.base_models.loading import load_tokenizer
-from radargate.comparison.grid import _judged_by
+from radargate.comparison.results import _judged_by
 from radargate.data.rows import ANSWER_METRICS, Row, parse_row, rows_hash
 from radargate.errors import DataError
 from radargate.evaluation import answers

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from speed import measure, ops, peers, serve, targets
-from speed.models import Bases, write_adapters
-from speed.site import Site
 
-from conftest import logged
 from radargate.cli import main
 from radargate.errors import RadarGateError
 from radargate.io.records import read_records
+from speed import measure, ops, peers, serve, targets
+from speed.models import Bases, write_adapters
+from speed.site import Site
 
 
 def test_every_round_takes_each_run_once_in_an_order_of_its_own():
@@ -61,22 +61,21 @@ def test_forms_of_a_site_agree_and_a_wrong_one_is_refused(top_k, monkeypatch):
         ops.check(5, 24, 9, top_k, "cpu", torch.float32)
 
 
-def test_the_literal_form_is_scaled_up_from_as_many_tokens_as_fit(monkeypatch):
+def test_the_literal_form_is_scaled_up_from_as_many_tokens_as_fit(monkeypatch, caplog):
     ten = ops.LITERAL_TENSORS * 4 * 24 * 4 * 10
     monkeypatch.setattr(measure, "half_of_free", lambda device: ten)
     assert ops.literal_tokens(4, 24, 8, ten) == 8
     assert ops.literal_tokens(4, 24, 100, ten) == 10
-    lines = []
     grid = [
         {"experts": 4, "width": 24, "tokens": 40, "top_k": 2},
         {"experts": 4, "width": 24, "tokens": 10**9, "top_k": 2},
     ]
     results = ops.bench(grid, device="cpu", dtype=torch.float32, rounds=1, most_gigaflops=1)
-    with logged(lines.append, "speed"):
+    with caplog.at_level("INFO", logger="radargate.bench"):
         (forward, step) = list(results)
     assert forward["literal_on_tokens"] == step["literal_on_tokens"] == 10
     assert step["metrics"]["saved_bytes"]["literal"] > step["metrics"]["saved_bytes"]["ours"]
-    assert len(lines) == 1 and "left out: n=4 d=24 T=1000000000 k=2" in lines[0]
+    assert len(caplog.messages) == 1 and "left out: n=4 d=24 T=1000000000 k=2" in caplog.messages[0]
 
 
 def test_every_system_is_built_over_the_same_weights_and_acts(tmp_path):
@@ -168,3 +167,11 @@ def test_the_command_prints_and_stores_records(tmp_path, capsys):
     assert read_records(out) == lines[:-1] and lines[-1] == {"goals": []}
     assert main(["bench", "decode", "--experts", "2", "--layers", "1", "--rounds", "1", "--systems", "radar"]) == 0
     assert "times_lora radar" in capsys.readouterr().out
+
+
+def test_an_installed_package_says_how_to_get_the_benchmarks(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("radargate.cli.bench.FOLDER", tmp_path)
+    monkeypatch.delitem(sys.modules, "speed.command", raising=False)
+    assert main(["bench", "ops", "--quick"]) == 1
+    shown = capsys.readouterr().err
+    assert "clone RadarGate's repository" in shown and len(shown.splitlines()) == 1

@@ -6,7 +6,6 @@ import importlib
 import json
 import signal
 import textwrap
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,7 @@ import fresh
 from conftest import make_adapter
 from radargate.architectures import ARCHITECTURES
 from radargate.cli import main
-from radargate.comparison.cells import parse_system, plan
+from radargate.comparison.cells import all_cells, parse_system
 from radargate.errors import OptionError
 from radargate.gates import GATES
 from radargate.gates.rules import RULES
@@ -194,7 +193,9 @@ def test_what_a_cell_does_not_depend_on_is_not_in_its_id():
     longer = {**given, "training": {"steps": 9}}
     other = {**given, "experts": {"mole": {"add": "1", "even": "3"}}}
     turned = {**given, "experts": {"mole": {"even": "2", "add": "1"}}}
-    cells = {c.label: c for c in plan(["add", "even"], gates=["radar"], rules=[], architectures=["mole"], seeds=1)[0]}
+    cells = {
+        c.label: c for c in all_cells(["add", "even"], gates=["radar"], rules=[], architectures=["mole"], seeds=1)[0]
+    }
     ids = {name: [cell.id(c) for c in (given, longer, other, turned)] for name, cell in cells.items()}
     for name in ("base", "expert: add"):
         assert len(set(ids[name])) == 1, name
@@ -205,7 +206,7 @@ def test_what_a_cell_does_not_depend_on_is_not_in_its_id():
 
 def test_systems_are_named_with_their_options():
     assert parse_system("arrow:mixing=ab,top_k=2") == ("arrow", {"mixing": "ab", "top_k": 2})
-    found, left_out = plan(
+    found, left_out = all_cells(
         ["a", "b"], gates=["stretch:temperature=2.0"], rules=["lorahub:form=sane"], architectures=["mole"], seeds=2
     )
     assert [c.label for c in found if c.seed == 1] == [
@@ -214,10 +215,21 @@ def test_systems_are_named_with_their_options():
         "stretch temperature=2.0 (mole)",
     ]
     assert not left_out
-    found, left_out = plan(["a", "b"], gates=["stretch"], rules=["all"], architectures=["hydra"], seeds=1)
+    found, left_out = all_cells(["a", "b"], gates=["stretch"], rules=["all"], architectures=["hydra"], seeds=1)
     assert "ties" not in {c.system for c in found} and any("'ties' does not work" in line for line in left_out)
     with pytest.raises(OptionError, match="'ties' does not work"):
-        plan(["a", "b"], gates=["stretch"], rules=["ties"], architectures=["hydra"], seeds=1)
+        all_cells(["a", "b"], gates=["stretch"], rules=["ties"], architectures=["hydra"], seeds=1)
+
+
+def test_a_role_stands_for_all_gates_that_declare_it():
+    def gates(*asked):
+        found, _ = all_cells(["a", "b"], gates=asked, rules=[], architectures=["mole"], seeds=1)
+        return [cell.system for cell in found if cell.kind == "gate"]
+
+    assert gates("paper") == ["stretch", "rotation", "radar", "nexus", "tutel"]
+    assert gates("radar", "control") == ["radar", "signed", "mlp", "vector", "lora", "multiplicative"]
+    assert set(gates("all")) == set(GATES) and {GATES.get(name).role for name in GATES} == {"paper", "gate", "control"}
+    assert {RULES.get(name).role for name in RULES} == {"rule"}
 
 
 def test_a_new_gate_is_one_file_and_one_line(zoo, adapters, tasks, tmp_path, capsys, monkeypatch):
@@ -250,6 +262,5 @@ def test_a_new_gate_is_one_file_and_one_line(zoo, adapters, tasks, tmp_path, cap
     assert "toy" in capsys.readouterr().out
     assert main(command(zoo, adapters, tasks, tmp_path / "toy", "--gates", "toy", "--rules", "uniform")) == 0
     assert "| toy (mole) |" in capsys.readouterr().out
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     readme_tables = importlib.import_module("readme_tables")
     assert "| `toy` | Prefers experts by one learned number each. |" in readme_tables.gates()

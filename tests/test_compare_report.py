@@ -68,10 +68,10 @@ def test_the_rankings_numbers_are_the_records(records, report):
     for label in labels_of(records):
         expected = [np.mean([mean_of(records, label, t, m) for t in TASKS]) for m in ("acc", "nll")]
         assert [float(v) for v in shown[label]] == pytest.approx(expected, abs=HALF), label
-    assert set(shown) == labels_of(records) | {"own expert"}
-    assert shown["own expert"][0] == f"{np.mean([mean_of(records, f'expert: {t}', t, 'acc') for t in TASKS]):.3f}"
+    assert set(shown) == labels_of(records) | {"oracle"}
+    assert shown["oracle"][0] == f"{np.mean([mean_of(records, f'expert: {t}', t, 'acc') for t in TASKS]):.3f}"
     ranks = {row[0]: row[1] for row in rows}
-    assert ranks["own expert"] == "–" and ranks["uniform"] == ranks["ties"], "equals share a rank"
+    assert ranks["oracle"] == "–" and ranks["uniform"] == ranks["ties"], "equals share a rank"
 
 
 @pytest.mark.parametrize(("metric", "caption"), [("acc", "Accuracy of every"), ("nll", "NLL of every")])
@@ -79,11 +79,11 @@ def test_the_task_tables_numbers_are_the_records_and_dark_is_good(records, repor
     header, *rows = table_of(report, caption)
     assert tuple(header[1:]) == TASKS
     for label, *values in rows:
-        if label != "own expert":
+        if label != "oracle":
             expected = [mean_of(records, label, task, metric) for task in TASKS]
             assert [float(v) for v in values] == pytest.approx(expected, abs=10 * HALF), label
     source = next(t for t in re.findall(r"<table.*?</table>", report, re.S) if f"<span>{caption}" in t)
-    own, base = (re.search(rf"<tr><th[^>]*>{name}</th>(.*?)</tr>", source).group(1) for name in ("own expert", "base"))
+    own, base = (re.search(rf"<tr><th[^>]*>{name}</th>(.*?)</tr>", source).group(1) for name in ("oracle", "base"))
     assert re.findall(r"shade(\d)", own) == ["9"] * 4 and set(re.findall(r"shade(\d)", base)) <= {"0", "1"}
 
 
@@ -109,7 +109,7 @@ def test_costs_gates_and_curves_are_the_records(records, report):
 
 
 def test_conditions_say_what_was_run_and_how_long_it_took(records, report):
-    facts = dict(table_of(report, "Where these numbers come from")[1:])
+    facts = dict(table_of(report, "Where these values come from")[1:])
     assert facts["time predicted"] == "5,000 s (1.4 h)" and facts["time taken"] == "6,100 s (1.7 h)"
     assert facts["cells"] == "43 of 44" and facts["seeds"] == "3"
     assert "aqua 40" in facts["tasks and rows"] and "aqua hash-of-aqua" in facts["hash of each task's rows"]
@@ -127,7 +127,7 @@ def test_every_paired_test_and_win_count_is_in_the_tables(records, report):
         assert row[header.index("mean")] == f"{test.difference:+.3f}"
         expected = "< 0.0001" if test.holm < 0.0001 else f"{test.holm:.4f}"
         assert row[header.index("Holm p")] == expected
-        assert row[header.index("better")] == (test.better or "cannot tell")
+        assert row[header.index("better")] == (test.better or "not significant")
     systems = len(labels_of(records))
     assert len(files_of(report)["wins_all_pairs.csv"]) == systems * (systems - 1)
     wins = {(r["first"], r["second"], r["metric"]): r for r in files_of(report)["wins_all_pairs.csv"]}
@@ -138,25 +138,51 @@ def test_every_paired_test_and_win_count_is_in_the_tables(records, report):
     assert int(rates["base"][2]) == sum(int(r["wins" if r["first"] == "base" else "losses"]) for r in ours)
 
 
-def test_the_verdict_follows_the_numbers(records):
-    words = compare_table(records)
-    assert "43 of 44 cells are in" in words and "one seed" not in words
-    assert "Yes by NLL: radar is significantly better than stretch under all 3 architectures" in words
+def answers(records) -> dict[str, list[str]]:
+    """Question of the summary → its answers by accuracy and by NLL."""
+    lines = compare_table(records).partition("| system |")[0].splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_the_summary_follows_the_numbers(records):
+    assert "43 of 44 cells finished" in compare_table(records)
+    found = answers(records)
+    assert found["radar significantly better than stretch"][1] == "3 of 3 architectures"
+    assert found["question"][1] == "NLL (lower is better)"
+    analysis = analyse(records)
+    others = len(labels_of(records)) - 1
+    for place, metric in enumerate(("acc", "nll")):
+        best = analysis.leaders[metric]
+        assert found["best system"][place] == best
+        behind = {t.second for t in analysis.against_leader[metric] if t.better == best}
+        assert found["significantly worse than it"][place] == f"{len(behind)} of {others}"
+        close = {name for name in found["not significantly worse"][place].split(", ") if name != "–"}
+        assert close == labels_of(records) - behind - {best}
+    assert found["tasks whose own expert beats the base (p < 0.05)"][1].startswith("4 of 4: ")
     worse = copy.deepcopy(records)
     for r in worse:
         if r["suite"] == "eval" and r["system"].startswith("radar") and "rows" in r:
             r["rows"]["nll_sum"] = [6.0 * t for t in r["rows"]["tokens"]]
-    words = compare_table(worse)
-    assert (
-        "No by NLL: radar is significantly better than stretch under none of 3 architectures, significantly worse under all 3"
-        in words
-    )
-    assert re.search(r"By NLL \(lower is better\), stretch \(\w+\) leads", words)
+    found = answers(worse)
+    assert found["radar significantly better than stretch"][1] == "0 of 3 architectures"
+    assert found["radar significantly worse than stretch"][1] == "3 of 3 architectures"
+    assert re.fullmatch(r"stretch \(\w+\)", found["best system"][1])
     alone = [r for r in worse if r["suite"] == "compare" or r["cell"]["system"] != "stretch"]
-    words = compare_table(alone)
-    assert "radar is better than signed and mlp at once under none of 3" in words and "better than stretch" not in words
+    found = answers(alone)
+    assert found["radar significantly better than stretch and all controls"][1] == "0 of 3 architectures"
+    assert found["radar significantly better than stretch"][1] == "–"
     level = [r for r in records if r["suite"] == "compare" or r["cell"]["label"] in ("uniform", "ties")]
-    assert "By accuracy, uniform is level at the top with ties" in compare_table(level)
+    assert answers(level)["best system"][0] == "uniform" and answers(level)["level with it"][0] == "ties"
+
+
+def test_what_rotation_costs_is_a_ratio_of_the_records(records, report):
+    ratio = {}
+    for label in ("radar (mole)", "stretch (mole)"):
+        found = [r["metrics"] for r in records if r["suite"] == "cell" and r["cell"]["label"] == label]
+        ratio[label] = [np.mean([m[key] for m in found]) for key in ("trained_parameters", "train_seconds")]
+    row = next(row for row in table_of(report, "What rotation costs")[1:] if row[0] == "mole")
+    assert row[1:] == [f"{a / b:.1f}" for a, b in zip(*ratio.values(), strict=True)]
 
 
 def test_markdown_and_csv_hold_the_same_tables(records, tmp_path):
@@ -167,16 +193,16 @@ def test_markdown_and_csv_hold_the_same_tables(records, tmp_path):
     files = {path.name: path for path in write_csv(records, tmp_path / "tables")}
     ranking = {r["system"]: r for r in csv.DictReader(files["ranking.csv"].open())}
     assert float(ranking["radar (hydra)"]["acc"]) == pytest.approx(value, abs=1e-12)
-    assert ranking["own expert"]["rank"] == "" and ranking["mlp (omoe)"]["seeds"] == "2"
+    assert ranking["oracle"]["rank"] == "" and ranking["mlp (omoe)"]["seeds"] == "2"
     assert set(files_of(compare_page(records))) - set(files) == {"wins_rotation.csv", "conditions.csv"}
 
 
 def test_an_interrupted_grid_still_makes_a_page(records):
     for count in (6, 30, 60, 130):  # base alone, then experts, rules and gates come in
         text = compare_page(records[:count])
-        assert "has not written how many" in text and "All systems" in text
+        assert "of an unknown number of cells finished" in text and "All systems" in text
     text = compare_page([r for r in records if r.get("cell", {}).get("label") not in ("radar (mole)", "base")])
-    assert "mole, accuracy" not in text and "hydra, accuracy" in text
+    assert "radar (mole) −" not in text and "radar (hydra) −" in text
 
 
 def test_names_from_records_cannot_break_the_page(records):

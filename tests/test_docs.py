@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-import readme_tables
-import results_table
 
 import fresh
+import readme_tables
+import results_table
 from radargate.architectures import ARCHITECTURES
 from radargate.cli import COMMANDS
 from radargate.gates import GATES
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_pages_and_the_readmes_made_parts_are_up_to_date():
-    """Where this fails: python benchmarks/results_table.py writes them anew."""
+    """Where this fails: python benchmarks/pages/results_table.py writes them anew."""
     for name, made in results_table.pages().items():
         assert (ROOT / name).read_text() == made, name
     shown = set(re.findall(r"\((experiment-\S+\.svg)\)", (ROOT / "docs" / "results.md").read_text()))

@@ -72,7 +72,7 @@ def test_shared_prefixes_and_padded_batches_give_the_loglikelihoods_of_single_ro
 @pytest.mark.parametrize("template", [False, True])
 def test_lm_eval_makes_the_same_decision_on_every_row(zoo, template, tmp_path, monkeypatch):
     lm_eval = pytest.importorskip("lm_eval")
-    from radargate.evaluation.lm_eval import decisions
+    from lm_eval_decisions import decisions
 
     assert lm_eval
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))

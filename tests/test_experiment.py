@@ -85,7 +85,7 @@ def test_every_experiment_runs_and_its_report_comes_from_its_records(zoo, source
     )
     assert main(command(name, zoo, sources, out, *words, base=base)) == 0
     shown = capsys.readouterr()
-    assert "predicted" in shown.err and "cells are in (preset cpu, shrunk to a smoke run" in shown.out
+    assert "predicted" in shown.err and "cells finished (preset cpu, shrunk to a smoke run" in shown.out
     page = (out / "report.md").read_text()
     assert (out / "figure-1.svg").exists() and "](figure-1.svg)" in page and "No figure" not in page
     plan = next(r for r in read_records(out / "records.jsonl") if r["suite"] == "experiment")
@@ -149,9 +149,9 @@ def test_without_data_an_experiment_runs_on_the_built_in_tasks(zoo, tmp_path, mo
         "cpu",
     ]
     assert main([*words, "--steps", "2", "--limit", "3", "--gates", "stretch,radar"]) == 0
-    assert "cells are in (preset cpu, shrunk to a smoke run" in capsys.readouterr().out
+    assert "cells finished (preset cpu, shrunk to a smoke run" in capsys.readouterr().out
     page = (tmp_path / "runs" / "ablation" / "report.md").read_text()
-    assert "own expert" in page and "parameters trained" in page and "expert: " not in page
+    assert "oracle" in page and "parameters trained" in page and "expert: " not in page
 
 
 def test_named_tasks_are_learned_where_the_data_have_them_and_gates_may_have_rates_of_their_own(zoo, sources, tmp_path):
@@ -202,12 +202,12 @@ def test_tasks_count_where_their_own_expert_beats_the_base():
     found = read_findings(compared({None: right}))
     assert found.counting(None, "acc") == ["learnt"]
     (test,) = found.where_it_counts["acc"]
-    assert (test.result.first, test.result.second) == ("radar (mole)", "stretch (mole)")
-    assert test.result.difference == pytest.approx(0.5)
-    words = " ".join(make_parts(found).words)
-    assert "1 of 2 tasks count (learnt); there each task's own expert has 1.000 and radar 0.750 (75% of it)" in words
-    assert found.lead["acc"][0].result.first == "radar (mole)"  # own expert has to be told the task
-    assert "own expert" in found.systems() and not any(label.startswith("expert: ") for label in found.systems())
+    assert (test.first, test.second) == ("radar (mole)", "stretch (mole)")
+    assert test.difference == pytest.approx(0.5)
+    helps = next(table for table in make_parts(found).summary if table.name == "experts_help")
+    assert helps.texts()[0] == ["accuracy", "1 of 2", "1.000", "0.750", "0.75", "learnt"]
+    assert found.lead["acc"][0].first == "radar (mole)"  # the oracle has to be told the task
+    assert "oracle" in found.systems() and not any(label.startswith("expert: ") for label in found.systems())
 
 
 def compared(right, axis=None, **columns):
@@ -260,7 +260,7 @@ def compared(right, axis=None, **columns):
 
 def test_translations_count_by_chrf_and_nll_and_not_by_accuracy():
     right = {None: {"base": {"sums": 10, "wmt14": 0}, "radar (mole)": {"sums": 30, "wmt14": 0}}}
-    (grid,) = read_findings(compared(right, wmt14={"chrf": [25.0] * 40})).grids.values()
+    (grid,) = read_findings(compared(right, wmt14={"chrf": [25.0] * 40})).by_value.values()
     assert (grid.tasks_of("acc"), grid.tasks_of("chrf"), grid.tasks_of("nll")) == (
         ("sums",),
         ("wmt14",),
@@ -276,10 +276,11 @@ def test_what_more_experts_do_to_radar_is_held_against_what_they_do_to_others():
         40: {"radar (mole)": {"a": 25}, "stretch (mole)": {"a": 15}},
     }
     found = read_findings(compared(right, "experts"))
-    assert [t.result.difference for t in found.change["acc"]] == pytest.approx([-0.125, -0.375])
+    assert [t.difference for t in found.change["acc"]] == pytest.approx([-0.125, -0.375])
     (test,) = found.resists["acc"]
-    assert test.result.difference == pytest.approx(0.25) and test.result.better == "radar (mole)"
-    assert "Radar's change of accuracy less that of stretch: +0.250" in " ".join(make_parts(found).words)
+    assert test.difference == pytest.approx(0.25) and test.better == "radar (mole)"
+    resists = next(table for table in make_parts(found).tables if table.name == "resists")
+    assert resists.texts()[0][:3] == ["radar (mole) − stretch (mole)", "accuracy", "+0.250"]
 
 
 def test_cells_of_one_experiment_serve_another(zoo, sources, tmp_path, monkeypatch, capsys):

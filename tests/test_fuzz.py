@@ -1,14 +1,14 @@
-"""A hundred random inputs, and three hundred for --all, for every reader of strangers' bytes; benchmarks/fuzz.py tries as many as one likes."""
+"""A hundred random inputs, and three hundred for --all, for every reader of strangers' bytes; benchmarks/robustness/fuzz.py tries as many as one likes."""
 
 from __future__ import annotations
 
 import json
 
-import fuzz
 import pytest
-from fuzz_targets import TARGETS
 
+import fuzz
 import sweeps
+from fuzz_targets import TARGETS
 from radargate.errors import RadarGateError
 
 INPUTS = 300 if sweeps.everything else 100

@@ -8,13 +8,13 @@ import signal
 import tracemalloc
 from pathlib import Path
 
-import hostile_corpus
 import pytest
-from hostile_cases import ACCEPTED, CASES, REFUSED
 
 import fresh
+import hostile_corpus
 import radargate
 from conftest import HANG
+from hostile_cases import ACCEPTED, CASES, REFUSED
 from radargate.cli import main
 from radargate.errors import BundleError, DataError, RadarGateError
 from radargate.experts.doctor import examine

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import kills
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import fresh
+import kills
 from radargate.io.records import read_records
 from radargate.training import checkpoints
 from radargate.training.gates import train_gates

@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from speed import measure
 
 import radargate
 from radargate.cli import main
@@ -18,6 +17,7 @@ from radargate.training.gates import train_gates
 from radargate.training.options import GateTraining
 from radargate.training.plan import plan_training
 from radargate.training.schedule import set_dense
+from speed import measure
 
 NOTHING = {"dense_start": 0.0}
 

@@ -24,7 +24,7 @@ from radargate.experts.adapters import read_adapter
 from radargate.experts.shipped import FOLDER, shipped_experts
 from radargate.io.records import read_records
 from radargate.quickstart.options import Quickstart
-from radargate.quickstart.page import most_used, quickstart_page
+from radargate.quickstart.page import quickstart_page
 from radargate.quickstart.run import quickstart
 
 pytestmark = pytest.mark.real
@@ -108,18 +108,29 @@ def test_each_task_is_compared_with_its_own_expert(recorded):
     records = read_records(recorded / "records.jsonl")
     scores = {(r["system"], r["task"]): r["metrics"] for r in records if r["suite"] == "eval"}
     rows = {row[0]: row for row in cells(quickstart_page(recorded)) if len(row) == 7}
-    assert rows["task"] == ["task", "radar", "stretch", "uniform", "base", "own expert", "which"]
+    assert rows["task"] == ["task", "radar", "stretch", "uniform", "base", "oracle", "its expert"]
     for category, tasks in CATEGORIES.items():
         for task in tasks:
             values = [scores[s, task]["acc"]["value"] for s in ("radar", "stretch", "uniform", "base", category)]
             assert rows[task][1:] == [*(f"{value:.2f}" for value in values), category]
 
 
-def test_the_words_on_use_follow_the_numbers():
-    even = {task: {"language": 0.4, "science": 0.6} for task in ("units", "ordinals")}
-    assert "the task's own for 1 of 2 tasks. It is science everywhere" in most_used(even)
-    apart = {"units": {"language": 0.4, "science": 0.6}, "ordinals": {"language": 0.6, "science": 0.4}}
-    assert "the task's own for 2 of 2 tasks. A weight" in most_used(apart)
+def test_the_largest_weights_and_differences_are_the_records(recorded):
+    records = read_records(recorded / "records.jsonl")
+    usage = next(r["metrics"] for r in records if r["suite"] == "usage")
+    rows = {row[0]: row for row in cells(quickstart_page(recorded)) if len(row) == 8}
+    assert rows["task"][-2:] == ["largest", "the oracle's"]
+    for category, tasks in CATEGORIES.items():
+        for task in tasks:
+            largest = max(usage[task], key=usage[task].get)
+            assert rows[task][-2:] == [largest, "yes" if largest == category else "no"]
+    means = {r["system"]: r["metrics"]["acc"] for r in records if r["suite"] == "eval" and r["task"] == "mean"}
+    pairs = {row[0]: row[1:] for row in cells(quickstart_page(recorded)) if row[0].startswith("radar −")}
+    assert len(pairs) == 3
+    for other in ("stretch", "uniform", "base"):
+        apart = means["radar"]["low"] > means[other]["high"] or means[other]["low"] > means["radar"]["high"]
+        difference = means["radar"]["value"] - means[other]["value"]
+        assert pairs[f"radar − {other}"] == [f"{difference:+.3f}", "apart" if apart else "overlap"]
 
 
 def test_commands_to_type_next_work_from_where_the_user_stands(recorded, monkeypatch):

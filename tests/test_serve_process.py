@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import psutil
 import pytest
-import serve_load
 from prometheus_client.parser import text_string_to_metric_families
 
 import fresh
@@ -22,6 +21,7 @@ from conftest import HANG
 from radargate.base_models.loading import load_tokenizer
 from radargate.evaluation.scoring import generate
 from radargate.io.records import read_records
+from speed import serve_load
 from test_serve import save_bundle, wait_until
 
 MASKS = ({}, {"law": 0.0})

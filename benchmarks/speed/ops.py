@@ -14,7 +14,7 @@ from radargate.errors import RadarGateError
 from speed import measure, peers
 from speed.site import CODE_RANK, RANK, Site
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("radargate.bench")  # so that the command line shows it
 
 CHECKED_TOKENS = 32
 LITERAL_TENSORS = 14  # of tokens × experts × width, that the literal form holds at its peak (measured)

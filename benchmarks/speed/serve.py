@@ -29,7 +29,7 @@ from radargate.server.run import make_server
 from speed import measure, peers
 from speed.models import Bases, write_adapters
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("radargate.bench")  # so that the command line shows it
 
 NAME = "bundle"
 SECONDS = 600.0  # that an answer may take

@@ -18,7 +18,7 @@ from torch import nn
 from speed import measure, peers
 from speed.models import Bases, write_adapters
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("radargate.bench")  # so that the command line shows it
 
 OURS = ("radar", "stretch")
 EAGER = "radar, PyTorch alone"

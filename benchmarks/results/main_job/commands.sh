@@ -12,4 +12,4 @@ for expert in "$OUT"/experts/*/; do
   radargate eval smollm2-135m "$expert" --data "$DATA" --limit 60 --task "$(basename "$expert")" --out "$OUT/scores.jsonl"
 done
 for bundle in uniform stretch radar paper; do radargate eval "$OUT/$bundle" --data "$DATA" --limit 60 --out "$OUT/scores.jsonl"; done
-python benchmarks/lm_eval_parity.py "$OUT/radar" "$DATA" "$OUT/lm_eval.jsonl"
+python benchmarks/robustness/lm_eval_parity.py "$OUT/radar" "$DATA" "$OUT/lm_eval.jsonl"

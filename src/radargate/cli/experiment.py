@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run, write the report, print its words."""
+    """Run, write the report, print its summary."""
     from radargate.io.disk import alone
     from radargate.io.records import read_records
     from radargate.paper.page import write_report
@@ -93,10 +93,10 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.dry_run:
         return 0
-    report, words = write_report(read_records(file), out)
+    report, summary = write_report(read_records(file), out)
     if args.json:
         print(json.dumps({"records": str(file), "report": str(report)}))
     else:
-        print("\n".join(words))
+        print(summary)
         print(f"\nReport: {report}")
     return 0

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_args, get_origin, get_type_hints
 
 from radargate.errors import OptionError, RadarGateError
+from radargate.gates import GATES
 from radargate.registry import read_options
 
 _NAMED = re.compile(r"`(\w+)`")
@@ -143,6 +144,14 @@ def data_flag(parser: argparse.ArgumentParser, required: bool = True) -> None:
         "hub:NAME[:CONFIG][:SPLIT] or builtin:NAME",
     )
     parser.add_argument("--task", action="append", metavar="TASK", help="use only this task (may be repeated)")
+
+
+def gate_names() -> str:
+    """Names of all gates for ``--help``: those to choose from, and apart what they are measured against."""
+    controls = GATES.within("radargate.gates.controls")
+    return (
+        f"{', '.join(name for name in GATES if name not in controls)}; controls, to compare with: {', '.join(controls)}"
+    )
 
 
 def machine_flags(parser: argparse.ArgumentParser) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from typing import Any
 
-from radargate.comparison.grid import METRICS, Grid, read_grid
 from radargate.comparison.ranking import (
-    Comparison,
+    PairedTest,
     Standing,
     TaskWorth,
     WinCount,
@@ -20,13 +19,12 @@ from radargate.comparison.ranking import (
     standings,
     task_worth,
 )
+from radargate.comparison.results import METRICS, Results, read_results
 from radargate.errors import OptionError
+from radargate.gates import GATES
 
-ROTATING = "radar"
-# stretch is radar without rotation; each of the others spends radar's parameters, or more freedom, on something else
-CONTROLS = ("stretch", "signed", "mlp", "vector", "lora", "multiplicative")
-PAPER_GATES = ("stretch", "rotation", "nexus", "tutel")  # beside radar
-RIVALS = (*PAPER_GATES, *CONTROLS[1:])
+# every report asks whether rotation is worth it: radar is the baseline with rotation
+SUBJECT, BASELINE = "radar", "stretch"
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Analysis:
     """Everything a report shows, by metric (``"acc"``, ``"nll"``).
 
     Attributes:
-        grid: the finished systems.
+        results: of the finished systems.
         standings: best first.
         leaders: label of the best system that need not be told the task.
         reference: label that every system is tested against, if there is one.
@@ -44,13 +42,13 @@ class Analysis:
         worth: task by task, whether its own expert beats the base.
     """
 
-    grid: Grid
+    results: Results
     standings: Mapping[str, list[Standing]]
     leaders: Mapping[str, str]
     reference: str | None
-    rotation: Mapping[str, list[Comparison]]
-    against_reference: Mapping[str, list[Comparison]]
-    against_leader: Mapping[str, list[Comparison]]
+    rotation: Mapping[str, list[PairedTest]]
+    against_reference: Mapping[str, list[PairedTest]]
+    against_leader: Mapping[str, list[PairedTest]]
     worth: Mapping[str, list[TaskWorth]]
 
     def counting(self, metric: str) -> list[str]:
@@ -60,8 +58,8 @@ class Analysis:
     @cached_property
     def wins(self) -> Mapping[str, list[WinCount]]:
         """All pairs of systems that need not be told the task."""
-        labels = contestants(self.grid)
-        return {metric: count_wins(self.grid, metric, list(combinations(labels, 2))) for metric in METRICS}
+        labels = contestants(self.results)
+        return {metric: count_wins(self.results, metric, list(combinations(labels, 2))) for metric in METRICS}
 
 
 def analyse(records: Iterable[Mapping[str, Any]], reference: str | None = None) -> Analysis:
@@ -74,50 +72,51 @@ def analyse(records: Iterable[Mapping[str, Any]], reference: str | None = None) 
     Raises:
         RadarGateError: no cell is finished, cells do not belong together, or ``reference`` is no system.
     """
-    grid = read_grid(records)
-    labels = contestants(grid)
+    results = read_results(records)
+    labels = contestants(results)
     if reference is not None and reference not in labels:
         raise OptionError(f"no finished system {reference!r} to compare with; there are: {', '.join(labels)}.")
     reference = reference or next(
         (
             s.label
             for wanted in ("uniform", "base")
-            for s in grid.systems.values()
+            for s in results.systems.values()
             if s.name == wanted and s.label in labels
         ),
         None,
     )
-    ranked = {metric: standings(grid, metric) for metric in METRICS}
-    leaders = {metric: leader(grid, ranked[metric]).label for metric in METRICS}
+    ranked = {metric: standings(results, metric) for metric in METRICS}
+    leaders = {metric: leader(results, ranked[metric]).label for metric in METRICS}
 
-    def tests(pairs: list[tuple[str, str]]) -> dict[str, list[Comparison]]:
-        return {metric: compare_pairs(grid, metric, pairs) for metric in METRICS}
+    def tests(pairs: list[tuple[str, str]]) -> dict[str, list[PairedTest]]:
+        return {metric: compare_pairs(results, metric, pairs) for metric in METRICS}
 
     return Analysis(
-        grid=grid,
+        results=results,
         standings=ranked,
         leaders=leaders,
         reference=reference,
-        rotation=tests(rotation_pairs(grid)),
+        rotation=tests(rotation_pairs(results, "control")),
         against_reference=tests([(label, reference) for label in labels if label != reference] if reference else []),
         against_leader={
-            metric: compare_pairs(grid, metric, [(best, label) for label in labels if label != best])
+            metric: compare_pairs(results, metric, [(best, label) for label in labels if label != best])
             for metric, best in leaders.items()
         },
-        worth={metric: task_worth(grid, metric) for metric in METRICS},
+        worth={metric: task_worth(results, metric) for metric in METRICS},
     )
 
 
-def contestants(grid: Grid) -> list[str]:
+def contestants(results: Results) -> list[str]:
     """Labels of the systems that need not be told the task."""
-    return [s.label for s in grid.systems.values() if s.kind != "oracle"]
+    return [s.label for s in results.systems.values() if s.kind != "oracle"]
 
 
-def rotation_pairs(grid: Grid, others: Sequence[str] = CONTROLS) -> list[tuple[str, str]]:
-    """Radar with each of ``others`` that is in, under each architecture."""
+def rotation_pairs(results: Results, *roles: str) -> list[tuple[str, str]]:
+    """Radar with the baseline and with each gate of these roles, under each architecture."""
+    others = dict.fromkeys([BASELINE, *(name for role in roles for name in GATES.having(role=role))])
     pairs = []
-    for architecture in grid.architectures():
-        radar = grid.systems.get(f"{ROTATING} ({architecture})")
-        found = [grid.find(name, architecture) for name in others]
-        pairs += [(radar.label, control.label) for control in found if radar and control]
+    for architecture in results.architectures():
+        radar = results.systems.get(f"{SUBJECT} ({architecture})")
+        found = [results.find(name, architecture) for name in others if name != SUBJECT]
+        pairs += [(radar.label, other.label) for other in found if radar and other]
     return pairs

@@ -15,12 +15,13 @@ from radargate.gates.base import make_options
 from radargate.gates.rules import RULES
 from radargate.gates.rules.searched import SearchedRule
 from radargate.io.records import content_hash
-from radargate.registry import read_options
+from radargate.registry import Registry, read_options
 from radargate.training.options import DEFAULTS, check_share
 
 # what `--rules all` means beside each rule with its own defaults: the other forms users compare
-VARIANTS = {"lorahub": ({"form": "sane"},), "arrow": ({"mixing": "ab"},)}
+VARIANTS = {"lorahub": "form=sane", "arrow": "mixing=ab"}
 UNION = "union LoRA"
+ROLES = ("paper", "control")  # asked for in place of a gate, they stand for all gates of that role
 # of a gate's training, said among its options; they win over the grid's
 TRAINING = tuple(DEFAULTS[None])
 
@@ -85,7 +86,7 @@ def parse_system(text: str) -> tuple[str, dict[str, Any]]:
     return name, read_options(words.split(",") if words else (), f"{name}:", "rotation_rank=4")
 
 
-def plan(
+def all_cells(
     adapters: Sequence[str],
     *,
     gates: Sequence[str],
@@ -98,7 +99,7 @@ def plan(
 
     Args:
         adapters: names of the adapters.
-        gates: names, with options as `parse_system` reads them, or ``["all"]``.
+        gates: names, with options as `parse_system` reads them, `ROLES`, or ``["all"]``.
         rules: the same.
         architectures: names, or ``["all"]``.
         seeds: how many seeds everything trained gets.
@@ -120,7 +121,10 @@ def plan(
     cells += [Cell(UNION, "rule", UNION, seed=seed) for seed in range(seeds)]
     left_out: list[str] = []
     given = dict(map(parse_system, rates))
-    for text, kind in [*((t, "rule") for t in _all(rules, RULES)), *((t, "gate") for t in _all(gates, GATES))]:
+    for text, kind in [
+        *((t, "rule") for t in _expanded(rules, RULES)),
+        *((t, "gate") for t in _expanded(gates, GATES)),
+    ]:
         name, options = parse_system(text)
         (RULES if kind == "rule" else GATES).check(name)
         shown = " ".join([name, *(f"{key}={value}" for key, value in options.items())])
@@ -163,14 +167,17 @@ def _check_training(text: str, training: Mapping[str, Any]) -> None:
             raise OptionError(f"{text}: {key} is {value!r}, expected a number above 0.")
 
 
-def _all(asked: Sequence[str], registry: Any) -> list[str]:
-    if list(asked) != ["all"]:
-        return list(asked)
-    found = []
-    for name in registry:
-        if name == "single":
-            continue  # every adapter alone is a cell of its own anyway
-        found.append(name)
-        for options in VARIANTS.get(name, ()):
-            found.append(f"{name}:{','.join(f'{k}={v}' for k, v in options.items())}")
-    return found
+def _expanded(asked: Sequence[str], registry: Registry) -> list[str]:
+    """``all``, and roles of gates, as the names that they stand for."""
+    found: list[str] = []
+    for text in asked:
+        if text in ROLES and registry is GATES:
+            found += GATES.having(role=text)
+        elif list(asked) != ["all"]:
+            found.append(text)
+        else:
+            for name in registry:
+                if name != "single":  # every adapter alone is a cell of its own anyway
+                    found.append(name)
+                    found += [f"{name}:{VARIANTS[name]}"] if name in VARIANTS else []
+    return list(dict.fromkeys(found))

@@ -6,23 +6,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from radargate.comparison.analysis import Analysis
-from radargate.report.table import NOTHING, Column, Table, text
+from radargate.report.table import Column, Table, facts_table, text
 
 
 def conditions(analysis: Analysis) -> str:
     """A table of facts: data, rows, seeds, settings, time, code and machine."""
-    return Table(
-        "conditions",
-        "Where these numbers come from",
-        _facts(analysis),
-        [Column("what", text("what")), Column("value", text("value"))],
-        numbers_from=9,
-    ).html()
+    return facts_table("conditions", "Where these values come from", _facts(analysis)).html()
 
 
 def settings_table(analysis: Analysis) -> Table:
     """Settings that are not the same for all systems that have any."""
-    options = {s.label: [c.get("options") or {} for c in s.cells] for s in analysis.grid.systems.values() if s.cells}
+    options = {s.label: [c.get("options") or {} for c in s.cells] for s in analysis.results.systems.values() if s.cells}
     given = {label: found for label, found in options.items() if any(found)}
     keys = list(dict.fromkeys(key for found in given.values() for cell in found for key in cell))
     varying = [key for key in keys if len({str(cell.get(key)) for found in given.values() for cell in found}) > 1]
@@ -34,22 +28,23 @@ def settings_table(analysis: Analysis) -> Table:
     return Table("settings", "Settings that differ between systems", rows if varying else [], columns)
 
 
-def _facts(analysis: Analysis) -> list[dict[str, Any]]:
-    grid = analysis.grid
-    cells = [cell for system in grid.systems.values() for cell in system.cells]
-    run = (grid.compare or {}).get("metrics") or {}
-    request = grid.request
-    rows = {r["task"]: len(r["rows"]["id"]) for r in grid.evals}
-    hashes = {r["task"]: str(r.get("data_hash"))[:12] for r in grid.evals}
-    facts = {
+def _facts(analysis: Analysis) -> dict[str, Any]:
+    results = analysis.results
+    cells = [cell for system in results.systems.values() for cell in system.cells]
+    run = (results.compare or {}).get("metrics") or {}
+    request = results.request
+    rows = {r["task"]: len(r["rows"]["id"]) for r in results.evals}
+    hashes = {r["task"]: str(r.get("data_hash"))[:12] for r in results.evals}
+    dates = sorted({str(c.get("date"))[:10] for c in cells})
+    return {
         "base": request.get("base"),
         "experts": _joined(request.get("experts") or ()),
         "tasks and rows": _joined(f"{task} {count}" for task, count in rows.items()),
-        "split": _joined(str(r.get("split")) for r in grid.evals),
+        "split": _joined(str(r.get("split")) for r in results.evals),
         "first rows of each task": request.get("limit"),
         "hash of each task's rows": _joined(f"{task} {value}" for task, value in hashes.items()),
-        "seeds": max(len(s.seeds) for s in grid.systems.values()),
-        "cells": f"{grid.finished} of {grid.planned if grid.planned is not None else 'an unknown number'}",
+        "seeds": max(len(s.seeds) for s in results.systems.values()),
+        "cells": f"{results.finished} of {results.planned if results.planned is not None else 'an unknown number'}",
         "settings common to all": _joined(f"{key} {value}" for key, value in _common_options(cells).items()),
         "time predicted": _duration(run.get("predicted_seconds")),
         "time taken": _duration(run.get("seconds")),
@@ -59,13 +54,8 @@ def _facts(analysis: Analysis) -> list[dict[str, Any]]:
         "versions": _joined(f"{name} {version}" for c in cells for name, version in (c.get("versions") or {}).items()),
         "python": _joined(str(c.get("python")) for c in cells),
         "machine": _joined(_machine(c.get("machine") or {}) for c in cells),
-        "dates": " to ".join(
-            sorted({str(c.get("date"))[:10] for c in cells})[
-                :: max(1, len({str(c.get("date"))[:10] for c in cells}) - 1)
-            ]
-        ),
+        "dates": " to ".join(dict.fromkeys((dates[0], dates[-1]))),
     }
-    return [{"what": what, "value": value or NOTHING} for what, value in facts.items()]
 
 
 def _common_options(cells: list[Mapping[str, Any]]) -> dict[str, Any]:

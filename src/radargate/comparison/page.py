@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from radargate.comparison import tables as tables
-from radargate.comparison.analysis import CONTROLS, ROTATING, Analysis, analyse, rotation_pairs
+from radargate.comparison import curves, pairs, tables
+from radargate.comparison.analysis import BASELINE, SUBJECT, Analysis, analyse, rotation_pairs
 from radargate.comparison.conditions import conditions, settings_table
-from radargate.comparison.grid import METRICS
-from radargate.comparison.words import progress, rotation_details, verdict
+from radargate.comparison.ranking import WORDS
+from radargate.comparison.results import METRICS, System
+from radargate.comparison.summary import finished, price_table, summary_table
+from radargate.gates import GATES
 from radargate.io.records import write_atomic
 from radargate.report import dense_charts, page
 from radargate.report.dense_charts import NO_GROUP, Mark
@@ -38,7 +40,7 @@ def compare_page(records: Iterable[Mapping[str, Any]], reference: str | None = N
     """
     analysis = analyse(records, reference)
     parts = {
-        "In words": [page.paragraph(progress(analysis)), page.bullets(verdict(analysis))],
+        "In short": [page.paragraph(finished(analysis.results)), summary_table(analysis).html()],
         "Ranking": _ranking(analysis),
         "Is rotation worth it?": _rotation(analysis),
         "Task by task": _tasks(analysis),
@@ -55,15 +57,14 @@ def compare_page(records: Iterable[Mapping[str, Any]], reference: str | None = N
 
 
 def compare_table(records: Iterable[Mapping[str, Any]], reference: str | None = None) -> str:
-    """The verdict, the ranking, and radar's paired tests as Markdown.
+    """The summary, the ranking, and radar's paired tests as Markdown.
 
     Args:
         records: as for ``compare_page``.
         reference: as for ``compare_page``.
     """
     analysis = analyse(records, reference)
-    parts = [progress(analysis), "\n".join(f"- {line}" for line in verdict(analysis))]
-    parts.append(tables.ranking_table(analysis).markdown())
+    parts = [finished(analysis.results), summary_table(analysis).markdown(), tables.ranking_table(analysis).markdown()]
     if analysis.rotation["acc"]:
         parts.append(_rotation_table(analysis).markdown())
     return "\n\n".join(parts) + "\n"
@@ -91,18 +92,20 @@ def write_csv(records: Iterable[Mapping[str, Any]], out: str | Path, reference: 
 
 def all_tables(analysis: Analysis) -> list[Table]:
     """Every table of the report that has rows."""
-    grid = analysis.grid
+    results = analysis.results
     found = [
+        summary_table(analysis),
         tables.ranking_table(analysis),
         *(tables.task_table(analysis, metric) for metric in METRICS),
         tables.worth_table(analysis),
-        *(tables.curves_table(analysis, architecture) for architecture in _curve_groups(analysis)),
+        *(_curves_table(analysis, architecture) for architecture in _curve_groups(analysis)),
         tables.cost_table(analysis),
         tables.gates_table(analysis),
-        tables.usage_table(list(grid.systems.values())),
-        tables.win_rates_table(analysis),
-        tables.wins_table(analysis),
+        tables.usage_table(list(results.systems.values())),
+        pairs.win_rates_table(analysis),
+        pairs.wins_table(analysis),
         _rotation_table(analysis),
+        price_table(analysis),
         *_other_tests(analysis),
         settings_table(analysis),
     ]
@@ -112,7 +115,7 @@ def all_tables(analysis: Analysis) -> list[Table]:
 def _ranking(analysis: Analysis) -> list[str]:
     parts = []
     for metric in METRICS:
-        words = tables.WORDS[metric]
+        words = WORDS[metric]
         marks = _marks(analysis, metric)
         chart = dense_charts.ranking(
             marks,
@@ -125,17 +128,17 @@ def _ranking(analysis: Analysis) -> list[str]:
         )
         parts += [page.heading(f"By {words}"), page.figure(chart, tables.capital(caption), narrow=True)]
     table = tables.ranking_table(analysis)
-    return [*parts, page.folded("All numbers of the ranking", table.html(), unfolded=len(table.rows) <= _OPEN_ROWS)]
+    return [*parts, page.folded("All values of the ranking", table.html(), unfolded=len(table.rows) <= _OPEN_ROWS)]
 
 
 def _rotation(analysis: Analysis) -> list[str]:
     if not analysis.rotation["acc"]:
         return []
-    words = "Radar turns each expert's output besides weighing it; stretch only weighs it, and the controls spend parameters otherwise."
+    words = "Radar rotates each expert's output besides weighing it; stretch only weighs it, and the controls spend parameters otherwise."
     table = page.folded(
         "Radar's paired tests", _rotation_table(analysis).html(), unfolded=len(analysis.rotation["acc"]) <= _OPEN_ROWS
     )
-    return [page.paragraph(words), page.bullets(rotation_details(analysis)), table]
+    return [page.paragraph(words), *_shown(price_table(analysis)), table]
 
 
 def _tasks(analysis: Analysis) -> list[str]:
@@ -145,34 +148,30 @@ def _tasks(analysis: Analysis) -> list[str]:
         )
     ]
     for metric in METRICS:
-        parts += [page.heading(tables.capital(tables.WORDS[metric])), tables.task_table(analysis, metric).html()]
+        parts += [page.heading(tables.capital(WORDS[metric])), tables.task_table(analysis, metric).html()]
     worth = tables.worth_table(analysis)
-    return [*parts, *([page.heading("Tasks that count"), worth.html()] if worth.rows else [])]
+    return [*parts, *([page.heading("Tasks where an expert helps"), worth.html()] if worth.rows else [])]
 
 
 def _training(analysis: Analysis) -> list[str]:
     parts = []
-    for architecture in _curve_groups(analysis):
-        lines = {
-            system.name if architecture else system.label: tables.smoothed(tables.curve_rows(system))
-            for system in analysis.grid.systems.values()
-            if system.architecture == architecture and tables.curve_rows(system)
-        }
+    for architecture, systems in _curve_groups(analysis).items():
+        lines = {s.name if architecture else s.label: curves.smoothed(curves.curve_rows(s)) for s in systems}
         name = architecture or "Without an architecture"
         description = f"Training loss over steps, {name}: {', '.join(lines)}; values are in the table below"
-        heavy = [line for line in lines if line in (ROTATING, "stretch")]
+        heavy = [line for line in lines if line in (SUBJECT, BASELINE)]
         chart = dense_charts.named_lines(lines, "step", "training loss", description, heavy)
         caption = "Mean over seeds, smoothed over a tenth of the steps. Names stand in the order of the last losses; radar and stretch are drawn thicker."
         parts += [page.heading(name), page.figure(chart, caption, narrow=True)]
-        parts.append(page.folded("Numbers", tables.curves_table(analysis, architecture).html()))
+        parts.append(page.folded("Values", _curves_table(analysis, architecture).html()))
     return parts
 
 
 def _costs(analysis: Analysis) -> list[str]:
     parts = []
     for name, words in _COSTS.items():
-        costs = {label: cost for label, s in analysis.grid.systems.items() if (cost := s.measured(name)) is not None}
-        panels = {tables.WORDS[m]: [k for k in _marks(analysis, m) if k.name in costs] for m in METRICS}
+        costs = {label: cost for label, s in analysis.results.systems.items() if (cost := s.measured(name)) is not None}
+        panels = {WORDS[m]: [k for k in _marks(analysis, m) if k.name in costs] for m in METRICS}
         if not any(costs.values()):
             parts.append(page.paragraph(f"No system has {words.partition(',')[0]} to show.", note=True))
             continue
@@ -189,15 +188,15 @@ def _gates(analysis: Analysis) -> list[str]:
     chosen = [
         n
         for n in _notable(analysis)
-        if analysis.grid.systems[n].name in (ROTATING, "stretch") or n in analysis.leaders.values()
+        if analysis.results.systems[n].name in (SUBJECT, BASELINE) or n in analysis.leaders.values()
     ]
-    shown = [system for n in chosen if any(tables.usage(system := analysis.grid.systems[n]).values())][:_USAGE_SHOWN]
+    shown = [system for n in chosen if any(tables.usage(system := analysis.results.systems[n]).values())][:_USAGE_SHOWN]
     if shown:
         words = "Mean weight of each expert on each task, seeds averaged; dark is much. The leaders, radar and stretch; the file has every gate."
         parts += [page.heading("Which expert is used where"), page.paragraph(words)]
         for i, system in enumerate(shown):
-            parts.append(page.folded(system.label, tables.usage_table([system]).grid(), unfolded=i == 0))
-        parts.append(tables.usage_table(list(analysis.grid.systems.values())).link())
+            parts.append(page.folded(system.label, tables.usage_table([system]).alone(), unfolded=i == 0))
+        parts.append(tables.usage_table(list(analysis.results.systems.values())).link())
     return parts
 
 
@@ -206,11 +205,11 @@ def _wins(analysis: Analysis) -> list[str]:
         page.paragraph(
             "On each task, and with each seed that both have, one of two systems is better, or they are level. No significance here."
         ),
-        tables.win_rates_table(analysis).html(),
+        pairs.win_rates_table(analysis).html(),
     ]
-    if pairs := rotation_pairs(analysis.grid):
-        parts += [page.heading("Radar, pair by pair"), tables.wins_table(analysis, pairs).html()]
-    return [*parts, page.paragraph("Every pair:"), tables.wins_table(analysis).link()]
+    if held := rotation_pairs(analysis.results, "control"):
+        parts += [page.heading("Radar, pair by pair"), pairs.wins_table(analysis, held).html()]
+    return [*parts, page.paragraph("Every pair:"), pairs.wins_table(analysis).link()]
 
 
 def _tests(analysis: Analysis) -> list[str]:
@@ -223,13 +222,13 @@ def _tests(analysis: Analysis) -> list[str]:
 
 def _rotation_table(analysis: Analysis) -> Table:
     caption = "Radar minus stretch and minus each control, under each architecture"
-    return tables.tests_table("tests_rotation", caption, analysis.rotation)
+    return pairs.tests_table("tests_rotation", caption, analysis.rotation)
 
 
 def _other_tests(analysis: Analysis) -> list[Table]:
     return [
-        tables.tests_table("tests_reference", f"Every system minus {analysis.reference}", analysis.against_reference),
-        tables.tests_table("tests_leader", "The leader minus every other system", analysis.against_leader),
+        pairs.tests_table("tests_reference", f"Every system minus {analysis.reference}", analysis.against_reference),
+        pairs.tests_table("tests_leader", "The leader minus every other system", analysis.against_leader),
     ]
 
 
@@ -241,8 +240,8 @@ def _marks(analysis: Analysis, metric: str) -> list[Mark]:
     behind = {c.second for c in analysis.against_leader[metric] if c.better == analysis.leaders[metric]}
     marks = []
     for standing in analysis.standings[metric]:
-        system = analysis.grid.systems[standing.label]
-        seeds = [float(v) for v in system.seed_means(metric, analysis.grid.tasks_of(metric))]
+        system = analysis.results.systems[standing.label]
+        seeds = [float(v) for v in system.seed_means(metric, analysis.results.tasks_of(metric))]
         group = system.architecture or NO_GROUP
         marks.append(
             Mark(system.label, standing.value, standing.low, standing.high, group, seeds, system.label in behind)
@@ -252,13 +251,29 @@ def _marks(analysis: Analysis, metric: str) -> list[Mark]:
 
 def _notable(analysis: Analysis) -> list[str]:
     """Leaders, then radar, stretch and the controls under every architecture, then base and rules."""
-    grid = analysis.grid
-    gates = [s for name in (ROTATING, *CONTROLS) for a in grid.architectures() if (s := grid.find(name, a))]
-    others = [s for s in grid.systems.values() if s.kind in ("oracle", "base", "rule")]
+    results = analysis.results
+    gates = [
+        s
+        for name in (SUBJECT, BASELINE, *GATES.having(role="control"))
+        for a in results.architectures()
+        if (s := results.find(name, a))
+    ]
+    others = [s for s in results.systems.values() if s.kind in ("oracle", "base", "rule")]
     return list(dict.fromkeys([*analysis.leaders.values(), *(s.label for s in gates), *(s.label for s in others)]))
 
 
-def _curve_groups(analysis: Analysis) -> list[str | None]:
-    """Architectures, and None, that have training curves."""
-    systems = analysis.grid.systems.values()
-    return list(dict.fromkeys(s.architecture for s in systems if tables.curve_rows(s)))
+def _curve_groups(analysis: Analysis) -> dict[str | None, list[System]]:
+    """Architecture, or None → its systems that have a training curve."""
+    groups: dict[str | None, list[System]] = {}
+    for system in analysis.results.systems.values():
+        if curves.curve_rows(system):
+            groups.setdefault(system.architecture, []).append(system)
+    return groups
+
+
+def _curves_table(analysis: Analysis, architecture: str | None) -> Table:
+    losses = curves.curves_of(_curve_groups(analysis)[architecture])
+    caption = f"Training loss on the way, {architecture or 'no architecture'}"
+    return curves.curves_table(
+        f"curves_{architecture or 'other'}", caption, [({"system": label}, curve) for label, curve in losses.items()]
+    )

@@ -1,13 +1,14 @@
-"""Who is better, and is it more than chance: standings, paired tests, win counts over a grid of systems."""
+"""Who is better, and is it more than chance: standings, paired tests, win counts over a results of systems."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from radargate.comparison.grid import OWN_EXPERT, Grid, System
+from radargate.comparison.results import ORACLE, Results, System
 from radargate.evaluation.metrics import paired_difference
 from radargate.evaluation.resampling import bootstrap_intervals, holm, sign_flip_p
 
@@ -16,6 +17,12 @@ SIGNIFICANT = 0.05
 FLIPS = 20_000
 TIE = 1e-12
 HIGHER_IS_BETTER = {"acc": True, "nll": False, "chrf": True}
+WORDS = {"acc": "accuracy", "nll": "NLL", "chrf": "chrF"}
+
+
+def named(metric: str) -> str:
+    """A metric for a heading, with its direction where lower is better."""
+    return f"{WORDS[metric]}{'' if HIGHER_IS_BETTER[metric] else ' (lower is better)'}"
 
 
 @dataclass(frozen=True)
@@ -32,8 +39,11 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """``first - second`` over the same rows (seeds averaged), with 95 % interval, p, and p after Holm's correction."""
+class PairedTest:
+    """``first - second`` over the same rows (seeds averaged), with 95 % interval, p, and p after Holm's correction.
+
+    ``at`` is where on an experiment's axis it was made, None elsewhere.
+    """
 
     metric: str
     first: str
@@ -43,10 +53,11 @@ class Comparison:
     high: float
     p: float
     holm: float
+    at: Any = None
 
     @property
     def better(self) -> str | None:
-        """The system that is significantly better after the correction; None where the rows cannot tell."""
+        """The system that is significantly better after the correction; None where the difference is not significant."""
         if self.holm >= SIGNIFICANT:
             return None
         return self.first if (self.difference > 0) == HIGHER_IS_BETTER[self.metric] else self.second
@@ -64,14 +75,18 @@ class WinCount:
     losses: int
 
     @property
-    def rate(self) -> float:
-        """Wins of the first among all comparisons; a tie is no win. Not a number where no seed is shared."""
-        return self.wins / total if (total := self.wins + self.ties + self.losses) else float("nan")
+    def counts(self) -> tuple[int, int, int]:
+        """Wins, ties, losses of the first."""
+        return self.wins, self.ties, self.losses
+
+    def swapped(self) -> WinCount:
+        """The same with the second as first."""
+        return WinCount(self.metric, self.second, self.first, self.losses, self.ties, self.wins)
 
 
 @dataclass(frozen=True)
 class TaskWorth:
-    """Whether a task's own expert beats the base on it, so that composing has something to gain there."""
+    """Whether a task's own expert beats the base on it: only there has composing something to gain."""
 
     metric: str
     task: str
@@ -86,10 +101,10 @@ class TaskWorth:
         return self.p < SIGNIFICANT and (self.difference > 0) == HIGHER_IS_BETTER[self.metric]
 
 
-def standings(grid: Grid, metric: str, tasks: Sequence[str] | None = None) -> list[Standing]:
+def standings(results: Results, metric: str, tasks: Sequence[str] | None = None) -> list[Standing]:
     """Every system's mean over ``tasks`` (by default all that the metric says something of), best first."""
-    tasks = tasks or grid.tasks_of(metric)
-    systems = list(grid.systems.values())
+    tasks = tasks or results.tasks_of(metric)
+    systems = list(results.systems.values())
     groups = [np.stack([s.rows[metric][task].mean(0) for s in systems], axis=1) for task in tasks]
     lows, highs = bootstrap_intervals(groups)
     values = np.mean([group.mean(0) for group in groups], axis=0)
@@ -110,20 +125,20 @@ def standings(grid: Grid, metric: str, tasks: Sequence[str] | None = None) -> li
     return sorted(found, key=lambda s: s.value, reverse=HIGHER_IS_BETTER[metric])
 
 
-def leader(grid: Grid, ranked: Sequence[Standing]) -> Standing:
+def leader(results: Results, ranked: Sequence[Standing]) -> Standing:
     """The best of a ranking among systems that need not be told the task."""
-    return next(s for s in ranked if grid.systems[s.label].kind != "oracle")
+    return next(s for s in ranked if results.systems[s.label].kind != "oracle")
 
 
 def compare_pairs(
-    grid: Grid, metric: str, pairs: Sequence[tuple[str, str]], tasks: Sequence[str] | None = None
-) -> list[Comparison]:
+    results: Results, metric: str, pairs: Sequence[tuple[str, str]], tasks: Sequence[str] | None = None
+) -> list[PairedTest]:
     """Paired tests of pairs of labels over the same rows; Holm's correction takes all of ``pairs`` as its family."""
     if not pairs:
         return []
-    systems = grid.systems
+    systems = results.systems
     groups = []
-    for task in tasks or grid.tasks_of(metric):
+    for task in tasks or results.tasks_of(metric):
         rows = {label: systems[label].rows[metric][task].mean(0) for pair in pairs for label in pair}
         groups.append(np.stack([rows[first] - rows[second] for first, second in pairs], axis=1))
     lows, highs = bootstrap_intervals(groups)
@@ -131,23 +146,23 @@ def compare_pairs(
     differences = np.mean([group.mean(0) for group in groups], axis=0)
     corrected = holm(p_values)
     return [
-        Comparison(
+        PairedTest(
             metric, first, second, float(differences[i]), float(lows[i]), float(highs[i]), p_values[i], corrected[i]
         )
         for i, (first, second) in enumerate(pairs)
     ]
 
 
-def count_wins(grid: Grid, metric: str, pairs: Sequence[tuple[str, str]]) -> list[WinCount]:
+def count_wins(results: Results, metric: str, pairs: Sequence[tuple[str, str]]) -> list[WinCount]:
     """Wins, ties and losses of pairs of labels over tasks, and over the seeds that both have.
 
     A system without seeds meets every seed of the other. Values equal to 1e-12 are a tie; significance plays no part.
     """
     labels = {label for pair in pairs for label in pair}
-    means = {label: _seed_task_means(grid, metric, label) for label in labels}
+    means = {label: _seed_task_means(results, metric, label) for label in labels}
     counts = []
     for first, second in pairs:
-        places = _seed_places(grid.systems[first], grid.systems[second])
+        places = _seed_places(results.systems[first], results.systems[second])
         gaps = np.array([means[first][a] - means[second][b] for a, b in places]) * (
             1 if HIGHER_IS_BETTER[metric] else -1
         )
@@ -164,14 +179,14 @@ def count_wins(grid: Grid, metric: str, pairs: Sequence[tuple[str, str]]) -> lis
     return counts
 
 
-def task_worth(grid: Grid, metric: str) -> list[TaskWorth]:
+def task_worth(results: Results, metric: str) -> list[TaskWorth]:
     """For each task: does its own expert beat the base? Empty where base or experts are missing."""
-    own = grid.systems.get(OWN_EXPERT)
-    base = next((s for s in grid.systems.values() if s.kind == "base"), None)
+    own = results.systems.get(ORACLE)
+    base = next((s for s in results.systems.values() if s.kind == "base"), None)
     if own is None or base is None:
         return []
     found = []
-    for task in grid.tasks_of(metric):
+    for task in results.tasks_of(metric):
         test = paired_difference(
             {task: list(own.rows[metric][task].mean(0))}, {task: list(base.rows[metric][task].mean(0))}
         )
@@ -183,9 +198,9 @@ def task_worth(grid: Grid, metric: str) -> list[TaskWorth]:
     return found
 
 
-def _seed_task_means(grid: Grid, metric: str, label: str) -> np.ndarray:
+def _seed_task_means(results: Results, metric: str, label: str) -> np.ndarray:
     """Means over rows [seeds, tasks]."""
-    return np.stack([grid.systems[label].rows[metric][task].mean(1) for task in grid.tasks_of(metric)], axis=1)
+    return np.stack([results.systems[label].rows[metric][task].mean(1) for task in results.tasks_of(metric)], axis=1)
 
 
 def _seed_places(first: System, second: System) -> list[tuple[int, int]]:

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import shutil
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from radargate.architectures import ARCHITECTURES
 from radargate.base_models.dtype import CHECKPOINT
 from radargate.base_models.loading import base_dtype, fingerprint, load_base, load_tokenizer
-from radargate.comparison.cells import Cell, plan
+from radargate.comparison.cells import Cell, all_cells
 from radargate.comparison.finished import finished_cells
 from radargate.comparison.forecast import Forecast
 from radargate.comparison.options import Comparison
@@ -78,7 +79,7 @@ def compare(
     own = {name: dict(adapters) for name in ("mole", "hydra", "omoe")}
     own.update({name: dict(folders) for name, folders in (experts or {}).items()})
     training = options.training.resolved()
-    cells, left_out = plan(
+    cells, left_out = all_cells(
         list(adapters),
         gates=options.gates,
         rules=options.rules,
@@ -108,7 +109,7 @@ def compare(
         f"{len(cells)} cells ({len(cells) - len(todo)} finished before), {len(test)} tasks, "
         f"{sum(map(len, test.values()))} test rows; predicted {duration(expected)} ({expected / 3600:.2f} hours)."
     )
-    for label, count in _counted(cells).items():
+    for label, count in Counter(cell.label for cell in cells).items():
         logger.info(f"  {label}{f' × {count} seeds' if count > 1 else ''}")
     if dry_run:
         return file
@@ -216,10 +217,3 @@ def _check_adapters(adapters: Mapping[str, str], architecture: str) -> None:
             f"{min(sites[names[0]])}, {names[1]} at {min(sites[names[1]])}): a gate would have nothing to choose. Use adapters "
             "with the same target modules."
         )
-
-
-def _counted(cells: Sequence[Cell]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for cell in cells:
-        counts[cell.label] = counts.get(cell.label, 0) + 1
-    return counts

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from radargate.comparison.analysis import Analysis, contestants
-from radargate.comparison.grid import METRICS, Grid, System
-from radargate.comparison.ranking import HIGHER_IS_BETTER, TIE, Comparison
+from radargate.comparison.analysis import Analysis
+from radargate.comparison.ranking import HIGHER_IS_BETTER, TIE, WORDS
+from radargate.comparison.results import METRICS, Results, System
 from radargate.report.table import NOTHING, Column, Row, Table, interval, number, probability, text
-
-WORDS = {"acc": "accuracy", "nll": "NLL"}
 
 
 def ranking_table(analysis: Analysis) -> Table:
     """Every system, the best accuracy first, with intervals over rows and the spread over seeds."""
-    grid = analysis.grid
+    results = analysis.results
     found = {metric: {s.label: s for s in ranked} for metric, ranked in analysis.standings.items()}
     counting = {metric: analysis.counting(metric) for metric in METRICS}
     rows: list[dict[str, Any]] = []
-    ranked = [s.value for s in analysis.standings["acc"] if grid.systems[s.label].kind != "oracle"]
+    ranked = [s.value for s in analysis.standings["acc"] if results.systems[s.label].kind != "oracle"]
     for standing in analysis.standings["acc"]:
-        system = grid.systems[standing.label]
+        system = results.systems[standing.label]
         rank = 1 + sum(value > standing.value + TIE for value in ranked)  # equals share a rank
         row: dict[str, Any] = {
             "system": system.label,
@@ -39,18 +37,19 @@ def ranking_table(analysis: Analysis) -> Table:
             row[f"{metric}_counting_tasks"] = float(np.mean(system.seed_means(metric, tasks))) if tasks else None
         rows.append(row)
     columns = [Column("system", text("system")), Column("rank", text("rank")), Column("seeds", text("seeds"))]
-    for metric, words in WORDS.items():
+    for metric in METRICS:
+        words = WORDS[metric]
         columns += [
             Column(words, number(metric)),
             Column("95 % interval", interval(metric)),
             Column("seeds from to", _seed_spread(metric)),
         ]
-        if counting[metric] and len(counting[metric]) < len(grid.tasks_of(metric)):
-            columns.append(Column(f"{words}, tasks that count", number(f"{metric}_counting_tasks")))
+        if counting[metric] and len(counting[metric]) < len(results.tasks_of(metric)):
+            columns.append(Column(f"{words}, where an expert helps", number(f"{metric}_counting_tasks")))
     best = [i for i, row in enumerate(rows) if row["system"] in analysis.leaders.values()]
     return Table(
         "ranking",
-        "All systems: means over tasks, seeds averaged; own expert has to be told the task and has no rank",
+        "All systems: means over tasks, seeds averaged; the oracle (each task's own expert) has to be told the task and has no rank",
         rows,
         columns,
         best=best,
@@ -59,14 +58,14 @@ def ranking_table(analysis: Analysis) -> Table:
 
 def task_table(analysis: Analysis, metric: str) -> Table:
     """Systems × tasks; the colour runs over the task's range among gates and rules, dark is good."""
-    grid = analysis.grid
-    systems = [grid.systems[s.label] for s in analysis.standings[metric]]
+    results = analysis.results
+    systems = [results.systems[s.label] for s in analysis.standings[metric]]
     rows: list[dict[str, Any]] = [
-        {"system": s.label, **{task: s.task_mean(metric, task) for task in grid.tasks_of(metric)}} for s in systems
+        {"system": s.label, **{task: s.task_mean(metric, task) for task in results.tasks_of(metric)}} for s in systems
     ]
     composed = [row for row, s in zip(rows, systems, strict=True) if s.kind in ("gate", "rule")] or rows
     columns = [Column("system", text("system"))]
-    for task in grid.tasks_of(metric):
+    for task in results.tasks_of(metric):
         values = [float(row[task]) for row in composed]
         columns.append(Column(task, number(task, 2), _shade(task, min(values), max(values), HIGHER_IS_BETTER[metric])))
     return Table(
@@ -75,9 +74,9 @@ def task_table(analysis: Analysis, metric: str) -> Table:
 
 
 def worth_table(analysis: Analysis) -> Table:
-    """Task by task, base against own expert."""
+    """Task by task, base against oracle."""
     rows = []
-    for task in analysis.grid.tasks if analysis.worth["acc"] else ():
+    for task in analysis.results.tasks if analysis.worth["acc"] else ():
         row: dict[str, Any] = {"task": task}
         for metric in METRICS:
             worth = next(
@@ -91,18 +90,19 @@ def worth_table(analysis: Analysis) -> Table:
             }
         rows.append(row)
     columns = [Column("task", text("task"))]
-    for metric, words in WORDS.items():
+    for metric in METRICS:
+        words = WORDS[metric]
         columns += [
             Column(f"{words}: base", number(f"{metric}_base")),
-            Column("own expert", number(f"{metric}_expert")),
+            Column("oracle", number(f"{metric}_expert")),
             Column("p", probability(f"{metric}_p")),
-            Column("counts", text(f"{metric}_counts")),
+            Column("expert helps", text(f"{metric}_counts")),
         ]
     return Table("tasks_that_count", "Does a task's own expert beat the base on it?", rows, columns)
 
 
 def cost_table(analysis: Analysis) -> Table:
-    """What every system cost: trained numbers, seconds, memory."""
+    """What every system cost: trained parameters, seconds, memory."""
     value = {metric: {s.label: s.value for s in analysis.standings[metric]} for metric in METRICS}
     names = ("trained_parameters", "train_seconds", "score_seconds", "peak_memory_mb", "final_loss")
     rows = [
@@ -173,134 +173,9 @@ def usage_table(systems: Sequence[System]) -> Table:
     return Table(name, f"{', '.join(s.label for s in systems)}: mean weight of each expert on each task", rows, columns)
 
 
-def curve_rows(system: System) -> list[tuple[float, float]]:
-    """Training loss over steps, averaged over the seeds that have the step."""
-    by_step: dict[float, list[float]] = {}
-    for cell in system.cells:
-        for step, loss in cell["metrics"].get("curve") or ():
-            by_step.setdefault(step, []).append(loss)
-    return [(step, float(np.mean(losses))) for step, losses in sorted(by_step.items())]
-
-
-def curves_table(analysis: Analysis, architecture: str | None) -> Table:
-    """Loss at the start, after a quarter, half, three quarters, and at the end; the CSV has every step."""
-    rows, marks = [], []
-    for system in analysis.grid.systems.values():
-        if system.architecture == architecture and (curve := curve_rows(system)):
-            rows += [{"system": system.label, "step": step, "loss": loss} for step, loss in curve]
-            smooth = smoothed(curve)
-            at = [smooth[round(share * (len(smooth) - 1))][1] for share in (0, 0.25, 0.5, 0.75, 1)]
-            marks.append({"system": system.label, **{f"part{i}": loss for i, loss in enumerate(at)}})
-    titles = ("start", "a quarter", "half", "three quarters", "end")
-    columns = [Column("system", text("system")), *(Column(t, number(f"part{i}")) for i, t in enumerate(titles))]
-    caption = f"Training loss on the way, {architecture or 'no architecture'} (smoothed as in the chart; the CSV has every step)"
-    return Table(f"curves_{architecture or 'other'}", caption, rows, columns, shown=marks)
-
-
-def smoothed(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """A moving mean over a tenth of the steps, centred, narrower at the ends."""
-    half = len(curve) // 20
-    losses = np.array([loss for _, loss in curve])
-    return [(step, float(losses[max(0, i - half) : i + half + 1].mean())) for i, (step, _) in enumerate(curve)]
-
-
-def tests_table(name: str, caption: str, comparisons: Mapping[str, list[Comparison]]) -> Table:
-    """Paired tests of one family, metric by metric, with p and Holm's p."""
-    rows: list[Row] = [
-        {
-            "first": c.first,
-            "second": c.second,
-            "metric": WORDS[metric],
-            "difference": c.difference,
-            "difference_low": c.low,
-            "difference_high": c.high,
-            "p": c.p,
-            "holm_p": c.holm,
-            "better": c.better,
-        }
-        for metric in METRICS
-        for c in comparisons[metric]
-    ]
-    columns = [
-        Column("difference", lambda row: f"{row['first']} − {row['second']}"),
-        Column("metric", text("metric")),
-        Column("mean", number("difference", 3, sign=True)),
-        Column("95 % interval", interval("difference", 3, sign=True)),
-        Column("p", probability("p")),
-        Column("Holm p", probability("holm_p")),
-        Column("better", lambda row: row["better"] or "cannot tell"),
-    ]
-    return Table(name, caption, rows, columns)
-
-
-def win_rates_table(analysis: Analysis) -> Table:
-    """Every system against all others, a task and seed at a time."""
-    rows = []
-    for label in contestants(analysis.grid):
-        row: dict[str, Any] = {"system": label}
-        for metric in METRICS:
-            ours = [w for w in analysis.wins[metric] if label in (w.first, w.second)]
-            wins = sum(w.wins if w.first == label else w.losses for w in ours)
-            losses = sum(w.losses if w.first == label else w.wins for w in ours)
-            ties = sum(w.ties for w in ours)
-            total = wins + ties + losses
-            row |= {
-                f"{metric}_wins": wins,
-                f"{metric}_ties": ties,
-                f"{metric}_losses": losses,
-                f"{metric}_rate": wins / total if total else None,
-            }
-        rows.append(row)
-    rows.sort(key=lambda row: -(row["acc_rate"] or 0))
-    columns = [Column("system", text("system"))]
-    for metric, words in WORDS.items():
-        columns += [Column(f"{words}: win rate", number(f"{metric}_rate")), *_counts(f"{metric}_")]
-    return Table(
-        "win_rates", "Each system against all others: wins, ties and losses over tasks and seeds", rows, columns
-    )
-
-
-def wins_table(analysis: Analysis, pairs: Sequence[tuple[str, str]] | None = None) -> Table:
-    """Pair by pair; all pairs where none are given."""
-    rows = []
-    for metric in METRICS:
-        counts = {(w.first, w.second): w for w in analysis.wins[metric]}
-        for first, second in pairs or counts:
-            w = counts.get((first, second))
-            wins, ties, losses = (w.wins, w.ties, w.losses) if w else _turned(counts[second, first])
-            total = wins + ties + losses
-            rows.append(
-                {
-                    "first": first,
-                    "second": second,
-                    "metric": WORDS[metric],
-                    "wins": wins,
-                    "ties": ties,
-                    "losses": losses,
-                    "rate": wins / total if total else None,
-                }
-            )
-    columns = [
-        Column("pair", lambda row: f"{row['first']} against {row['second']}"),
-        Column("metric", text("metric")),
-        Column("win rate", number("rate")),
-        *_counts(""),
-    ]
-    name = "wins_rotation" if pairs else "wins_all_pairs"
-    return Table(name, "Wins, ties and losses of the first of a pair over tasks and seeds", rows, columns)
-
-
 def _measured(analysis: Analysis) -> list[System]:
-    grid: Grid = analysis.grid
-    return [grid.systems[s.label] for s in analysis.standings["acc"] if grid.systems[s.label].cells]
-
-
-def _counts(prefix: str) -> list[Column]:
-    return [Column(words, text(f"{prefix}{words}")) for words in ("wins", "ties", "losses")]
-
-
-def _turned(count: Any) -> tuple[int, int, int]:
-    return count.losses, count.ties, count.wins
+    results: Results = analysis.results
+    return [results.systems[s.label] for s in analysis.standings["acc"] if results.systems[s.label].cells]
 
 
 def _seed_spread(metric: str) -> Callable[[Row], str]:

@@ -133,6 +133,7 @@ class Gate(nn.Module):
     - ``acts_alone``: it has a say at sites with a single expert too (else that expert has weight 1).
     """
 
+    role: ClassVar[str] = "gate"  # "paper": one of the paper's; "control": what a gate is measured against; "rule"
     order_free: ClassVar[bool] = True
     token_local: bool = True
     whole_sequence: bool = False

@@ -58,6 +58,8 @@ class NexusGate(Gate):
     Source: Nexus (Gritsch et al. 2024); the frozen base layer plays the shared expert.
     """
 
+    role = "paper"
+
     Options = NexusOptions
     joins = True
     domain_vectors: Tensor

@@ -19,6 +19,8 @@ class RadarGate(StretchGate):
     Source: arXiv 2505.23184, Eq. 4, 13.
     """
 
+    role = "paper"
+
     @dataclass(frozen=True)
     class Options(RotationOptions, StretchOptions):
         """Options of both parts."""

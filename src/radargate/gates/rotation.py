@@ -118,6 +118,8 @@ class RotationGate(Gate):
     Source: arXiv 2505.23184, Eq. 5-8, 17-20.
     """
 
+    role = "paper"
+
     @dataclass(frozen=True)
     class Options(RotationOptions):
         """Rotation options, and how experts are chosen."""

@@ -62,6 +62,8 @@ class StretchGate(Gate):
     Source: arXiv 2505.23184, Eq. 1; App. B.2 for ``gate_input="experts"``.
     """
 
+    role = "paper"
+
     @dataclass(frozen=True)
     class Options(StretchOptions):
         """Options of the stretch gate alone: nothing is rotated, so it cannot see rotated outputs."""

@@ -62,6 +62,8 @@ class TutelGate(Gate):
     Source: Tutel (Hwang et al., MLSys 2023): gates/top.py, gates/cosine_top.py, impls/fast_dispatch.py, impls/losses.py.
     """
 
+    role = "paper"
+
     Options = TutelOptions
 
     def __init__(self, site: GateSite, options: TutelOptions) -> None:

@@ -1,1 +1,1 @@
-"""Grids of cells: each trained and scored the same way, resumable one by one."""
+"""The paper's experiments: catalogue, grids of resumable cells, probes of trained gates, report. Only cli imports it."""

@@ -31,9 +31,9 @@ GROUPS = {
 
 @torch.no_grad()
 def measure_angles(model: Any, cell: Cell, grid: Grid) -> dict[str, Any]:
-    """Cosines between experts' outputs on held-out tokens, before and after the trained turn.
+    """Cosines between experts' outputs on held-out tokens, before and after the trained rotation.
 
-    Before training nothing is turned (Q = 0), so the plain outputs are also those of step 0.
+    Before training nothing is rotated (Q = 0), so the plain outputs are also those of step 0.
 
     Returns:
         ``pairs`` (two experts, whether they are related, mean cosine before and after, over tokens and sites), ``sites`` (mean

@@ -25,7 +25,7 @@ EXPERIMENTS = Registry(
         "crowded": f"{_HERE}:CROWDED",
     },
 )
-PAPER_GATES = ("stretch", "rotation", "radar", "nexus", "tutel")
+_WEIGHING = ("stretch", "radar", "nexus", "tutel")  # the paper's gates that weigh experts
 # their own bases in the paper (Sec. 5.3, App. F); three of them are encoder–decoders
 PAPER_BASES = (
     "ai4bharat/IndicBART",
@@ -52,7 +52,7 @@ ABLATION = Experiment(
     "Figure 3",
     axis=None,
     layout="tasks",
-    design={"gates": ("stretch", "rotation", "radar", "signed", "mlp", "vector", "lora", "multiplicative")},
+    design={"gates": ("stretch", "rotation", "radar", "control")},
     presets={"cpu": {"rules": ("uniform",)}, "gpu": {"rules": ("uniform",)}},
 )
 FITTING = Experiment(
@@ -61,9 +61,9 @@ FITTING = Experiment(
     "Tables 2 and 3",
     axis="top_k",
     layout="tasks",
-    design={"gates": PAPER_GATES},
+    design={"gates": ("paper",)},
     presets={
-        "cpu": {"gates": ("stretch", "radar", "nexus", "tutel")},
+        "cpu": {"gates": _WEIGHING},
         "gpu": {"top_k": (1, 2, 4)},
         "paper": {"top_k": (1, 2, 3, 4, 5, 6)},
     },
@@ -74,9 +74,9 @@ MODULES = Experiment(
     "Figures 1b, 4 and 7 to 9",
     axis="experts",
     layout="axis",
-    design={**_FIVE_TASKS, "gates": ("stretch", "radar", "nexus", "tutel"), "experts": (5, 10, 20, 40)},
+    design={**_FIVE_TASKS, "gates": _WEIGHING, "experts": (5, 10, 20, 40)},
     presets={
-        "cpu": {**_GROWING_BANK, "gates": ("stretch", "radar", "nexus", "tutel", "signed", "lora")},
+        "cpu": {**_GROWING_BANK, "gates": (*_WEIGHING, "signed", "lora")},
         "paper": {"experts": (5, 10, 15, 20, 25, 30, 35, 40)},
     },
 )
@@ -86,7 +86,7 @@ MODEL_SIZE = Experiment(
     "Figures 4 and 10 to 12",
     axis="bases",
     layout="axis",
-    design={"gates": ("stretch", "radar", "nexus", "tutel"), "tasks": 5},
+    design={"gates": _WEIGHING, "tasks": 5},
     presets={
         "cpu": {"bases": ("smollm2-135m", "gemma3-270m"), "named": _LEARNABLE_TASKS, "steps": 60, "union": False},
         "gpu": {"bases": ("bigscience/mt0-base", "google/flan-t5-large", "meta-llama/Llama-3.2-1B")},
@@ -99,7 +99,7 @@ SAMPLES = Experiment(
     "Figures 14 to 16",
     axis="rows",
     layout="axis",
-    design={"gates": ("stretch", "radar", "nexus", "tutel"), "rows": (50, 100, 200, None), "union": False},
+    design={"gates": _WEIGHING, "rows": (50, 100, 200, None), "union": False},
     presets={"cpu": {"tasks": 5}},
 )
 CONVERGENCE = Experiment(
@@ -108,7 +108,7 @@ CONVERGENCE = Experiment(
     "Figures 6a and 13",
     axis="experts",
     layout="curves",
-    design={**_FIVE_TASKS, "gates": ("stretch", "radar", "nexus", "tutel"), "experts": (5, 15, 40), "limit": 20},
+    design={**_FIVE_TASKS, "gates": _WEIGHING, "experts": (5, 15, 40), "limit": 20},
     presets={"cpu": _GROWING_BANK},
 )
 GENERALIZATION = Experiment(
@@ -117,10 +117,10 @@ GENERALIZATION = Experiment(
     "Tables 1 and 4 to 7, Figure 1a",
     axis=None,
     layout="sources",
-    design={"gates": PAPER_GATES, "rules": ("uniform", "lorahub", "arrow"), "benchmarks": "paper"},
+    design={"gates": ("paper",), "rules": ("uniform", "lorahub", "arrow"), "benchmarks": "paper"},
     presets={
         "cpu": {
-            "gates": ("stretch", "radar", "nexus", "tutel"),
+            "gates": _WEIGHING,
             "rules": ("uniform", "arrow"),
             "tasks": 5,
             "test_tasks": 2,
@@ -132,7 +132,7 @@ GENERALIZATION = Experiment(
 )
 ANGLES = Experiment(
     "angles",
-    "How does training turn the outputs of related and of unrelated experts towards or away from each other?",
+    "How does training rotate the outputs of related and of unrelated experts towards or away from each other?",
     "Figures 5 and 6b",
     axis=None,
     layout="angles",
@@ -178,7 +178,7 @@ _SOFTMAX_RATES = ("", ":lr=0.002", ":lr=0.02")
 _TURNS = (":rotation_lr=0.02", ":rotation_lr=0.05")
 RECIPES = Experiment(
     "recipes",
-    "How does each gate want to be trained: at which rates, with weights of free length? On validation rows.",
+    "How does each gate want to be trained: at which learning rates, with weights of free length? On validation rows.",
     "",
     axis=None,
     layout="tasks",
@@ -208,7 +208,7 @@ RECIPES = Experiment(
 )
 LEARNABLE = Experiment(
     "learnable",
-    "On other tasks, whose own experts beat the base: which gate composes best, each at its own best rates?",
+    "On other tasks, whose own experts beat the base: which gate composes best, each at its own best learning rates?",
     "Tables 2 and 3",
     axis=None,
     layout="tasks",
@@ -216,7 +216,7 @@ LEARNABLE = Experiment(
         "named": _LEARNABLE_TASKS,
         "union": False,
         "limit": 50,
-        "gates": (*PAPER_GATES, "signed", "lora"),
+        "gates": ("paper", "signed", "lora"),
         "rates": ("nexus:lr=0.002", "rotation:rotation_lr=0.02"),
     },
     presets={"cpu": {"steps": 60}},
@@ -248,7 +248,7 @@ CROWDED = Experiment(
         "experts": (5, 40),
         "union": False,
         "limit": 50,
-        "gates": ("stretch", "radar", "nexus", "tutel", "stretch:router=text", "radar:router=text"),
+        "gates": (*_WEIGHING, "stretch:router=text", "radar:router=text"),
         "rates": ("nexus:lr=0.002",),
     },
     presets={"cpu": {"steps": 60}},

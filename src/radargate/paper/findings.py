@@ -1,4 +1,4 @@
-"""From the records of an experiment to what its tables need: a grid of systems at every value of the axis."""
+"""From the records of an experiment to what its tables need: a results of systems at every value of the axis."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from radargate.comparison.analysis import RIVALS, ROTATING, rotation_pairs
-from radargate.comparison.grid import METRICS, OWN_EXPERT, Grid, read_grid
-from radargate.comparison.ranking import Comparison, compare_pairs, leader, standings, task_worth
+from radargate.comparison.analysis import SUBJECT, rotation_pairs
+from radargate.comparison.ranking import PairedTest, compare_pairs, leader, standings, task_worth
+from radargate.comparison.results import METRICS, ORACLE, Results, read_results
 from radargate.errors import RadarGateError
 from radargate.evaluation.metrics import paired_difference
 from radargate.evaluation.resampling import holm
@@ -21,20 +21,12 @@ Value = Any  # a place on the axis: a number, a name, or None
 
 
 @dataclass(frozen=True)
-class Test:
-    """A paired test, and where on the axis it was made."""
-
-    value: Value
-    result: Comparison
-
-
-@dataclass(frozen=True)
 class Findings:
     """The finished part of an experiment.
 
     Attributes:
         request: the record that lists its cells.
-        grids: value of the axis → its finished systems, each task's own expert as one of them; a single None where there is
+        by_value: value of the axis → its finished systems, each task's own expert as one of them; a single None where there is
             no axis.
         finished: cells that are in.
         planned: all cells.
@@ -42,7 +34,7 @@ class Findings:
     """
 
     request: Mapping[str, Any]
-    grids: Mapping[Value, Grid]
+    by_value: Mapping[Value, Results]
     finished: int
     planned: int
     cells: Mapping[str, Mapping[str, Any]]
@@ -71,13 +63,13 @@ class Findings:
 
     def systems(self) -> list[str]:
         """Labels of all finished systems, in the order of the plan; each task's own expert last."""
-        there = {label for grid in self.grids.values() for label in grid.systems}
-        planned = [*dict.fromkeys(place["label"] for place in self.request["plan"]), OWN_EXPERT]
+        there = {label for results in self.by_value.values() for label in results.systems}
+        planned = [*dict.fromkeys(place["label"] for place in self.request["plan"]), ORACLE]
         return [label for label in planned if label in there]
 
     @property
-    def rates(self) -> str:
-        """Softmax and rotation rate of the gates whose names say nothing else; empty where nothing was trained."""
+    def learning_rates(self) -> str:
+        """Learning rates, of rotation in brackets, of the gates whose names say nothing else; empty where nothing was trained."""
         own = {text.partition(":")[0] for text in self.request["design"].get("rates", ())}
         plain = [
             cell["options"]
@@ -93,13 +85,13 @@ class Findings:
         """How many versions of the code ran its cells."""
         return len({cell.get("commit") for cell in self.cells.values()})
 
-    def radar(self, grid: Grid) -> str | None:
-        """Label of radar in a grid, under the first architecture that has it."""
-        return next((label for label, s in grid.systems.items() if s.kind == "gate" and s.name == ROTATING), None)
+    def radar(self, results: Results) -> str | None:
+        """Label of radar in a results, under the first architecture that has it."""
+        return next((label for label, s in results.systems.items() if s.kind == "gate" and s.name == SUBJECT), None)
 
     def counting(self, value: Value, metric: str) -> list[str] | None:
         """The tasks whose own expert beats the base; None where the experts were not scored alone."""
-        worth = task_worth(self.grids[value], metric)
+        worth = task_worth(self.by_value[value], metric)
         return [each.task for each in worth if each.counts] if worth else None
 
     def drawn(self, label: str) -> str:
@@ -121,47 +113,53 @@ class Findings:
         ]
 
     @cached_property
-    def lead(self) -> dict[str, list[Test]]:
+    def lead(self) -> dict[str, list[PairedTest]]:
         """metric → the best system against every other, at every value of the axis; Holm's correction takes all of them."""
 
-        def tests(value: Value, grid: Grid, metric: str) -> list[Comparison]:
-            ranked = standings(grid, metric)
-            best = leader(grid, ranked).label
-            return compare_pairs(grid, metric, [(best, s.label) for s in ranked if s.label not in (best, OWN_EXPERT)])
+        def tests(value: Value, results: Results, metric: str) -> list[PairedTest]:
+            ranked = standings(results, metric)
+            best = leader(results, ranked).label
+            return compare_pairs(results, metric, [(best, s.label) for s in ranked if s.label not in (best, ORACLE)])
 
         return self._everywhere(tests)
 
     @cached_property
-    def rotation(self) -> dict[str, list[Test]]:
+    def rotation(self) -> dict[str, list[PairedTest]]:
         """metric → radar against the paper's other gates and each control everywhere; Holm's correction takes all of them."""
-        return self._everywhere(lambda value, grid, metric: compare_pairs(grid, metric, rotation_pairs(grid, RIVALS)))
+        return self._everywhere(
+            lambda value, results, metric: compare_pairs(results, metric, rotation_pairs(results, "paper", "control"))
+        )
 
     @cached_property
-    def where_it_counts(self) -> dict[str, list[Test]]:
+    def where_it_counts(self) -> dict[str, list[PairedTest]]:
         """The same as `rotation`, over the tasks that count; empty where all of them do, or none."""
 
-        def tests(value: Value, grid: Grid, metric: str) -> list[Comparison]:
+        def tests(value: Value, results: Results, metric: str) -> list[PairedTest]:
             tasks = self.counting(value, metric)
-            some = tasks and len(tasks) < len(grid.tasks_of(metric))
-            return compare_pairs(grid, metric, rotation_pairs(grid, RIVALS), tasks) if some else []
+            some = tasks and len(tasks) < len(results.tasks_of(metric))
+            return compare_pairs(results, metric, rotation_pairs(results, "paper", "control"), tasks) if some else []
 
         return self._everywhere(tests)
 
-    def _everywhere(self, tests: Callable[[Value, Grid, str], list[Comparison]]) -> dict[str, list[Test]]:
+    def _everywhere(self, tests: Callable[[Value, Results, str], list[PairedTest]]) -> dict[str, list[PairedTest]]:
         """metric → tests at every value of the axis; Holm's correction takes all of them."""
         return {
             metric: _corrected(
-                [Test(value, test) for value, grid in self.grids.items() for test in tests(value, grid, metric)]
+                [
+                    dataclasses.replace(test, at=value)
+                    for value, results in self.by_value.items()
+                    for test in tests(value, results, metric)
+                ]
             )
             for metric in METRICS
         }
 
     @cached_property
-    def change(self) -> dict[str, list[Test]]:
+    def change(self) -> dict[str, list[PairedTest]]:
         """metric → for each system, the last value of the axis against the first, over the same rows."""
         if (ends := self._ends()) is None:
             return {metric: [] for metric in METRICS}
-        first, last = (self.grids[value] for value in ends)
+        first, last = (self.by_value[value] for value in ends)
         found = {}
         for metric in METRICS:
             tests = []
@@ -174,9 +172,9 @@ class Findings:
         return found
 
     @cached_property
-    def resists(self) -> dict[str, list[Test]]:
+    def resists(self) -> dict[str, list[PairedTest]]:
         """metric → what the way along the axis does to radar, less what it does to every other system, over the same rows."""
-        ends, radar = self._ends(), self.radar(next(iter(self.grids.values())))
+        ends, radar = self._ends(), self.radar(next(iter(self.by_value.values())))
         if ends is None or radar is None or radar not in self._changing():
             return {metric: [] for metric in METRICS}
         found = {}
@@ -193,19 +191,19 @@ class Findings:
 
     def _ends(self) -> tuple[Value, Value] | None:
         """The first and the last value of an axis that has an order."""
-        values = list(self.grids)
+        values = list(self.by_value)
         return None if self.axis in (None, "bases", "leave_one_out") or len(values) < 2 else (values[0], values[-1])
 
     def _changing(self) -> list[str]:
         """Systems with cells of their own at both ends; the base, has one that stands everywhere."""
         ends = self._ends()
         assert ends is not None
-        first, last = (self.grids[value].systems for value in ends)
-        both = [label for label in self.systems() if label != OWN_EXPERT and label in first and label in last]
+        first, last = (self.by_value[value].systems for value in ends)
+        both = [label for label in self.systems() if label != ORACLE and label in first and label in last]
         return [label for label in both if first[label].cells[0]["case"] != last[label].cells[0]["case"]]
 
     def _row_changes(self, ends: tuple[Value, Value], label: str, metric: str) -> dict[str, Sequence[float]]:
-        first, last = (_row_means(self.grids[value], label, metric) for value in ends)
+        first, last = (_row_means(self.by_value[value], label, metric) for value in ends)
         return {task: [b - a for a, b in zip(first[task], last[task], strict=True)] for task in first}
 
 
@@ -220,40 +218,40 @@ def read_findings(records: Sequence[Mapping[str, Any]]) -> Findings:
         raise RadarGateError("these records hold no experiment; make them with radargate experiment.")
     request = plans[-1]
     cells = {record["case"]: record for record in records if record["suite"] == "cell"}
-    by_value: dict[Value, list[str]] = {}
+    ids_at: dict[Value, list[str]] = {}
     for place in request["plan"]:
         value = None if request["axis"] is None else place["at"][request["axis"]]
-        by_value.setdefault(value, []).append(place["id"])
-    grids = {}
-    for value, ids in by_value.items():
+        ids_at.setdefault(value, []).append(place["id"])
+    by_value = {}
+    for value, ids in ids_at.items():
         wanted = set(ids)
         if wanted & set(cells):
-            grid = read_grid([r for r in records if r.get("cell", {}).get("id") in wanted])
-            systems = {label: s for label, s in grid.systems.items() if s.kind != "expert"}
-            if set(systems) - {OWN_EXPERT}:
-                grids[value] = dataclasses.replace(grid, systems=systems)
-    if not grids:
+            results = read_results([r for r in records if r.get("cell", {}).get("id") in wanted])
+            systems = {label: s for label, s in results.systems.items() if s.kind != "expert"}
+            if set(systems) - {ORACLE}:
+                by_value[value] = dataclasses.replace(results, systems=systems)
+    if not by_value:
         raise RadarGateError("no cell of this experiment is finished; run it again with `resume`.")
     planned = {place["id"] for place in request["plan"]}
     return Findings(
-        request, grids, len(planned & set(cells)), len(planned), {i: cells[i] for i in planned & set(cells)}
+        request, by_value, len(planned & set(cells)), len(planned), {i: cells[i] for i in planned & set(cells)}
     )
 
 
-def _row_means(grid: Grid, label: str, metric: str) -> dict[str, Sequence[float]]:
+def _row_means(results: Results, label: str, metric: str) -> dict[str, Sequence[float]]:
     """task → the system's value on every row, seeds averaged."""
-    return {task: list(grid.systems[label].rows[metric][task].mean(0)) for task in grid.tasks_of(metric)}
+    return {task: list(results.systems[label].rows[metric][task].mean(0)) for task in results.tasks_of(metric)}
 
 
 def _paired(
     metric: str, first: str, second: str, these: dict[str, Sequence[float]], those: dict[str, Sequence[float]]
-) -> Test:
+) -> PairedTest:
     """One test over the same rows, not yet corrected."""
     t = paired_difference(these, those)
-    return Test(None, Comparison(metric, first, second, t["difference"], t["low"], t["high"], t["p"], 1.0))
+    return PairedTest(metric, first, second, t["difference"], t["low"], t["high"], t["p"], 1.0)
 
 
-def _corrected(tests: Sequence[Test]) -> list[Test]:
+def _corrected(tests: Sequence[PairedTest]) -> list[PairedTest]:
     """The same with Holm's correction over all of them."""
-    corrected = holm([test.result.p for test in tests])
-    return [Test(t.value, dataclasses.replace(t.result, holm=p)) for t, p in zip(tests, corrected, strict=True)]
+    corrected = holm([test.p for test in tests])
+    return [dataclasses.replace(test, holm=p) for test, p in zip(tests, corrected, strict=True)]

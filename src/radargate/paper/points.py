@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from radargate.comparison.cells import UNION, Cell, plan
+from radargate.comparison.cells import UNION, Cell, all_cells
 from radargate.composition.config import check_top_k
 from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import has_split, load_rows
@@ -134,7 +134,7 @@ def cells_of(point: Point, design: Design) -> tuple[list[Cell], list[str]]:
         UnknownNameError: a gate, rule or architecture is unknown.
         OptionError: a combination that cannot work.
     """
-    cells, left_out = plan(
+    cells, left_out = all_cells(
         point.experts,
         gates=design.gates,
         rules=design.rules,

@@ -1,8 +1,8 @@
-"""Tables, figures and words of the experiments that look into trained gates: angles and hull."""
+"""Tables and figures of the experiments that look into trained gates: angles and hull."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,14 +12,14 @@ from radargate.comparison.ranking import SIGNIFICANT
 from radargate.evaluation.resampling import bootstrap_intervals, holm, sign_flip_p
 from radargate.paper.findings import Findings
 from radargate.report import charts
-from radargate.report.table import Column, Table, interval, number, probability, text
+from radargate.report.table import Column, Table, interval, number, probability, text, with_interval
 
-Parts = tuple[list[str], list[Table], list[tuple[str, Callable[[], str]]]]
+Parts = tuple[list[Table], list[tuple[str, Callable[[], str]]]]
 KINDS = {True: "related", False: "unrelated"}
 RESIDUALS = {
     "one": "nearest expert",
     "hull": "hull: best convex weights",
-    "turned_hull": "hull of turned outputs",
+    "turned_hull": "hull of rotated outputs",
     "span": "span: best free weights",
     "gate": "the trained gate",
 }
@@ -49,16 +49,9 @@ def angle_parts(found: Findings) -> Parts:
                 "p": float(sign_flip_p([change])[0]),
             }
             rows.append(row)
-    words = []
     for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p"] = p
-        told = p < SIGNIFICANT
-        turned = "cannot be told from none" if not told else "apart" if row["change"] < 0 else "together"
-        words.append(
-            f"{row['system']} changes the mean cosine between {row['pairs']} experts from {row['before']:.3f} to {row['after']:.3f} "
-            f"({row['change']:+.3f}, 95 % interval {row['change_low']:+.3f} to {row['change_high']:+.3f} over {row['n']} pairs, "
-            f"Holm p {p:.3f}: {'it turns them ' if told else 'a change that '}{turned})."
-        )
+        row["turned"] = "not significant" if p >= SIGNIFICANT else "apart" if row["change"] < 0 else "together"
     table = Table(
         "angles",
         "Mean cosine between two experts' outputs, by kind of pair (seeds averaged, intervals over pairs)",
@@ -72,6 +65,7 @@ def angle_parts(found: Findings) -> Parts:
             Column("change", number("change", sign=True)),
             Column("95 % interval", interval("change", sign=True)),
             Column("Holm p", probability("p")),
+            Column("rotated", text("turned")),
         ],
     )
     every = Table(
@@ -86,39 +80,28 @@ def angle_parts(found: Findings) -> Parts:
             Column("after", number("after")),
         ],
     )
-    return words, [table, every], _angle_figures(found)
+    return [table, every], _angle_figures(found)
 
 
 def hull_parts(found: Findings) -> Parts:
     """Residuals of the wanted update, by what may be done with the experts' outputs."""
     probes = found.probes()
-    rows, words = [], []
+    rows: list[dict[str, Any]] = []
     for label in dict.fromkeys(p["label"] for p in probes):
-        mine = [p for p in probes if p["label"] == label]
-        for task in dict.fromkeys(p["wanted"] for p in mine):
-            of_task = [p["means"] for p in mine if p["wanted"] == task]
-            rows.append(
-                {"system": label, "wanted": task, **{k: float(np.mean([m[k] for m in of_task])) for k in of_task[0]}}
-            )
-        values = {name: _over_tasks(rows, label, name) for name in RESIDUALS}
-        rows.append(
-            {
-                "system": label,
-                "wanted": "mean of tasks",
-                **{name: v[0] for name, v in values.items()},
-                **{key: _over_tasks(rows, label, key)[0] for key in ("inside", "angle")},
-            }
-        )
-        gate, hull, span, turned = (values[name] for name in ("gate", "hull", "span", "turned_hull"))
-        words.append(
-            f"{label} leaves {_share(gate)} of the length of a left-out task's update; the best convex weights on the other experts leave "
-            f"{_share(hull)}, the best free weights {_share(span)}, and the best convex weights on its own turned outputs {_share(turned)}. "
-            f"{rows[-1]['inside']:.1%} of the wanted updates lie inside the hull."
-        )
+        tasks: dict[str, list[Mapping[str, float]]] = {}
+        for probe in probes:
+            if probe["label"] == label:
+                tasks.setdefault(probe["wanted"], []).append(probe["means"])
+        seeds_averaged = {
+            task: {name: float(np.mean([seed[name] for seed in seeds])) for name in seeds[0]}
+            for task, seeds in tasks.items()
+        }
+        rows += [{"system": label, "wanted": task, **_no_intervals(means)} for task, means in seeds_averaged.items()]
+        rows.append({"system": label, "wanted": "mean of tasks (95 % interval)", **_over(seeds_averaged.values())})
     columns = [
         Column("gate", text("system")),
         Column("left out", text("wanted")),
-        *(Column(title, number(name)) for name, title in RESIDUALS.items()),
+        *(Column(title, with_interval(name)) for name, title in RESIDUALS.items()),
         Column("tokens inside", number("inside")),
         Column("mean angle, rad", number("angle")),
     ]
@@ -126,7 +109,7 @@ def hull_parts(found: Findings) -> Parts:
     table = Table(
         "hull",
         "Length of what is missing from the wanted update, over its length (0: reached, 1: as bad as adding nothing; hull and "
-        f"turned hull solved to {gap:.0e} of its square)",
+        f"rotated hull solved to {gap:.0e} of its square)",
         rows,
         columns,
         numbers_from=2,
@@ -147,7 +130,7 @@ def hull_parts(found: Findings) -> Parts:
         shown=by_site[:20],
     )
     caption = "Missing from the wanted update at every site, in the base model's order (mean over tasks and seeds)"
-    return words, [table, sites], [(caption, lambda: charts.curves(_by_site(probes), "site", "missing share", caption))]
+    return [table, sites], [(caption, lambda: charts.curves(_by_site(probes), "site", "missing share", caption))]
 
 
 def _pairs(probes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -201,11 +184,23 @@ def _by_site(probes: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float,
     return lines
 
 
-def _over_tasks(rows: Sequence[Mapping[str, Any]], label: str, name: str) -> tuple[float, float, float]:
-    values = np.array([[row[name]] for row in rows if row["system"] == label])
-    low, high = bootstrap_intervals([values])
-    return float(values.mean()), float(low[0]), float(high[0])
+def _no_intervals(means: Mapping[str, float]) -> dict[str, float | None]:
+    return {
+        key: value
+        for name, mean in means.items()
+        for key, value in zip(_with_ends(name), (mean, None, None), strict=True)
+    }
 
 
-def _share(value: tuple[float, float, float]) -> str:
-    return f"{value[0]:.3f} (95 % interval over tasks {value[1]:.3f} to {value[2]:.3f})"
+def _over(tasks: Collection[Mapping[str, float]]) -> dict[str, float]:
+    """The mean over tasks of everything measured, with its interval."""
+    found: dict[str, float] = {}
+    for name in next(iter(tasks)):
+        values = np.array([[task[name]] for task in tasks])
+        low, high = bootstrap_intervals([values])
+        found |= zip(_with_ends(name), (float(values.mean()), float(low[0]), float(high[0])), strict=True)
+    return found
+
+
+def _with_ends(name: str) -> tuple[str, str, str]:
+    return name, f"{name}_low", f"{name}_high"

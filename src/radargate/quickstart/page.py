@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ WORDS = {
     "stretch": "the two trained gates",
     "radar": "the two trained gates",
 }
-COMPARED = ("radar", "stretch", "uniform", "base")  # with each task's own expert
+COMPARED = ("radar", "stretch", "uniform", "base")  # and the oracle
 _EXAMPLES = ("dates", "counted_nouns", "units")
 
 
@@ -57,8 +56,7 @@ def quickstart_page(out: Path) -> str:
             ),
             page.section(
                 "Which system answers best?",
-                page.paragraph(_verdict(means)),
-                _chart(
+                page.figure(
                     charts.intervals(
                         [(n, m["acc"]) for n, m in means.items()],
                         "accuracy, mean over tasks",
@@ -72,8 +70,9 @@ def quickstart_page(out: Path) -> str:
                     [[n, *_cells(m["acc"]), *_cells(m["nll"])] for n, m in means.items()],
                     best=[i for i, n in enumerate(means) if n in best],
                 ),
+                page.table(["by accuracy", "difference", "95 % intervals"], [_pair(means, n) for n in COMPARED[1:]]),
                 page.paragraph(
-                    "NLL: how much the right answer surprises the system, in nats a token; lower is better. It tells systems apart sooner "
+                    "NLL: how much the right answer surprises the system, in nats a token; lower is better. It shows a difference sooner "
                     f"than accuracy does. base is {WORDS['base']}; {', '.join(experts)}: the base with that one expert alone; uniform is "
                     f"{WORDS['uniform']}; stretch and radar are {WORDS['stretch']}.",
                     note=True,
@@ -83,23 +82,23 @@ def quickstart_page(out: Path) -> str:
             page.section(
                 "Task by task (accuracy)",
                 page.paragraph(
-                    "A task's own expert is the one trained for that kind of job. Nobody tells a gate which kind of job a question is."
+                    "Oracle: the task's own expert, the one trained for that kind of job. Nobody tells a gate which kind of job a question is."
                 ),
                 page.table(
-                    ["task", *COMPARED, "own expert", "which"],
+                    ["task", *COMPARED, "oracle", "its expert"],
                     [
                         [t, *(_accuracy(tasks, n, t) for n in (*COMPARED, category_of(t))), category_of(t)]
                         for t in names
                     ],
                 ),
-                _folded(
+                page.folded(
                     "Every expert on every task",
                     page.table(["task", *experts], [[t, *(_accuracy(tasks, n, t) for n in experts)] for t in names]),
                 ),
             ),
             page.section(
                 "How training went",
-                _chart(
+                page.figure(
                     charts.curves(
                         {g: _losses(out / g) for g in ("stretch", "radar")},
                         "step",
@@ -111,16 +110,16 @@ def quickstart_page(out: Path) -> str:
             ),
             page.section(
                 "Which expert is used where?",
-                page.paragraph(most_used(usage)),
-                _chart(
+                page.paragraph("A weight says how much of an expert's output goes in, not how much it helps."),
+                page.figure(
                     charts.heat_map(usage, "mean weight", "Mean weight of each expert for each task in the radar gate"),
                     f"Mean weight in the radar gate, over layers and tokens of five test rows a task. Even use would be {1 / len(experts):.2f}.",
                 ),
-                _folded(
+                page.folded(
                     "The same as a table",
                     page.table(
-                        ["task", *next(iter(usage.values()))],
-                        [[t, *(f"{w:.2f}" for w in u.values())] for t, u in usage.items()],
+                        ["task", *next(iter(usage.values())), "largest", "the oracle's"],
+                        [[t, *(f"{w:.2f}" for w in u.values()), *_largest(t, u)] for t, u in usage.items()],
                     ),
                 ),
             )
@@ -148,42 +147,25 @@ def quickstart_page(out: Path) -> str:
     )
 
 
-def _chart(chart: str, caption: str) -> str:
-    return f'<div style="max-width:34rem">{page.figure(chart, caption)}</div>'
-
-
-def _folded(title: str, content: str) -> str:
-    return f'<details style="margin-top:.8rem"><summary>{html.escape(title)}</summary>{content}</details>'
-
-
 def _accuracy(tasks: dict[tuple[str, str], Any], system: str, task: str) -> str:
     return f"{tasks[system, task]['metrics']['acc']['value']:.2f}"
 
 
-def most_used(usage: dict[str, dict[str, float]]) -> str:
-    """Whether the gate prefers each task's own expert, in words made from the numbers."""
-    top = {task: max(weights, key=weights.__getitem__) for task, weights in usage.items()}
-    own = sum(category_of(task) == expert for task, expert in top.items())
-    text = f"The expert with the largest mean weight is the task's own for {own} of {len(top)} tasks."
-    if len(set(top.values())) == 1:
-        text += f" It is {next(iter(top.values()))} everywhere: these means hide what differs from layer to layer and token to token."
-    return text + " A weight says how much of an expert's output goes in, not how much it helps."
+def _largest(task: str, weights: dict[str, float]) -> tuple[str, str]:
+    """The expert with the largest mean weight, and whether it is the task's own."""
+    name = max(weights, key=weights.__getitem__)
+    return name, "yes" if name == category_of(task) else "no"
 
 
 def _cells(metric: dict[str, float]) -> tuple[str, str]:
     return f"{metric['value']:.3f}", f"{metric['low']:.3f} to {metric['high']:.3f}"
 
 
-def _verdict(means: dict[str, Any]) -> str:
-    def apart(a: str, b: str) -> str:
-        one, two = means[a]["acc"], means[b]["acc"]
-        if one["low"] > two["high"]:
-            return f"{a} is clearly better than {b}"
-        if two["low"] > one["high"]:
-            return f"{b} is clearly better than {a}"
-        return f"these rows cannot tell {a} and {b} apart (their intervals overlap)"
-
-    return f"By accuracy, {apart('radar', 'base')}; {apart('radar', 'uniform')}; {apart('radar', 'stretch')}."
+def _pair(means: dict[str, Any], other: str) -> list[str]:
+    """Radar beside another system."""
+    one, two = means["radar"]["acc"], means[other]["acc"]
+    apart = one["low"] > two["high"] or two["low"] > one["high"]
+    return [f"radar − {other}", f"{one['value'] - two['value']:+.3f}", "apart" if apart else "overlap"]
 
 
 def _losses(folder: Path) -> list[tuple[float, float]]:

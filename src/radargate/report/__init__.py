@@ -1,1 +1,1 @@
-"""Pages and charts made from stored records; nothing here runs a model."""
+"""A drawing kit: pages, tables and charts. It knows nothing of gates or records, and imports only errors, registry and io."""

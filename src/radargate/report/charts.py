@@ -82,7 +82,7 @@ def curves(
     return svg(figure, description)
 
 
-def points(
+def series(
     lines: Mapping[str, Mapping[str, Sequence[float]]], x: str, y: str, description: str, references: Sequence[str] = ()
 ) -> str:
     """A few places a line (name of the place → value, low, high), evenly apart, each with its interval.

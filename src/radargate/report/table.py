@@ -57,9 +57,9 @@ class Table:
 
     def html(self) -> str:
         """The table and the link to its CSV file."""
-        return self.grid() + self.link()
+        return self.alone() + self.link()
 
-    def grid(self) -> str:
+    def alone(self) -> str:
         """The table alone."""
         shades = [[column.shade(row) for column in self.columns[1:]] for row in self._read()]
         return page.table(
@@ -86,11 +86,22 @@ class Table:
 
     def markdown(self) -> str:
         """A Markdown table, without caption."""
-        lines = [[c.title for c in self.columns], ["---"] * len(self.columns), *self.texts()]
-        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        return markdown([c.title for c in self.columns], self.texts())
 
     def _read(self) -> Sequence[Row]:
         return self.rows if self.shown is None else self.shown
+
+
+def facts_table(name: str, caption: str, facts: Mapping[str, Any]) -> Table:
+    """Two columns: what, and its value."""
+    rows = [{"what": what, "value": value or NOTHING} for what, value in facts.items()]
+    return Table(name, caption, rows, [Column("what", text("what")), Column("value", text("value"))], numbers_from=9)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def text(key: str) -> Callable[[Row], str]:
@@ -107,6 +118,12 @@ def interval(key: str, digits: int = 3, sign: bool = False) -> Callable[[Row], s
     """``low to high`` from the values ``<key>_low`` and ``<key>_high``."""
     low, high = number(f"{key}_low", digits, sign), number(f"{key}_high", digits, sign)
     return lambda row: f"{low(row)} to {high(row)}"
+
+
+def with_interval(key: str) -> Callable[[Row], str]:
+    """A number and, where the row has one, its interval."""
+    value, spread = number(key), interval(key)
+    return lambda row: value(row) if row.get(f"{key}_low") is None else f"{value(row)} ({spread(row)})"
 
 
 def probability(key: str) -> Callable[[Row], str]:

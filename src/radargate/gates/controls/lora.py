@@ -13,6 +13,8 @@ from radargate.gates.stretch import StretchGate
 class LoRAGate(StretchGate):
     """Control: stretch plus one small LoRA of its own, with as many parameters as radar's rotation (it starts at 0)."""
 
+    role = "control"
+
     Options = MatchedOptions
 
     def __init__(self, site: GateSite, options: MatchedOptions) -> None:

@@ -15,6 +15,8 @@ from radargate.gates.stretch import StretchGate, StretchOptions
 class MLPGate(StretchGate):
     """Control: stretch weights from two layers, softmax(relu(x W_1) W_2 / τ), with as many parameters as radar."""
 
+    role = "control"
+
     @dataclass(frozen=True)
     class Options(StretchOptions):
         """Options of stretch, and the hidden width.

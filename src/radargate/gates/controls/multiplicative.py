@@ -20,6 +20,8 @@ class MultiplicativeGate(StretchGate):
     code_i is the one of radar, from how v_i relates to all the others.
     """
 
+    role = "control"
+
     Options = MatchedOptions
 
     def __init__(self, site: GateSite, options: MatchedOptions) -> None:

@@ -16,6 +16,8 @@ from radargate.gates.base import Call, Gate, GateSite
 class SignedGate(Gate):
     """Control: weights x θ + b of any sign and size, without a softmax; the k largest in size are kept as they are."""
 
+    role = "control"
+
     @dataclass(frozen=True)
     class Options:
         """Attributes:

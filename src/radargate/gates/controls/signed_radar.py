@@ -18,6 +18,8 @@ class SignedRadarGate(SignedGate):
     Source: not in the paper; a mixture of any sign reaches the whole span of the outputs, a turn what is beyond it.
     """
 
+    role = "gate"
+
     @dataclass(frozen=True)
     class Options(RotationOptions, SignedGate.Options):
         """Options of both parts."""

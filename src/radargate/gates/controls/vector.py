@@ -12,6 +12,8 @@ from radargate.gates.stretch import StretchGate, StretchOptions
 class VectorGate(StretchGate):
     """Control: stretch plus one learned output vector, the same for every token (it starts at 0)."""
 
+    role = "control"
+
     def __init__(self, site: GateSite, options: StretchOptions) -> None:
         super().__init__(site, options)
         self.rotation_vector = nn.Parameter(torch.zeros(site.d_out))

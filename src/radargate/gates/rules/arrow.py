@@ -30,6 +30,8 @@ class ArrowRule(Gate):
     Source: Arrow (ICML 2024); PEFT's ``arrow.py`` for ``mixing="outputs"``, MTTL for ``"ab"``; GenKnowSub (ACL 2025).
     """
 
+    role = "rule"
+
     acts_alone = True
     prototypes: Tensor
 

@@ -21,6 +21,8 @@ class StaticRule(Gate):
     A subclass writes `shares`.
     """
 
+    role = "rule"
+
     static = True
     acts_alone = True
 

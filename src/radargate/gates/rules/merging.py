@@ -66,6 +66,8 @@ class MergingRule(OneExpert):
     The experts are gone from the composition: `radargate.using` knows only the result, under the rule's name.
     """
 
+    role = "rule"
+
     name: ClassVar[str]
     static = True
     architectures = ("mole",)

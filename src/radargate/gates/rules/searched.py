@@ -48,6 +48,8 @@ class SearchedRule(Gate):
     Its options say how many training rows it wants to look at, in ``examples``.
     """
 
+    role = "rule"
+
     @classmethod
     def searches(cls, options: Any) -> bool:
         """Whether there is something to search, and the means to.

@@ -7,14 +7,13 @@ import importlib
 import inspect
 import re
 
-from tables import table
-
 from radargate.architectures import ARCHITECTURES
 from radargate.cli import COMMANDS
 from radargate.composition.composing import compose
 from radargate.gates import GATES
 from radargate.gates.rules import RULES
 from radargate.registry import Registry
+from radargate.report.table import markdown
 
 
 def commands() -> str:
@@ -23,7 +22,7 @@ def commands() -> str:
     for name in COMMANDS:
         module = importlib.import_module(f"radargate.cli.{name}")
         rows.append([f"`radargate {name}{_arguments(module)}`", _escaped(module.HELP)])
-    return table(["command", "does"], rows)
+    return markdown(["command", "does"], rows)
 
 
 def gates() -> str:
@@ -31,9 +30,9 @@ def gates() -> str:
     rules = [[*row, "yes" if RULES.get(name).static else "no"] for name, row in zip(RULES, _rows(RULES), strict=True)]
     return "\n\n".join(
         (
-            table(["gate (trained)", "in one sentence"], _rows(GATES, _default("gate"))),
-            table(["rule (nothing trained by gradients)", "in one sentence", "one LoRA?"], rules),
-            table(["architecture", "in one sentence"], _rows(ARCHITECTURES, _default("architecture"))),
+            markdown(["gate (trained)", "in one sentence"], _rows(GATES, _default("gate"))),
+            markdown(["rule (nothing trained by gradients)", "in one sentence", "one LoRA?"], rules),
+            markdown(["architecture", "in one sentence"], _rows(ARCHITECTURES, _default("architecture"))),
         )
     )
 
@@ -71,4 +70,4 @@ def _arguments(module: object) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("*", "\\*").replace("``", "`")
+    return text.replace("*", "\\*").replace("``", "`")

@@ -1,6 +1,6 @@
 """The inputs of `fuzz_targets`, steered by coverage: those that reach new code are varied further (needs ``pip install atheris``).
 
-``python benchmarks/fuzz_guided.py --inputs 20000 --record FILE`` takes each target in a process of its own, in which
+``python benchmarks/robustness/fuzz_guided.py --inputs 20000 --record FILE`` takes each target in a process of its own, in which
 RadarGate's modules count what they reach. Escapes and slow inputs mean what they mean in `fuzz`.
 """
 
@@ -21,7 +21,6 @@ import atheris
 with atheris.instrument_imports(include=["radargate"]):
     from fuzz import Result, attempt
     from fuzz_targets import TARGETS
-
     from radargate.io.records import append_records, make_record
 
 from hypothesis import HealthCheck, given, settings

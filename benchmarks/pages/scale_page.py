@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tables import table
-
 from radargate.io.records import read_records
+from radargate.report.table import markdown
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 # layers, width, width of keys and values, width of the feed-forward part, vocabulary
 SHAPES = {"Llama-3.1-8B": (32, 4096, 1024, 14336, 128256), "Llama-3.1-70B": (80, 8192, 1024, 28672, 128256)}
 STEPS, TOKENS = 100, 2048  # of a training of gates
@@ -36,7 +35,7 @@ def page() -> str:
     one = next(iter(newest.values()))
     parts = [
         "# Scale",
-        "Made by `benchmarks/results_table.py` from the records in `benchmarks/results/scale/`; `benchmarks/scale.py` makes new ones.",
+        "Made by `benchmarks/pages/results_table.py` from the records in `benchmarks/results/scale/`; `benchmarks/speed/scale.py` makes new ones.",
         COMMANDS,
         "Cells are the unit of a grid: each has an id that hashes what it depends on, and its records are written whole or not at all. "
         "So slots, a Ray cluster and a plain run share one records file, a worker that dies loses its own cell only, and `--resume` "
@@ -67,7 +66,7 @@ def _experts(newest: Mapping[tuple[str, str], Any]) -> str:
         rows.append([f"`{route}`", *(f"{seconds[n] * 1e3:.0f} ms" for n in ("base", "8", "100", "1000"))])
     record = newest["scale-experts", "merged"]
     text = f"One site with its base product, width {record['width']}, {record['tokens']} tokens, top-2, forward and backward:"
-    return f"{text}\n\n{table(['route', 'base alone', '8 experts', '100 experts', '1,000 experts'], rows)}"
+    return f"{text}\n\n{markdown(['route', 'base alone', '8 experts', '100 experts', '1,000 experts'], rows)}"
 
 
 def _processes(newest: Mapping[tuple[str, str], Any]) -> str:
@@ -77,7 +76,7 @@ def _processes(newest: Mapping[tuple[str, str], Any]) -> str:
         if suite == "scale-processes"
     ]
     text = "The same training of a radar gate on SmolLM2-135M; processes here share two cores, which one process keeps busy already:"
-    return f"{text}\n\n{table(['processes', 'threads each', 'time', 'last loss'], rows)}"
+    return f"{text}\n\n{markdown(['processes', 'threads each', 'time', 'last loss'], rows)}"
 
 
 def _sizes() -> str:
@@ -115,9 +114,9 @@ def _sizes() -> str:
                 f"{flops / RATE:.0f} s",
             ]
         )
-    weights = table(["base", "base", "one adapter", "1,000 adapters", "gate numbers at n = 1,000"], rows)
+    weights = markdown(["base", "base", "one adapter", "1,000 adapters", "gate parameters at n = 1,000"], rows)
     steps = f"{STEPS} steps of {TOKENS:,} tokens"
-    work = table(
+    work = markdown(
         [
             "base",
             "base in 4 bits",

@@ -1,4 +1,4 @@
-"""Make docs/results.md and the README's tables from records and registries: .venv/bin/python benchmarks/results_table.py."""
+"""Make docs/results.md and the README's tables from records and registries: .venv/bin/python benchmarks/pages/results_table.py."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import claims_section
+import answers_section
 import compare_section
 import experiments_section
 import readme_tables
 import scale_page
 import speed_tables
-from tables import cell, delta, table
-from three_seeds import section as three_seeds
-
 from radargate.evaluation.metrics import paired_difference, row_values
 from radargate.io.records import read_records
 from radargate.report import charts
+from tables import cell, delta, markdown
+from three_seeds import section as three_seeds
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 NAMES = {
     "smollm2-135m": "base",
@@ -37,7 +36,7 @@ PAIRS = (
 )
 
 
-BEGIN, END = "<!-- {}: made by benchmarks/results_table.py -->", "<!-- {}: end -->"
+BEGIN, END = "<!-- {}: made by benchmarks/pages/results_table.py -->", "<!-- {}: end -->"
 QUICKSTART = RESULTS / "quickstart" / "records.jsonl"
 
 
@@ -97,7 +96,7 @@ def quickstart_block() -> str:
         f"over rows; NLL in nats a token, lower is better; {one['machine']['cpu']}, {one['machine']['cores']} cores. Records: "
         "[benchmarks/results/quickstart](benchmarks/results/quickstart)."
     )
-    return "\n\n".join([table(["system", "accuracy", "NLL of the right answer"], rows), conditions])
+    return "\n\n".join([markdown(["system", "accuracy", "NLL of the right answer"], rows), conditions])
 
 
 def quickstart_picture() -> str:
@@ -128,28 +127,27 @@ def page() -> str:
         f"{trained['radar']['options']['batch_size']} rows, one seed; scored on the first {rows} test rows of each task. Brackets are 95 % bootstrap "
         f"intervals over rows; they say nothing about other seeds. {one['machine']['cpu']}, {one['machine']['cores']} cores; commands in "
         "[benchmarks/results/main_job/commands.sh](../benchmarks/results/main_job/commands.sh).",
-        table(
+        markdown(
             ["system", "accuracy", "gold-answer NLL"],
             [
                 [NAMES[s], cell(by_case[s, "mean"]["metrics"]["acc"]), cell(by_case[s, "mean"]["metrics"]["nll"])]
                 for s in systems
             ],
         ),
-        verdicts(by_case, tasks),
         "Paired over the same rows, averaged over tasks; p from sign flips, uncorrected:",
-        table(
+        markdown(
             ["difference", "accuracy", "p", "NLL", "p"],
             [pair(by_case, tasks, a, b) for a, b in PAIRS if (a, "mean") in by_case and (b, "mean") in by_case],
         ),
-        "Mind what this is not: one seed, which says little about a difference between gates, and radar trains more numbers than stretch without a control of as many beside it. "
-        "Most of these tasks are near chance for a model of this size. The printed form runs at the paper's own rate "
+        "Mind what this is not: one seed, which says little about a difference between gates, and radar trains more parameters than stretch without a control of as many beside it. "
+        "Most of these tasks are near chance for a model of this size. The paper's form runs at the paper's own learning rate "
         "of 1e-4, which hardly moves a gate in so few steps (its angle says so).",
         "### What the gates cost and did",
-        table(
+        markdown(
             [
                 "gate",
-                "trained numbers",
-                "softmax / rotation rate",
+                "trained parameters",
+                "learning rate of the softmax / of rotation",
                 "dense start",
                 "last loss",
                 "mean angle (rad)",
@@ -158,13 +156,15 @@ def page() -> str:
             [train_row(n, r) for n, r in trained.items()],
         ),
         "### Task by task",
-        "Expert is the adapter of that task alone. An expert *counts* where it beats the base on these rows (paired p < 0.05).",
-        table(
-            ["task", *(NAMES[s] for s in systems), "expert", "counts (accuracy / NLL)"],
+        "The oracle is the adapter of that task alone. It helps where it beats the base on these rows (paired p < 0.05).",
+        markdown(
+            ["task", *(NAMES[s] for s in systems), "oracle", "expert helps (accuracy / NLL)"],
             [task_row(by_case, t, systems, "acc") for t in tasks],
         ),
         "The same for gold-answer NLL:",
-        table(["task", *(NAMES[s] for s in systems), "expert"], [task_row(by_case, t, systems, "nll") for t in tasks]),
+        markdown(
+            ["task", *(NAMES[s] for s in systems), "oracle"], [task_row(by_case, t, systems, "nll") for t in tasks]
+        ),
     ]
     parity = RESULTS / "main_job" / "lm_eval.jsonl"
     if parity.exists():
@@ -177,13 +177,13 @@ def page() -> str:
             )
     top = [
         "# Results",
-        "Made by `benchmarks/results_table.py` from the records in `benchmarks/results/`; edit neither by hand.",
+        "Made by `benchmarks/pages/results_table.py` from the records in `benchmarks/results/`; edit neither by hand.",
     ]
     return (
         "\n\n".join(
             [
                 *top,
-                *claims_section.section(RESULTS),
+                *answers_section.section(RESULTS),
                 *three_seeds(RESULTS / "three_seeds"),
                 *experiments_section.section(RESULTS / "experiments"),
                 *compare_section.section(RESULTS / "compare"),
@@ -192,21 +192,6 @@ def page() -> str:
         )
         + "\n"
     )
-
-
-def verdicts(by_case: dict[Any, Any], tasks: list[str]) -> str:
-    """Who wins, in words made from the numbers."""
-    lines = []
-    for a, b in PAIRS:
-        if (a, "mean") not in by_case or (b, "mean") not in by_case:
-            continue
-        nll = difference(by_case, tasks, a, b, "nll")
-        if nll["p"] < 0.05:
-            better, worse = (a, b) if nll["difference"] < 0 else (b, a)
-            lines.append(f"{NAMES[better]} has a lower NLL than {NAMES[worse]} (p = {nll['p']:.4f})")
-        else:
-            lines.append(f"between {NAMES[a]} and {NAMES[b]} no difference in NLL can be claimed (p = {nll['p']:.2f})")
-    return "In words: " + "; ".join(lines) + "."
 
 
 def difference(by_case: dict[Any, Any], tasks: list[str], a: str, b: str, metric: str) -> dict[str, float]:

@@ -11,9 +11,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 
 import radargate
+from lm_eval_decisions import decisions
 from radargate.base_models.loading import load_tokenizer
 from radargate.data.sources import load_rows
-from radargate.evaluation.lm_eval import decisions
 from radargate.evaluation.scoring import Scorer
 from radargate.io.records import append_records, make_record
 

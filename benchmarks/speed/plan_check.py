@@ -1,4 +1,4 @@
-"""What ``radargate plan`` predicts beside what training then takes, on three models: python benchmarks/plan_check.py.
+"""What ``radargate plan`` predicts beside what training then takes, on three models: python benchmarks/speed/plan_check.py.
 
 Bases of real shapes with random weights (a size does not depend on values), four random experts, rows as long as
 ``--max-length`` allows. Each training is a process of its own; its peak is what the system counts (VmHWM), beside that
@@ -27,7 +27,7 @@ from radargate.io.records import append_records, make_record
 from radargate.training.options import GateTraining
 from radargate.training.plan import plan_training
 
-RECORDS = Path(__file__).parent / "results" / "trust" / "plan.jsonl"
+RECORDS = Path(__file__).parents[1] / "results" / "trust" / "plan.jsonl"
 EXPERTS, RANK, ROWS = 4, 8, 8
 IMPORTS = "import radargate.training.gates, accelerate, transformers.trainer"
 MODELS: dict[str, Any] = {
@@ -49,7 +49,7 @@ MODELS: dict[str, Any] = {
         num_key_value_heads=2,
         tie_word_embeddings=True,
     ),
-    "flan-t5-base": T5Config(
+    "flan-t5-base": T5Config(  # type: ignore[call-arg]
         vocab_size=49408,
         d_model=768,
         d_kv=64,

@@ -1,6 +1,6 @@
 """How fast the Triton kernels are beside the literal form, one plain LoRA and a copy of the base's output, on a GPU.
 
-    python benchmarks/gpu_ops.py [--out records.jsonl] [--tokens 8192 1] [--experts 8] [--blocks tokens=32 precision=ieee]
+    python benchmarks/speed/gpu_ops.py [--out records.jsonl] [--tokens 8192 1] [--experts 8] [--blocks tokens=32 precision=ieee]
 
 Every case first has to agree with float64 by the rule of the tests; then all forms are timed by turns with the device's
 own clock, and medians compared. Decode steps (few tokens) are timed as replays of a captured graph. ``--check`` stops
@@ -29,7 +29,7 @@ from radargate.io.records import append_records, make_record
 from radargate.ops import reference as literal
 from radargate.ops import triton as gpu
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from tolerance import assert_close
 
 RANK, CODE_RANK, CHECKED_TOKENS, FEW = 8, 8, 64, 16

@@ -1,6 +1,6 @@
 """Kill training, experts, comparisons and experiments at random moments, resume them, and look whether anything was lost.
 
-``python benchmarks/kills.py --kills 200 --record FILE``. Runs are processes forked from one that has imported everything,
+``python benchmarks/robustness/kills.py --kills 200 --record FILE``. Runs are processes forked from one that has imported everything,
 on a tiny model; half of the kills wait for a file that is being written. After every kill: what was finished is still there and
 whole. At the end: the resumed result equals an undisturbed one bit for bit.
 """

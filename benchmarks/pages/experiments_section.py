@@ -9,28 +9,37 @@ from pathlib import Path
 from radargate.io.records import read_records
 from radargate.paper.catalog import EXPERIMENTS
 from radargate.paper.findings import Findings, read_findings
-from radargate.paper.page import Parts, basis, make_parts
+from radargate.paper.page import Parts, make_parts
+from radargate.paper.summary import heading, settings_table
 
 
 def section(folder: Path) -> list[str]:
-    """Words, figures and tables of every experiment that was run; nothing where there are no records."""
+    """Tables and figures of every experiment that was run; nothing where there are no records."""
     parts: list[str] = []
     for name, found, made in _experiments(folder):
-        machine = found.request["machine"]
-        parts += [f"## Experiment: {name}", *made.words]
+        machine, records = found.request["machine"], f"benchmarks/results/experiments/{name}"
+        more = {
+            "tasks": ", ".join(_sources(found)),
+            "base": ", ".join(found.request["design"]["bases"]),
+            "machine": f"{machine['cpu']}, {machine['cores']} cores",
+            "records": f"[{records}](../{records})",
+        }
+        parts += [f"## Experiment: {name}", *heading(found)]
+        parts += [f"**{table.caption}**\n\n{table.markdown()}" for table in made.summary if table.rows]
         parts += [f"![{caption}]({_file(name, number)})" for number, (caption, _) in enumerate(made.figures, 1)]
-        parts += [f"**{table.caption}**\n\n{table.markdown()}" for table in made.tables if table.rows]
-        design = found.request["design"]
-        named = [name.split("/") for name in design.get("named", ())]
-        learned = {source for source, task in named if task in found.request["tasks"]}
-        source = ", ".join(sorted(learned)) or design["source"]
-        records = f"benchmarks/results/experiments/{name}"
-        parts.append(
-            f"{source}, {', '.join(design['bases'])}: {basis(found)} {machine['cpu']}, "
-            f"{machine['cores']} cores; records in [{records}](../{records}), command in "
-            "[benchmarks/results/experiments/commands.sh](../benchmarks/results/experiments/commands.sh)."
-        )
+        parts += [
+            f"**{table.caption}**\n\n{table.markdown()}"
+            for table in (*made.tables, settings_table(found, more))
+            if table.rows
+        ]
     return parts
+
+
+def _sources(found: Findings) -> list[str]:
+    """Where the tasks are from."""
+    design = found.request["design"]
+    named = [name.split("/") for name in design.get("named", ())]
+    return sorted({source for source, task in named if task in found.request["tasks"]}) or [design["source"]]
 
 
 def pictures(folder: Path) -> dict[str, str]:

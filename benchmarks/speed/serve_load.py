@@ -1,6 +1,6 @@
 """How a real server bears many clients: one client, then many at a time, on loopback, and a record of each.
 
-    python benchmarks/serve_load.py BUNDLE --clients 32 --seconds 60
+    python benchmarks/speed/serve_load.py BUNDLE --clients 32 --seconds 60
 
 Each client asks again as soon as it is answered, every other request with the first expert switched off, and reads the stream. A record holds
 requests, errors, tokens a second, seconds to the first token and to the end, and the server's memory over time.
@@ -36,7 +36,7 @@ PROMPTS = (
     "To bake bread, first",
     "The river flows from",
 )
-RESULTS = Path(__file__).parent / "results" / "serve_load" / "records.jsonl"
+RESULTS = Path(__file__).parents[1] / "results" / "serve_load" / "records.jsonl"
 
 
 @dataclass

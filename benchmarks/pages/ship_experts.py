@@ -1,4 +1,4 @@
-"""Copy trained experts into the package with cards and a manifest: benchmarks/ship_experts.py FOLDER SCORES.jsonl."""
+"""Copy trained experts into the package with cards and a manifest: benchmarks/pages/ship_experts.py FOLDER SCORES.jsonl."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from radargate.io.records import file_hash, read_records
 def main(trained: str, scores: str) -> None:
     """Copy, describe, hash."""
     by_case = {(r["system"], r["task"]): r for r in read_records(scores) if r["suite"] == "eval"}
-    manifest: dict = {"base": BASE, "command": "benchmarks/shipped_experts.sh", "experts": {}}
+    manifest: dict = {"base": BASE, "command": "benchmarks/pages/shipped_experts.sh", "experts": {}}
     for category, tasks in CATEGORIES.items():
         source, target = Path(trained) / category, FOLDER / category
         shutil.rmtree(target, ignore_errors=True)
@@ -43,7 +43,7 @@ tags: [lora, radargate]
 # {category}: a LoRA expert for RadarGate's quickstart
 
 Rank 8, alpha 32, on q_proj and v_proj of SmolLM2-135M-Instruct (Apache-2.0), in bfloat16. Trained on the training rows of
-`builtin:{category}` ({", ".join(tasks)}) by `benchmarks/shipped_experts.sh`; scored on test rows:
+`builtin:{category}` ({", ".join(tasks)}) by `benchmarks/pages/shipped_experts.sh`; scored on test rows:
 
 | task | rows | accuracy, base | expert | NLL, base | expert | p (NLL, paired) |
 |---|---|---|---|---|---|---|

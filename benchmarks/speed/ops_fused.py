@@ -1,6 +1,6 @@
 """How much faster the compiled operations are than the same in PyTorch, and what they cost beside one plain LoRA.
 
-    python benchmarks/ops_fused.py [--out records.jsonl] [--experts 2 9] [--widths 576] [--tokens 1 640]
+    python benchmarks/speed/ops_fused.py [--out records.jsonl] [--experts 2 9] [--widths 576] [--tokens 1 640]
 
 Every case first has to agree with float64 by the rule of the tests; then the three are timed by turns, and medians compared.
 """
@@ -24,7 +24,7 @@ from radargate import ops
 from radargate.io.records import append_records, make_record
 from radargate.ops import cpp as fused
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from tolerance import assert_close
 
 RANK, CODE_RANK, CHECKED_TOKENS = 8, 8, 32

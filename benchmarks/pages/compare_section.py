@@ -9,7 +9,7 @@ from radargate.io.records import read_records
 
 
 def section(folder: Path) -> list[str]:
-    """Ranking, verdict and paired tests; nothing where there are no records."""
+    """Summary, ranking and paired tests; nothing where there are no records."""
     path = folder / "records.jsonl"
     if not path.exists():
         return []
@@ -21,7 +21,7 @@ def section(folder: Path) -> list[str]:
         f"`radargate compare` over {len(request['experts'])} experts, one a task ({', '.join(request['tasks'])}): the gates, rules and architectures "
         f"below, {request['seeds']} seeds, {request['steps']} steps of "
         f"{request['batch_size']} rows, the first {request['limit']} test rows of each task. The budget is what two cores could do beside other work, so the "
-        "intervals are wide and most orders below are not told apart; the table above with three seeds and more rows weighs more. "
+        "intervals are wide and most orders below are not significant; the table above with three seeds and more rows weighs more. "
         f"Hydra's experts share A and were trained for it, so their rows differ in experts as well. {one['machine']['cpu']}, {one['machine']['cores']} cores; commands in "
         "[benchmarks/results/compare/commands.sh](../benchmarks/results/compare/commands.sh), the whole report as a page in "
         "[benchmarks/results/compare/report.html](../benchmarks/results/compare/report.html).",

@@ -10,8 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from hostile_corpus import CONFIG, GOOD, SITES, WEIGHTS, good_tensors, packed, write_good
 from hypothesis import strategies as st
+
+from hostile_corpus import CONFIG, GOOD, SITES, WEIGHTS, good_tensors, packed, write_good
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tables import cell, delta, table
 
 from radargate.evaluation.metrics import paired_difference, row_values
 from radargate.io.records import read_records
+from radargate.report.table import facts_table
+from tables import cell, delta, markdown
 
 BASE, EXPERT = "smollm2-135m", "expert"
-NAMES = {BASE: "base", "uniform": "uniform mixture", "stretch": "stretch", "radar": "radar", EXPERT: "own expert"}
+NAMES = {BASE: "base", "uniform": "uniform mixture", "stretch": "stretch", "radar": "radar", EXPERT: "oracle"}
 PAIRS = (("radar", "stretch"), ("radar", "uniform"), ("stretch", "uniform"), ("uniform", BASE), ("radar", EXPERT))
 METRICS = {"acc": "accuracy", "nll": "gold-answer NLL"}
 BETTER = {"acc": 1, "nll": -1}
 LEVEL = 0.05
+GATES = ("stretch", "radar")
+PAIRED = """\
+Brackets are 95 % bootstrap intervals over rows, each row averaged over seeds; *seeds* is the lowest and the highest mean of a single seed. Below: paired over the
+same rows, averaged over seeds and then over tasks; p from sign flips, not corrected for the number of comparisons; *seeds* are the differences of single seeds. A
+seed changes the gates' initial values and the order of rows, never the experts or the test rows: a few seeds show a spread, not an interval."""
 
 
 class Scores:
@@ -88,31 +94,26 @@ def section(folder: Path) -> list[str]:
         return []
     scores = Scores(read_records(folder / "scores.jsonl"))
     training = [r for r in read_records(folder / "train.jsonl") if r["suite"] == "train"]
-    counting = {m: [t for t in scores.tasks if EXPERT in scores.systems and scores.counts(t, m)] for m in METRICS}
+    helped = {m: [t for t in scores.tasks if EXPERT in scores.systems and scores.counts(t, m)] for m in METRICS}
     parts = [
         "## The real run, three seeds",
         _conditions(scores, training, read_records(folder / "experts.jsonl")),
         _means(scores, scores.tasks),
-        _verdict(scores),
-        "Paired over the same rows, averaged over seeds and then over tasks; p from sign flips. The last columns are the "
-        "differences of the single seeds, where both sides have them.",
+        PAIRED,
         _pairs(scores, scores.tasks),
-        _caution(training),
-        "### Tasks that count",
-        f"A task counts where its own expert, alone, beats the base on these rows (paired p < {LEVEL:g}, one test a task and metric): elsewhere "
-        f"there is nothing to compose. By accuracy {_number(len(counting['acc']), scores)}"
-        f"{_listed(counting['acc'])}, by NLL {_number(len(counting['nll']), scores)}{_listed(counting['nll'])}.",
+        "### Tasks where an expert helps",
+        f"An expert helps where it, alone, beats the base on these rows (paired p < {LEVEL:g}, one test a task and metric).",
+        markdown(
+            ["metric", "an expert helps", "these tasks"],
+            [[METRICS[m], f"{len(tasks)} of {len(scores.tasks)}", ", ".join(tasks)] for m, tasks in helped.items()],
+        ),
     ]
-    for metric, tasks in counting.items():
+    for metric, tasks in helped.items():
         if tasks and len(tasks) < len(scores.tasks):
-            parts += [
-                f"Over the {len(tasks)} that count by {METRICS[metric]}:",
-                _means(scores, tasks),
-                _pairs(scores, tasks),
-            ]
-    parts += ["### Task by task, three seeds", "Mean over seeds. The last column says whether the task counts."]
+            parts += [f"Over those by {METRICS[metric]}:", _means(scores, tasks), _pairs(scores, tasks)]
+    parts += ["### Task by task, three seeds", "Mean over seeds."]
     for metric, words in METRICS.items():
-        parts += [f"{words[0].upper()}{words[1:]}:", _by_task(scores, metric, counting[metric])]
+        parts += [f"{words[0].upper()}{words[1:]}:", _by_task(scores, metric, helped[metric])]
     return [*parts, "### What training cost, three seeds", _training(training)]
 
 
@@ -120,16 +121,21 @@ def _conditions(scores: Scores, training: list[dict[str, Any]], experts: list[di
     one = scores.rows[BASE, scores.tasks[0], 0]
     rows = sorted({scores.rows[BASE, task, 0]["metrics"]["n"] for task in scores.tasks})
     options, own = training[-1]["options"], experts[0]["options"]
-    seeds = {s: len(scores.seeds(s, scores.tasks[0])) for s in ("stretch", "radar") if s in scores.systems}
-    return (
-        f"SmolLM2-135M-Instruct; {len(scores.tasks)} tasks ({', '.join(scores.tasks)}); {len(experts)} experts, one a task, rank {own['rank']}, "
-        f"alpha {own['alpha']}, {own['steps']} steps of {own['batch_size']} rows at {own['lr']:g}; gates trained on the mixture of all tasks, "
-        f"top-{options['top_k']} of {len(experts)}, {options['steps']} steps of {options['batch_size']} rows, "
-        f"{' and '.join(f'{n} seeds of {s}' for s, n in seeds.items())}; the experts are the same for all seeds. Scored on the first "
-        f"{' to '.join(map(str, dict.fromkeys((rows[0], rows[-1]))))} test rows of each task. Brackets are 95 % bootstrap intervals over rows, "
-        f"each row averaged over seeds; *seeds* is the lowest and the highest mean of a single seed. {one['machine']['cpu']}, "
-        f"{one['machine']['cores']} cores; commands in [benchmarks/results/three_seeds/commands.sh](../benchmarks/results/three_seeds/commands.sh)."
-    )
+    parameters = {r["case"]: r["metrics"]["trained_parameters"] for r in training}
+    facts = {
+        "base": "SmolLM2-135M-Instruct",
+        "tasks": ", ".join(scores.tasks),
+        "experts": f"{len(experts)}, one a task, the same for all seeds; rank {own['rank']}, alpha {own['alpha']}, {own['steps']} steps "
+        f"of {own['batch_size']} rows, learning rate {own['lr']:g}",
+        "gates": f"top-{options['top_k']}, {options['steps']} steps of {options['batch_size']} rows of all tasks",
+        "seeds": ", ".join(f"{s}: {len(scores.seeds(s, scores.tasks[0]))}" for s in GATES if s in scores.systems),
+        "parameters of radar / stretch": f"{parameters['radar'] / parameters['stretch']:.1f}",
+        "scored rows a task": " to ".join(map(str, dict.fromkeys((rows[0], rows[-1])))),
+        "versions of the code that trained": str(len({r["commit"] for r in training})),
+        "machine": f"{one['machine']['cpu']}, {one['machine']['cores']} cores",
+        "commands": "[benchmarks/results/three_seeds/commands.sh](../benchmarks/results/three_seeds/commands.sh)",
+    }
+    return facts_table("", "", facts).markdown()
 
 
 def _means(scores: Scores, tasks: Sequence[str]) -> str:
@@ -143,7 +149,7 @@ def _means(scores: Scores, tasks: Sequence[str]) -> str:
                 f"{min(single):.3f} to {max(single):.3f}" if len(single) > 1 else "",
             ]
         rows.append(row)
-    return table(["system", "accuracy", "seeds", "gold-answer NLL", "seeds"], rows)
+    return markdown(["system", "accuracy", "seeds", "gold-answer NLL", "seeds"], rows)
 
 
 def _pairs(scores: Scores, tasks: Sequence[str]) -> str:
@@ -152,9 +158,11 @@ def _pairs(scores: Scores, tasks: Sequence[str]) -> str:
         row = [f"{NAMES[a]} − {NAMES[b]}"]
         for metric in METRICS:
             d = scores.difference(a, b, metric, tasks)
-            row += [delta(d), f"{d['p']:.4f}", ", ".join(f"{v:+.3f}" for v in _of_seeds(scores, a, b, metric, tasks))]
+            better = NAMES[a if d["difference"] * BETTER[metric] > 0 else b]
+            seeds = ", ".join(f"{v:+.3f}" for v in _of_seeds(scores, a, b, metric, tasks))
+            row += [delta(d), f"{d['p']:.4f}", seeds, better if d["p"] < LEVEL else "not significant"]
         rows.append(row)
-    return table(["difference", "accuracy", "p", "seeds", "NLL", "p", "seeds"], rows)
+    return markdown(["difference", "accuracy", "p", "seeds", "better", "NLL", "p", "seeds", "better"], rows)
 
 
 def _present(scores: Scores) -> list[tuple[str, str]]:
@@ -168,61 +176,14 @@ def _of_seeds(scores: Scores, a: str, b: str, metric: str, tasks: Sequence[str] 
     return [x - y for x, y in zip(first, second, strict=True)]
 
 
-def _verdict(scores: Scores) -> str:
-    """Who wins, in words made from the numbers."""
-    lines = []
-    for a, b in _present(scores):
-        words = [_in_words(scores, a, b, metric) for metric in METRICS]
-        lines.append(f"- {NAMES[a]} against {NAMES[b]}: {'; '.join(words)}.")
-    return "In words:\n\n" + "\n".join(lines)
-
-
-def _in_words(scores: Scores, a: str, b: str, metric: str) -> str:
-    d, single = scores.difference(a, b, metric), _of_seeds(scores, a, b, metric)
-    if d["p"] >= LEVEL:
-        return f"no difference in {METRICS[metric]} can be claimed (p = {d['p']:.2f})"
-    better = a if d["difference"] * BETTER[metric] > 0 else b
-    agree = sum(value * d["difference"] > 0 for value in single)
-    seeds = f", so in {agree} of {len(single)} seeds" if single else ""
-    word = "higher" if metric == "acc" else "lower"
-    return f"{NAMES[better]} has the {word} {METRICS[metric]}, by {abs(d['difference']):.3f} (p = {d['p']:.4f}{seeds})"
-
-
-def _caution(training: Sequence[dict[str, Any]]) -> str:
-    numbers = {r["case"]: r["metrics"]["trained_parameters"] for r in training}
-    more = (
-        f"; radar trains {numbers['radar'] / numbers['stretch']:.1f} times as many numbers as stretch"
-        if {"radar", "stretch"} <= numbers.keys()
-        else ""
-    )
-    commits = len({r["commit"] for r in training})
-    code = (
-        f" The gates were trained by {commits} versions of the code, so their seconds do not compare."
-        if commits > 1
-        else ""
-    )
-    return (
-        "Mind what this is not: a seed changes the gates' initial values and the order of rows, never the experts or the test rows; a few seeds "
-        f"show a spread, not an interval; p counts rows, and nothing is corrected for the number of comparisons{more}.{code}"
-    )
-
-
-def _number(count: int, scores: Scores) -> str:
-    return f"{count} of {len(scores.tasks)} count" + ("s" if count == 1 else "")
-
-
-def _listed(tasks: Sequence[str]) -> str:
-    return f" ({', '.join(tasks)})" if tasks else ""
-
-
-def _by_task(scores: Scores, metric: str, counting: Sequence[str]) -> str:
-    return table(
-        ["task", *(NAMES[s] for s in scores.systems), "counts"],
+def _by_task(scores: Scores, metric: str, helped: Sequence[str]) -> str:
+    return markdown(
+        ["task", *(NAMES[s] for s in scores.systems), "an expert helps"],
         [
             [
                 task,
                 *(f"{scores.mean(s, metric, [task])['value']:.3f}" for s in scores.systems),
-                "yes" if task in counting else "no",
+                "yes" if task in helped else "no",
             ]
             for task in scores.tasks
         ],
@@ -246,4 +207,4 @@ def _training(training: list[dict[str, Any]]) -> str:
                 f"{metrics['seconds']:.0f}",
             ]
         )
-    return table(["gate", "seed", "trained numbers", "last loss", "mean angle (rad)", "seconds"], rows)
+    return markdown(["gate", "seed", "trained parameters", "last loss", "mean angle (rad)", "seconds"], rows)

@@ -1,7 +1,7 @@
-"""What more experts and more processes cost here: python benchmarks/scale.py --adapters DIR --data DIR.
+"""What more experts and more processes cost here: python benchmarks/speed/scale.py --adapters DIR --data DIR.
 
 Appends to benchmarks/results/scale/records.jsonl: one site with up to 1,000 experts, and the same training by one
-process, by two (DDP), and by two that share the base out (FSDP2). benchmarks/results_table.py makes docs/scale.md of it.
+process, by two (DDP), and by two that share the base out (FSDP2). benchmarks/pages/results_table.py makes docs/scale.md of it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from speed import ops
 
 from radargate.io.records import append_records, make_record
+from speed import ops
 
-RECORDS = Path(__file__).parent / "results" / "scale" / "records.jsonl"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+RECORDS = Path(__file__).parents[1] / "results" / "scale" / "records.jsonl"
 EXPERTS, WIDTH, TOKENS = (8, 100, 1000), 2048, 512
 RUNS: dict[str, tuple[int, list[str]]] = {"one process": (1, []), "two, DDP": (2, []), "two, FSDP2": (2, ["--shard"])}
 THREADS = 2

@@ -13,7 +13,7 @@ from radargate.evaluation.metrics import row_values
 
 METRICS = ("acc", "nll")
 CHRF = "chrf"  # of translations, whose exact match says nothing
-OWN_EXPERT = "own expert"
+ORACLE = "oracle"  # each task by its own expert
 _EXPERT_LABEL = "expert: "
 
 
@@ -57,7 +57,7 @@ class System:
 
 
 @dataclass(frozen=True)
-class Grid:
+class Results:
     """The finished part of a comparison.
 
     Attributes:
@@ -102,7 +102,7 @@ class Grid:
         return list(dict.fromkeys(s.architecture for s in self.systems.values() if s.architecture))
 
 
-def read_grid(records: Iterable[Mapping[str, Any]]) -> Grid:
+def read_results(records: Iterable[Mapping[str, Any]]) -> Results:
     """Gather the finished cells of the comparison that was asked for last; of two records of one thing the later counts.
 
     Raises:
@@ -132,9 +132,9 @@ def read_grid(records: Iterable[Mapping[str, Any]]) -> Grid:
     for cell in latest.values():
         by_label.setdefault(cell["cell"]["label"], []).append(cell)
     systems = {label: _system(seeds, scores, tasks) for label, seeds in by_label.items()}
-    own = _own_expert(systems, tasks)
-    return Grid(
-        systems={**systems, **({OWN_EXPERT: own} if own else {})},
+    own = _oracle(systems, tasks)
+    return Results(
+        systems={**systems, **({ORACLE: own} if own else {})},
         tasks=tasks,
         finished=len(latest),
         planned=compare["metrics"].get("cells") if compare else None,
@@ -162,14 +162,14 @@ def _system(
     return System(facts["label"], facts["kind"], facts["architecture"], seeds, tuple(cells), rows)
 
 
-def _own_expert(systems: Mapping[str, System], tasks: Sequence[str]) -> System | None:
+def _oracle(systems: Mapping[str, System], tasks: Sequence[str]) -> System | None:
     """Each task by the adapter of its own name, where every task has one."""
     experts = {s.label.removeprefix(_EXPERT_LABEL): s for s in systems.values() if s.kind == "expert"}
     if not set(tasks) <= set(experts):
         return None
     metrics = next(iter(experts.values())).rows
     rows = {metric: {task: experts[task].rows[metric][task][:1] for task in metrics[metric]} for metric in metrics}
-    return System(OWN_EXPERT, "oracle", None, (None,), (), rows)
+    return System(ORACLE, "oracle", None, (None,), (), rows)
 
 
 def _check_same_rows(tasks: Sequence[str], cells: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:

@@ -1,6 +1,6 @@
 """Random files and bodies for everything that reads a stranger's bytes: each is taken, or refused by a `RadarGateError`.
 
-``python benchmarks/fuzz.py --inputs 100000 --record FILE`` spreads the inputs over the readers of `fuzz_targets`, in this
+``python benchmarks/robustness/fuzz.py --inputs 100000 --record FILE`` spreads the inputs over the readers of `fuzz_targets`, in this
 process and without a model. An *escape* is any other exception, and a *slow* input one that takes over a second.
 """
 
@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fuzz_targets import TARGETS, Target
 from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from fuzz_targets import TARGETS, Target
 
 SLOW = 1.0  # seconds
 

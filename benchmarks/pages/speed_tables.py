@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
-from speed.targets import Figure, figures
-from tables import table
-
 from radargate.io.records import read_records
 from radargate.report import charts
+from radargate.report.table import markdown
 
-SPEED = Path(__file__).parent / "results" / "speed"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from speed.targets import Figure, figures
+
+SPEED = Path(__file__).parents[1] / "results" / "speed"
 SUITES = ("ops", "step", "decode", "serve", "footprint")
 SYSTEMS = {
     "base": "base alone",
@@ -61,7 +63,7 @@ def readme_block() -> str:
         + (f"Goals missed: {'; '.join(missed)}. " if missed else "")
         + "More: [docs/speed.md](docs/speed.md)."
     )
-    return "\n\n".join([table(header, rows), note])
+    return "\n\n".join([markdown(header, rows), note])
 
 
 def page() -> str:
@@ -70,12 +72,12 @@ def page() -> str:
     machine = found[0]["machine"]
     parts = [
         "# Speed",
-        "Made by `benchmarks/results_table.py` from the records in `benchmarks/results/speed/`; `make bench` makes new ones on your machine.",
+        "Made by `benchmarks/pages/results_table.py` from the records in `benchmarks/results/speed/`; `make bench` makes new ones on your machine.",
         f"All figures: {machine['cpu']}, {found[0]['threads']} threads, float32. Every ratio is the median over rounds in which all systems "
         "take turns; brackets are quartiles over rounds. Before anything is timed its result is checked against float64. "
         "No GPU figure has been measured yet.",
         "## Goals",
-        table(["figure", "found", "goal", ""], [_goal(f) for f in figures(found)]),
+        markdown(["figure", "found", "goal", ""], [_goal(f) for f in figures(found)]),
     ]
     for suite, title in (("bench-step", "## A training step"), ("bench-decode", "## Answering, token by token")):
         parts.append(title)
@@ -159,7 +161,7 @@ def _conditions(record: Record) -> str:
 def _systems(record: Record) -> str:
     m = record["metrics"]
     more, few = "launches" in m, m.get("scaled_from_rows", {})
-    header = ["system", "ms", "one LoRA = 1", *(["operations a token"] if more else ["peak MiB", "trained numbers"])]
+    header = ["system", "ms", "one LoRA = 1", *(["operations a token"] if more else ["peak MiB", "trained parameters"])]
     rows = []
     for name, shown in SYSTEMS.items():
         if name not in m["seconds"]:
@@ -180,7 +182,7 @@ def _systems(record: Record) -> str:
                 *tail,
             ]
         )
-    return table(header, rows)
+    return markdown(header, rows)
 
 
 def _served(found: list[Record]) -> str:
@@ -203,7 +205,9 @@ def _served(found: list[Record]) -> str:
         f"answers of {one['answered']}; the base is the same radar bundle with every expert switched off by the request; "
         f"{one['metrics']['rounds']} rounds."
     )
-    return "\n\n".join([text, table(["experts", "requests at once", "tokens a second", "base", "bundle / base"], rows)])
+    return "\n\n".join(
+        [text, markdown(["experts", "requests at once", "tokens a second", "base", "bundle / base"], rows)]
+    )
 
 
 def _ops_text(found: list[Record]) -> str:
@@ -252,7 +256,7 @@ def _ops_table(found: list[Record]) -> str:
         "literal / ours",
         "literal / ours, peak memory",
     ]
-    return table(header, rows)
+    return markdown(header, rows)
 
 
 def _growth(found: list[Record]) -> str:
@@ -269,7 +273,7 @@ def _growth(found: list[Record]) -> str:
         )
     numbers = [n for n in _of(found, "bench-growth")[0]["metrics"]["seconds"] if n != "base"]
     text = f"Forward and backward, width {r['width']}, {r['tokens']} tokens, top-2; ms, and in brackets the ratio to 5 experts."
-    return "\n\n".join([text, table(["route", "base product", *(f"{n} experts" for n in numbers)], rows)])
+    return "\n\n".join([text, markdown(["route", "base product", *(f"{n} experts" for n in numbers)], rows)])
 
 
 def _complexity(found: list[Record]) -> str:
@@ -298,7 +302,7 @@ def _complexity(found: list[Record]) -> str:
     header = [
         "gate",
         "experts",
-        "numbers trained",
+        "trained parameters",
         "formula",
         "Mflop ours",
         "literal",
@@ -306,7 +310,7 @@ def _complexity(found: list[Record]) -> str:
         "peak MiB ours",
         "literal",
     ]
-    return "\n\n".join([text, table(header, rows)])
+    return "\n\n".join([text, markdown(header, rows)])
 
 
 def _loading(found: list[Record]) -> str:
@@ -321,4 +325,4 @@ def _loading(found: list[Record]) -> str:
     ]
     light = _of(found, "bench-import")[0]["metrics"]["import_seconds"]
     text = f"Composing adapter files and loading a bundle onto a base that is in memory; `import radargate` takes {light * 1e3:.0f} ms."
-    return "\n\n".join([text, table(["adapters", "compose, s", "load, s", "experts, MiB"], rows)])
+    return "\n\n".join([text, markdown(["adapters", "compose, s", "load, s", "experts, MiB"], rows)])

@@ -1,4 +1,4 @@
-"""The same scores through every backend: python benchmarks/backends_agree.py BUNDLE --data DIR [--limit 5] [--out FILE].
+"""The same scores through every backend: python benchmarks/robustness/backends_agree.py BUNDLE --data DIR [--limit 5] [--out FILE].
 
 Scores a bundle with the compiled operations, with PyTorch alone and with the paper's equations in output space, and counts
 rows on which they decide alike.
@@ -7,18 +7,22 @@ rows on which they decide alike.
 from __future__ import annotations
 
 import argparse
+import sys
 import types
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from speed import peers
 
 from radargate.base_models.loading import load_tokenizer
 from radargate.composition.composing import load, radar_config, radar_layers
 from radargate.data.sources import load_rows
 from radargate.evaluation.scoring import Scorer
 from radargate.io.records import append_records, make_record
+from speed import peers
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

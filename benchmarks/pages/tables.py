@@ -1,8 +1,10 @@
-"""Markdown tables and the numbers in them."""
+"""Numbers in Markdown tables."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from radargate.report.table import markdown
+
+__all__ = ["cell", "delta", "markdown"]
 
 
 def cell(metric: dict[str, float]) -> str:
@@ -13,9 +15,3 @@ def cell(metric: dict[str, float]) -> str:
 def delta(d: dict[str, float]) -> str:
     """Signed difference and interval."""
     return f"{d['difference']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
