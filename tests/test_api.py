@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 import radargate
@@ -64,3 +66,14 @@ def test_comparison_and_export(zoo, tasks, tmp_path, bundle):
     assert fit is not None and fit["metrics"]["nll"]
     with pytest.raises(radargate.RadarGateError, match=r"differ from token to token|no single LoRA"):
         radargate.export(str(bundle), tmp_path / "none")
+
+
+def test_names_that_the_readme_showed_before_still_work_and_say_where_they_are_now():
+    with pytest.warns(DeprecationWarning, match=r"radargate\.base_models\.loading"):
+        from radargate.base_models import load_tokenizer  # noqa: F401
+    sys.modules.pop("radargate.shipped", None)
+    with pytest.warns(DeprecationWarning, match=r"radargate\.shipped_experts"):
+        from radargate.shipped import shipped_experts
+    assert shipped_experts is radargate.shipped_experts
+    from radargate.evaluation.scoring import generate  # noqa: F401
+    from radargate.training.gates import GateTraining, train_gates  # noqa: F401

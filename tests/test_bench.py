@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -171,7 +170,6 @@ def test_the_command_prints_and_stores_records(tmp_path, capsys):
 
 def test_an_installed_package_says_how_to_get_the_benchmarks(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("radargate.cli.bench.FOLDER", tmp_path)
-    monkeypatch.delitem(sys.modules, "speed.command", raising=False)
     assert main(["bench", "ops", "--quick"]) == 1
     shown = capsys.readouterr().err
     assert "clone RadarGate's repository" in shown and len(shown.splitlines()) == 1

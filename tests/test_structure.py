@@ -56,7 +56,7 @@ def test_imports_point_one_way_and_files_stay_readable(path):
     assert len(text.splitlines()) <= 400, "split the file along a real seam"
     assert ast.get_docstring(ast.parse(text)), "say what the file is for"
     own = part_of(path)
-    if own in ("__init__", "__main__"):
+    if own in ("__init__", "__main__") or "DeprecationWarning" in text:  # names of before only warn and forward
         return
     for node in ast.walk(ast.parse(text)):
         names = []

@@ -12,7 +12,7 @@ from radargate.errors import RadarGateError
 
 HELP = "measure speed and memory here, peers beside us"
 EXAMPLE = "radargate bench ops --quick --json"
-BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+FOLDER = Path(__file__).parents[3] / "benchmarks"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,15 +33,15 @@ def run(args: argparse.Namespace) -> int:
     command = _command()
     if command is None:
         raise RadarGateError(
-            "The benchmarks, with the other systems that they compare, are not part of the installed package. "
-            "Clone the repository, run make install, and use .venv/bin/radargate bench there."
+            "the benchmarks, with the other systems that they compare, are not part of the installed package: clone RadarGate's "
+            "repository, run make install, and use .venv/bin/radargate bench there."
         )
     return int(command.run(args))
 
 
 def _command() -> Any:
-    if not (BENCHMARKS / "speed" / "command.py").is_file():
+    if not (FOLDER / "speed" / "command.py").is_file():
         return None
-    if str(BENCHMARKS) not in sys.path:
-        sys.path.append(str(BENCHMARKS))
+    if str(FOLDER) not in sys.path:
+        sys.path.append(str(FOLDER))
     return importlib.import_module("speed.command")
