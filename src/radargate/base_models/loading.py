@@ -174,6 +174,28 @@ def meta_base(base: str) -> nn.Module:
         return auto.from_config(config)
 
 
+def straighten_head(model: Any) -> Any:
+    """Let a model's head see its input as one piece; returns a handle whose ``remove`` undoes it, or None without a head.
+
+    ``logits_to_keep`` hands the head a strided slice of the hidden states, for which matmul copies the whole vocabulary matrix
+    for every row (1.5 of 3.6 s of a training step of 8 x 80 tokens of SmolLM2-135M; 1.5 of 3 s of 15 answers in bfloat16).
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = inner.get_output_embeddings()
+    return head and head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
+
+
+@contextlib.contextmanager
+def straight_head(model: Any) -> Iterator[None]:
+    """`straighten_head` while the block runs."""
+    handle = straighten_head(model)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
 def base_name(model: PreTrainedModel) -> str:
     """The name to record for a base model: ``smollm2-135m`` and such, else its Hub name or folder."""
     return getattr(model.config, "radargate_name", None) or model.name_or_path or "unnamed"

@@ -137,19 +137,23 @@ class RadarLayer(nn.Module, BaseTunerLayer):
     def _at_once(self, x: Tensor, name: str, onto: Tensor) -> Tensor | None:
         """``onto`` plus the update in one call, for few tokens and a gate that one call can follow; else None."""
         _, asked, text = self._call()
-        compiled = asked is None and ops.site_applies(x, onto)
-        if asked is not None or not (compiled or ops.few_applies(x, onto)):
+        if asked is not None or x.numel() > ops.MOST_TOKENS * x.shape[-1]:
             return None
         gate, bank, architecture = self.gate(name), self.bank(name), self.architectures[name]
-        if x.dtype != ops.compute_dtype(x, bank.A):
-            return None  # before the bank is converted to a dtype that nobody computes in
+        dtype = ops.compute_dtype(x, bank.A)
+        # a base in half precision: computed as elsewhere, in float32, and added as elsewhere, in the base's own dtype
+        full, to = (x, onto) if x.dtype == onto.dtype == dtype else (x.to(dtype), torch.zeros_like(onto, dtype=dtype))
+        compiled = ops.site_applies(full, to)
+        if not (compiled or ops.few_applies(full, to)):
+            return None
         direct = type(architecture) is MoLE and architecture.options.route != "merged"
         recipe = gate.recipe() if direct else None
         if recipe is None:
             return None
-        experts = (x, *bank.cast(x.dtype), bank.scale(x), bank.ranks)
+        experts = (full, *bank.cast(dtype), bank.scale(full), bank.ranks)
         site = ops.site if compiled else ops.few_site
-        return site(*experts, recipe, self._top_k(gate), onto, self._prior(name, x, text))
+        found = site(*experts, recipe, self._top_k(gate), to, self._prior(name, full, text))
+        return found if found is None or to is onto else onto + found.to(onto.dtype)
 
     def _top_k(self, gate: Gate) -> int | None:
         return None if self.dense or gate.site.top_k == gate.site.n else gate.site.top_k

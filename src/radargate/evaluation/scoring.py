@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from radargate.base_models.loading import straight_head
 from radargate.composition.model import RadarModel
 from radargate.data.batches import pad, positions
 from radargate.data.prompts import EncodedPair, encode_row
@@ -71,7 +72,8 @@ class Scorer:
         scores: dict[int, RowScore] = {}
         for batch in self._batches(order, encoded):
             candidates = [_Candidate(i, pair, []) for i in batch for pair in encoded[i]]
-            self._fill(candidates, batch)
+            with straight_head(self.model):
+                self._fill(candidates, batch)
             answers = self._generate([rows[i] for i in batch if not rows[i].choices])
             for i in batch:
                 mine = [c for c in candidates if c.row == i]
@@ -98,7 +100,8 @@ class Scorer:
         found = [0.0] * len(rows)
         for batch in self._batches(order, [[pair] for pair in pairs]):
             candidates = [_Candidate(i, pairs[i], []) for i in batch]
-            self._fill(candidates, batch)
+            with straight_head(self.model):
+                self._fill(candidates, batch)
             for candidate in candidates:
                 own = candidate.loglikelihoods[candidate.pair.lead :]
                 found[candidate.row] = -sum(own) / max(len(own), 1)
@@ -201,14 +204,15 @@ def generate(
     contexts = [p.context + p.continuation[: p.lead] for p in pairs]
     ids, mask = pad(contexts, tokenizer.pad_token_id, left=not seq2seq)
     device = next(model.parameters()).device
-    out = model.generate(
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
-        max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        **{"do_sample": False, **options},
-    )
+    with straight_head(model):
+        out = model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            **{"do_sample": False, **options},
+        )
     fresh = out if seq2seq else out[:, ids.shape[1] :]
     return [text.strip() for text in tokenizer.batch_decode(fresh, skip_special_tokens=True)]
 

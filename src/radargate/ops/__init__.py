@@ -10,7 +10,7 @@ from radargate.ops.choices import (
     ROUTES,
     check_choice,
 )
-from radargate.ops.cpp.sites import Recipe, site, site_applies
+from radargate.ops.cpp.sites import MOST_TOKENS, Recipe, site, site_applies
 from radargate.ops.cpp.sites import few_plain as few_applies
 from radargate.ops.decode import site as few_site
 from radargate.ops.dtypes import compute_dtype
@@ -24,6 +24,7 @@ __all__ = [
     "ANGLE_NORMS",
     "BACKENDS",
     "GATE_INPUTS",
+    "MOST_TOKENS",
     "NORMS",
     "REFERENCES",
     "ROTATION_INPUTS",

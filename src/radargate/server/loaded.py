@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from radargate.base_models.loading import base_name, load_tokenizer
+from radargate.base_models.loading import base_name, load_tokenizer, straighten_head
 from radargate.composition.composing import load, radar_config, read_config
 from radargate.composition.config import RadarConfig
 from radargate.composition.layer import active_multipliers, check_factors
@@ -61,6 +61,7 @@ class LoadedBundles:
                 f"{base_name(inner)} is a {type(inner).__name__}; serve and chat need a causal model with a key–value "
                 "cache. Use radargate generate for this one."
             )
+        straighten_head(inner)
         self.base, self.tokenizer = inner.eval(), tokenizer or load_tokenizer(base or base_name(inner))
         for name in self.names:
             self.activate(name).base_model.check_decodes()
