@@ -18,7 +18,7 @@ from radargate.evaluation.presets import PRESETS, find_preset, local_rows
 from radargate.evaluation.scoring import generate
 from radargate.io.records import read_records
 
-DOCS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+DOCS = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 CHOICE = {"prompt": "is it?", "target": "yes", "choices": ["yes", "no"], "answer_index": 0}
 ROWS = {
     "glue/rte": CHOICE,

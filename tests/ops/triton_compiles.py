@@ -1,6 +1,6 @@
 """Compile every Triton kernel for a Hopper GPU, which needs none: the interpreter accepts code that the compiler refuses.
 
-    python tests/triton_compiles.py
+    python tests/ops/triton_compiles.py
 
 Prints each kernel's registers, and bytes of stack that hold what did not fit them.
 """

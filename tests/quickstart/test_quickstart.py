@@ -28,7 +28,7 @@ from radargate.quickstart.page import quickstart_page
 from radargate.quickstart.run import quickstart
 
 pytestmark = pytest.mark.real
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from radargate.data.sources import load_rows
 from radargate.errors import DataError
 
 SPLITS = ("train", "validation", "test")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 
 from radargate.cli import COMMANDS, build_parser, main
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -25,7 +25,7 @@ from radargate.composition.registration import RADAR
 from radargate.experts.lora_config import _HARMLESS, _REMEDIES, plain_lora
 from radargate.training.loop import AnswerTrainer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "compatibility.md").read_text()
 
 

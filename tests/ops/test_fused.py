@@ -320,7 +320,7 @@ def test_tracing_sees_plain_operations_only():
 
 def probe(code, tmp_path, **environment):
     """Run Python in a process of its own with an empty cache folder."""
-    source = str(Path(__file__).parents[1] / "src")
+    source = str(Path(__file__).parents[2] / "src")
     env = {**os.environ, "PYTHONPATH": source, "RADARGATE_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1", **environment}
     env.pop("RADARGATE_FUSED", None) if "RADARGATE_FUSED" not in environment else None
     result = fresh.run("-c", code, env=env)
@@ -362,7 +362,7 @@ def test_a_folder_that_others_can_write_is_not_trusted(tmp_path):
 @needs_compiler
 def test_processes_that_start_together_share_one_build(tmp_path):
     code = "from radargate.ops import cpp; print(cpp.available()[0])"
-    source = str(Path(__file__).parents[1] / "src")
+    source = str(Path(__file__).parents[2] / "src")
     env = {**os.environ, "PYTHONPATH": source, "RADARGATE_CACHE": str(tmp_path)}
     running = [fresh.Process("-c", code, env=env, stdout=fresh.PIPE) for _ in "12"]
     assert [process.communicate()[0].strip() for process in running] == ["True", "True"]

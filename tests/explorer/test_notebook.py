@@ -13,7 +13,7 @@ nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
 pytest.importorskip("plotly")
-NOTEBOOK = Path(__file__).parents[1] / "examples" / "explore.ipynb"
+NOTEBOOK = Path(__file__).parents[2] / "examples" / "explore.ipynb"
 
 
 def test_the_notebook_runs_and_is_kept_without_outputs(zoo, tmp_path):

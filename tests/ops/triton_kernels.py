@@ -1,6 +1,6 @@
 """The Triton kernels are the literal form. `test_triton.py` runs this file, under Triton's interpreter where no GPU is.
 
-By hand: ``TRITON_INTERPRET=1 pytest tests/triton_kernels.py``, or on a machine with a GPU without the variable.
+By hand: ``TRITON_INTERPRET=1 pytest tests/ops/triton_kernels.py``, or on a machine with a GPU without the variable.
 """
 
 from __future__ import annotations
