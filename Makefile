@@ -8,7 +8,7 @@ MEASURED := runs/speed
 AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder
 GRID := --literal-megabytes 256 --rounds 3
 
-.PHONY: install demo test test-all lint bench format clean
+.PHONY: install demo test test-all lint bench bench-avx2 format clean
 
 install: $(STAMP)
 
@@ -47,6 +47,17 @@ bench: install
 	$(BIN)/radargate bench serve --experts 8 --out $(MEASURED)/serve.jsonl
 	$(BIN)/radargate bench footprint --out $(MEASURED)/footprint.jsonl
 	mv $(MEASURED)/*.jsonl $(SPEED)/
+	$(BIN)/python benchmarks/pages/results_table.py
+
+# the same with the instructions of a processor that has AVX2 at most, into benchmarks/results/speed-avx2 (a quarter of an hour)
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 CXX="g++ -mno-avx512f" RADARGATE_CACHE=$(CURDIR)/$(MEASURED)/cache
+bench-avx2: install
+	rm -rf $(MEASURED) && mkdir -p $(MEASURED) $(SPEED)-avx2
+	$(AVX2) $(BIN)/radargate bench ops --quick --out $(MEASURED)/ops.jsonl
+	$(AVX2) $(BIN)/radargate bench step --rounds 3 --out $(MEASURED)/step.jsonl
+	$(AVX2) $(BIN)/radargate bench decode --rounds 3 --batch 1 --out $(MEASURED)/decode.jsonl
+	$(AVX2) $(BIN)/radargate bench serve --experts 8 --out $(MEASURED)/serve.jsonl
+	mv $(MEASURED)/*.jsonl $(SPEED)-avx2/
 	$(BIN)/python benchmarks/pages/results_table.py
 
 format: install

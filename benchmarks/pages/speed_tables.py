@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from speed.targets import Figure, figures
 
 SPEED = Path(__file__).parents[1] / "results" / "speed"
+AVX2 = SPEED.with_name("speed-avx2")  # the goals' figures on the instructions of an older processor
 SUITES = ("ops", "step", "decode", "serve", "footprint")
 SYSTEMS = {
     "base": "base alone",
@@ -29,11 +30,11 @@ SYSTEMS = {
 Record = dict[str, Any]
 
 
-def records() -> list[Record]:
-    """All records that are there, in the order of the suites."""
+def records(folder: Path = SPEED) -> list[Record]:
+    """All records of a folder, in the order of the suites."""
     found: list[Record] = []
     for name in SUITES:
-        path = SPEED / f"{name}.jsonl"
+        path = folder / f"{name}.jsonl"
         found += read_records(path) if path.exists() else []
     return found
 
@@ -73,11 +74,11 @@ def page() -> str:
     parts = [
         "# Speed",
         "Made by `benchmarks/pages/results_table.py` from the records in `benchmarks/results/speed/`; `make bench` makes new ones on your machine.",
-        f"All figures: {machine['cpu']}, {found[0]['threads']} threads, float32. Every ratio is the median over rounds in which all systems "
+        f"All figures: {machine['cpu']} ({machine.get('vectors', '?')}), {found[0]['threads']} threads, float32. Every ratio is the median over rounds in which all systems "
         "take turns; brackets are quartiles over rounds. Before anything is timed its result is checked against float64. "
         "No GPU figure has been measured yet.",
         "## Goals",
-        markdown(["figure", "found", "goal", ""], [_goal(f) for f in figures(found)]),
+        _goals(found, records(AVX2)),
     ]
     for suite, title in (("bench-step", "## A training step"), ("bench-decode", "## Answering, token by token")):
         parts.append(title)
@@ -139,11 +140,22 @@ def _times(value: dict[str, float] | None) -> str:
     return f"{value['value']:.2f}" if value else ""
 
 
-def _goal(figure: Figure) -> list[str]:
+def _goals(found: list[Record], older: list[Record]) -> str:
+    """Every goal and what was found, on this processor's own instructions and on those of one with AVX2 at most."""
+    header, rows = ["figure", "goal", "found"], [[f.text, _bound(f), _found(f)] for f in figures(found)]
+    if not older:
+        return markdown(header, rows)
+    for row, figure in zip(rows, figures(older), strict=True):
+        row.append(_found(figure))
+    text = "AVX2: the same machine, with PyTorch, its libraries and our compiled code held to AVX2 (`make bench-avx2`)."
+    return "\n\n".join([markdown([*header, "found, AVX2"], rows), text])
+
+
+def _found(figure: Figure) -> str:
     if figure.found is None:
-        return [figure.text, "not measured", _bound(figure), "open"]
+        return "not measured"
     spread = "" if figure.low is None else f" [{figure.low:.2f}, {figure.high:.2f}]"
-    return [figure.text, f"{figure.found:.2f}{spread}", _bound(figure), "reached" if figure.met else "**missed**"]
+    return f"{figure.found:.2f}{spread}{'' if figure.met else ' **missed**'}"
 
 
 def _bound(figure: Figure) -> str:

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -47,6 +48,12 @@ def make_record(suite: str, case: str, metrics: dict[str, Any], **facts: Any) ->
     }
 
 
+def _vectors() -> str | None:
+    """The vector instructions that PyTorch computes with here (``AVX2``, ``AVX512`` …), None where it is not loaded."""
+    torch = sys.modules.get("torch")
+    return torch.backends.cpu.get_cpu_capability() if torch else None
+
+
 @functools.cache
 def provenance() -> dict[str, Any]:
     """Commit, dirty flag, package versions and machine of this process."""
@@ -62,7 +69,12 @@ def provenance() -> dict[str, Any]:
         "dirty": dirty,
         "versions": versions,
         "python": platform.python_version(),
-        "machine": {"system": platform.system(), "cpu": _cpu_name(), "cores": os.cpu_count()},
+        "machine": {
+            "system": platform.system(),
+            "cpu": _cpu_name(),
+            "cores": os.cpu_count(),
+            "vectors": _vectors(),
+        },
     }
 
 
