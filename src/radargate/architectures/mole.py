@@ -11,8 +11,7 @@ from torch import Tensor
 from radargate import ops
 from radargate.architectures.base import Architecture, Codes
 from radargate.errors import OptionError
-from radargate.ops import cpp as fused
-from radargate.ops.recompute import tracing
+from radargate.ops import cpp
 
 ROUTES = ("direct", "merged", "auto")
 
@@ -65,7 +64,7 @@ class MoLE(Architecture):
     def early(self, x: Tensor, A: Tensor, B: Tensor, scale: Tensor, top_k: int) -> Codes:
         """No codes yet on the merged route; where experts learn, or while tracing, M would be built at every call."""
         learns = torch.is_grad_enabled() and (A.requires_grad or B.requires_grad)
-        if learns or tracing() or not self._merges(x, A, B, top_k):
+        if learns or torch.compiler.is_compiling() or not self._merges(x, A, B, top_k):
             return self.codes(x, A, B, scale)
         return Unshrunk(x[..., :0], B, self.ranks, x=x, A=A, scale=scale)
 
@@ -89,7 +88,7 @@ class MoLE(Architecture):
         if self.options.route != "auto":
             return bool(self.options.route == "merged")
         chosen = top_k * max(self.ranks)
-        return fused.applies(x, A, B) and ops.merged_is_cheaper(A.shape[0], A.shape[1], B.shape[1], chosen)
+        return cpp.applies(x, A, B) and ops.merged_is_cheaper(A.shape[0], A.shape[1], B.shape[1], chosen)
 
     def _merge(self, A: Tensor, B: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """M and what `radargate.ops.rounding` needs; built once for frozen experts."""

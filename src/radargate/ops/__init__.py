@@ -1,6 +1,6 @@
 """The operations on tensors: ``codes → rotation_codes → mix``, and `radar`, which does all three. Imports errors and io."""
 
-from radargate.ops.backend import BACKENDS, choose_backend
+from radargate.ops.backend import BACKENDS, choose_backend, compute_dtype
 from radargate.ops.choices import (
     ANGLE_NORMS,
     GATE_INPUTS,
@@ -13,7 +13,6 @@ from radargate.ops.choices import (
 from radargate.ops.cpp.sites import MOST_TOKENS, Recipe, site, site_applies
 from radargate.ops.cpp.sites import few_plain as few_applies
 from radargate.ops.decode import site as few_site
-from radargate.ops.dtypes import compute_dtype
 from radargate.ops.functional import radar
 from radargate.ops.low_rank import angles, codes, input_codes, merged, mix, rotation_codes
 from radargate.ops.merged import chosen_codes, merge, merged_is_cheaper, rounding

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from radargate.errors import BackendError
 from radargate.ops import cpp, triton
@@ -44,3 +45,8 @@ def choose_backend(backend: str = "auto", device: str = "cpu", dtype: torch.dtyp
         return "codes", f"the form on codes is the fastest there is on {kind}"
     built, reason = cpp.available()
     return "codes", "all slots in one pass of compiled C++" if built else f"in PyTorch, slot by slot: {reason}"
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """float32, or float64 where any tensor is: never less, as bfloat16 logits choose other experts."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from radargate.ops.cpp.sites import Recipe
-from radargate.ops.recompute import tracing
 from radargate.ops.selection import select
 
 MOST_MASKS = 1 << 20  # numbers in the masks of `site`, which grow as the square of the number of experts
@@ -24,7 +23,7 @@ MOST_PLACES = 64  # tokens × slots; every place takes a few vectors of width d
 
 def applies(places: int, *tensors: Tensor | None) -> bool:
     """Whether this is the way for ``places`` = tokens × slots."""
-    if not 0 < places <= MOST_PLACES or tracing() or torch.jit.is_tracing():
+    if not 0 < places <= MOST_PLACES or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     return not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors)
 

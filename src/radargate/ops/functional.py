@@ -7,9 +7,8 @@ from torch import Tensor
 
 from radargate.errors import OptionError
 from radargate.ops import reference as reference_form
-from radargate.ops.backend import choose_backend
+from radargate.ops.backend import choose_backend, compute_dtype
 from radargate.ops.choices import ANGLE_NORMS, GATE_INPUTS, NORMS, REFERENCES, ROTATION_INPUTS, ROUTES, check_choice
-from radargate.ops.dtypes import compute_dtype
 from radargate.ops.low_rank import codes, input_codes, merged, mix, rotation_codes
 from radargate.ops.outputs import expert_logits, rotated_logits
 from radargate.ops.selection import check_selection, select

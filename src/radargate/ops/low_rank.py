@@ -1,33 +1,47 @@
 """The same update on low-rank codes, exactly: no tensor of tokens × experts × width exists.
 
 ``codes → gate → mix``. The codes h = (x A) ⊙ σ hold everything: v_i = h_i B_i. Only chosen experts are expanded,
-and what a gate needs to know about the others is one product, Σ_j v_j = h B. Each chosen slot is recomputed
-in the backward pass instead of being stored.
+and what a gate needs to know about the others is one product, Σ_j v_j = h B.
+
+`rotation_codes` and `mix` each have several forms, exact alike; a table below each says when which one runs.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from radargate.ops import cpp as fused
-from radargate.ops import decode as few
-from radargate.ops import shared_basis as dense
-from radargate.ops import triton as gpu
-from radargate.ops.dtypes import result_dtype
-from radargate.ops.recompute import recompute, tracing
+from radargate.errors import BackendError
+from radargate.ops import by_slot, cpp, decode, shared_basis, triton
+from radargate.ops.by_slot import owners
 from radargate.ops.reference import unit_rms
 from radargate.ops.selection import dense_weights
-from radargate.ops.slot_gradients import SlotCode, SlotTurn, cut_off, make_slot
-from radargate.ops.turning import angle, project, turn_pairs
+from radargate.ops.turning import angle
 
-# a product with all experts' B costs as much as the chosen ones one by one where they are one in so many
+# a product with all experts' B costs as much as expanding the chosen ones one by one where 1 in 5 is chosen
 FEW = 5
+
+
+class Form(NamedTuple):
+    """One way to compute a step: the first of a table whose condition holds runs."""
+
+    name: str
+    reason: str
+    applies: Callable[[Any], bool]
+    compute: Callable[[Any], Tensor]
+
+
+def choose_form(forms: Sequence[Form], step: Any) -> Form:
+    """The first form of a table that can take a step."""
+    for form in forms:
+        if form.applies(step):
+            return form
+    raise BackendError("no form of this operation takes these tensors.")
 
 
 def codes(x: Tensor, A: Tensor, scale: Tensor) -> Tensor:
@@ -36,18 +50,96 @@ def codes(x: Tensor, A: Tensor, scale: Tensor) -> Tensor:
     return h.mul_(scale) if h.dtype == scale.dtype else h * scale
 
 
-def owners(ranks: Sequence[int], device: torch.device | None = None) -> Tensor:
-    """The expert each of the R code coordinates belongs to: [R]."""
-    if len(set(ranks)) == 1:
-        return torch.arange(sum(ranks), device=device) // ranks[0]  # the usual case, without waiting for a GPU
-    experts, lengths = torch.arange(len(ranks), device=device), torch.tensor(ranks, device=device)
-    return torch.repeat_interleave(experts, lengths, output_size=sum(ranks))
-
-
 def input_codes(x: Tensor, down: Tensor | None, angle_norm: str = "none") -> Tensor:
     """Rotation codes from the input, x P, one for all experts: [..., 1, r_a]."""
     source = unit_rms(x) if angle_norm == "unit" else x
     return (source if down is None else source @ down).unsqueeze(-2)
+
+
+class Relating(NamedTuple):
+    """One call of `rotation_codes`, as its table looks at it. Names as there, tensors flat."""
+
+    h: Tensor
+    B: Tensor
+    ranks: Sequence[int] | None
+    down: Tensor | None
+    indices: Tensor | None
+    reference: str
+    angle_norm: str
+    total: Tensor | None
+    rounding: Tensor | None
+    scale: float
+    slots: int
+    divided: float
+
+    @property
+    def unit(self) -> bool:
+        """Whether v and its reference are scaled to unit RMS."""
+        return self.angle_norm == "unit"
+
+    @property
+    def one_matrix(self) -> bool:
+        """Whether P is one matrix for all experts."""
+        return self.down is not None and self.down.dim() == 2
+
+    @property
+    def lacking(self) -> str | None:
+        """What the Triton kernels lack for it, whatever the tensors."""
+        if self.ranks is None:
+            return triton.DENSE_CODES
+        if self.reference == "selected" and self.indices is not None:
+            return "the kernels relate to all others, not to the selected ones"
+        return None if self.rounding is None else "the kernels want every expert's codes"
+
+
+def _relate_triton(s: Relating) -> Tensor:
+    assert s.ranks is not None and s.down is not None
+    divisor = 1 if s.unit else s.divided / s.scale
+    code = triton.rotation_codes(s.h, s.B, s.ranks, s.down, s.indices, s.total, unit=s.unit, others=divisor)
+    return code * s.scale if s.unit and s.scale != 1 else code
+
+
+def _relate_shared(s: Relating) -> Tensor:
+    options = {"indices": s.indices, "reference": s.reference, "angle_norm": s.angle_norm}
+    code = shared_basis.rotation_codes(s.h, s.B, s.down, **options)
+    return code if s.scale == 1 else code * s.scale
+
+
+def _relate_cpp(s: Relating) -> Tensor:
+    selected, others = s.reference == "selected", s.divided / s.scale
+    given = (s.h, s.B, s.ranks, s.down, s.indices, s.total, s.rounding)
+    return cpp.rotation_codes(*given, unit=s.unit, selected=selected, others=others)
+
+
+def _relate_few(s: Relating) -> Tensor:
+    selected, factor = s.reference == "selected", s.scale / s.divided
+    return decode.rotation_codes(s.h, s.B, s.ranks, s.down, s.indices, unit=s.unit, selected=selected, factor=factor)
+
+
+def _relate_by_slot(s: Relating) -> Tensor:
+    options = {"reference": s.reference, "angle_norm": s.angle_norm, "divided": s.divided}
+    code = by_slot.rotation_codes(s.h, s.B, s.ranks, s.down, s.indices, s.total, s.rounding, **options)
+    return code if s.scale == 1 else code * s.scale
+
+
+RELATING = (
+    Form("shared_basis", "dense codes over one basis", lambda s: s.ranks is None, _relate_shared),
+    Form(
+        "cpp",
+        "on a CPU, one P for all: every slot in one pass",
+        lambda s: s.one_matrix and cpp.applies(s.h, s.B, s.down, s.total, s.rounding, indices=s.indices),
+        _relate_cpp,
+    ),
+    Form(
+        "decode",
+        "few tokens, no gradients, one P for all: few calls of PyTorch",
+        lambda s: (
+            s.one_matrix and s.rounding is None and decode.applies(s.h.shape[0] * s.slots, s.h, s.B, s.down, s.total)
+        ),
+        _relate_few,
+    ),
+    Form("by_slot", "everything else", lambda s: True, _relate_by_slot),
+)
 
 
 def rotation_codes(
@@ -88,88 +180,117 @@ def rotation_codes(
 
     Source: Eq. 8, 20; design of the routes in ``docs/method.md``.
     """
-    if ranks is None:
-        gpu.serves(backend, h, B, down, lacking=gpu.DENSE_CODES)
-        code = dense.rotation_codes(h, B, down, indices=indices, reference=reference, angle_norm=angle_norm)
-        return code if scale == 1 else code * scale
-    shape, h = h.shape[:-1], h.reshape(-1, h.shape[-1])
-    if indices is not None:
-        indices = indices.reshape(-1, indices.shape[-1])
-    if reference == "selected":
-        total = None
-    slots = len(ranks) if indices is None else indices.shape[-1]
-    others = max((slots if reference == "selected" else len(ranks)) - 1, 1)
-    divided = others if angle_norm == "mean" else 1
-    known = None if total is None else total.reshape(-1, total.shape[-1])
-    lacking = None
-    if known is None or angle_norm != "unit":
-        rounding = None  # nothing is cut off
-    elif rounding is not None:
-        rounding, lacking = rounding.reshape(-1), "the kernels want every expert's codes"
-    if reference == "selected" and indices is not None:
-        lacking = "the kernels relate to all others, not to the selected ones"
-    if gpu.serves(backend, h, B, down, known, indices=indices, lacking=lacking):
-        assert down is not None
-        unit = angle_norm == "unit"
-        divisor = 1 if unit else divided / scale
-        code = gpu.rotation_codes(h, B, ranks, down, indices, known, unit=unit, others=divisor)
-        code = code * scale if unit and scale != 1 else code
-        return code.view(*shape, *code.shape[1:])
-    h, B, down, known, rounding = alike(h, B, down, known, rounding)
-    if down is not None and down.dim() == 2:
-        unit, selected = angle_norm == "unit", reference == "selected"
-        found: Tensor | None = None
-        if fused.applies(h, B, down, known, rounding, indices=indices):
-            found = fused.rotation_codes(
-                h, B, ranks, down, indices, known, rounding, unit=unit, selected=selected, others=divided / scale
-            )
-        elif rounding is None and few.applies(h.shape[0] * slots, h, B, down, known):
-            found = few.rotation_codes(h, B, ranks, down, indices, unit=unit, selected=selected, factor=scale / divided)
-        if found is not None:
-            return found.view(*shape, *found.shape[1:])
-    owner = owners(ranks, h.device)
-    # under unit scaling, a sum over few experts minus one of them loses digits that the few alone keep
-    by_few = reference == "selected" and indices is not None and angle_norm == "unit"
-    written_out = down is not None and down.dim() == 2 and not tracing() and not by_few
-    if known is None and (angle_norm != "unit" or written_out):
-        known = (h if reference == "all" or indices is None else _chosen_codes(h, owner, indices)) @ B
+    shape = h.shape[:-1] if ranks is not None else h.shape[:-2]
+    if ranks is not None:
+        h = h.reshape(-1, h.shape[-1])
+        indices = None if indices is None else indices.reshape(-1, indices.shape[-1])
+    known = None if total is None or reference == "selected" else total.reshape(-1, total.shape[-1])
+    # nothing is cut off without a total, or without unit scaling
+    cut = None if rounding is None or known is None or angle_norm != "unit" else rounding.reshape(-1)
+    slots = len(ranks or ()) if indices is None else indices.shape[-1]
+    related = slots if reference == "selected" else len(ranks or ())
+    divided = max(related - 1, 1) if angle_norm == "mean" else 1
+    options = (reference, angle_norm, known, cut, scale, slots, divided)
+    step = Relating(h, B, ranks, down, indices, *options)
+    if _triton_serves(backend, h, B, down, known, indices=indices, lacking=step.lacking):
+        code = _relate_triton(step)
+    else:
+        h, B, down, known, cut = alike(h, B, down, known, cut)
+        step = step._replace(h=h, B=B, down=down, total=known, rounding=cut)
+        code = choose_form(RELATING, step).compute(step)
+    return code.view(*shape, *code.shape[-2:])
 
-    def rest_mask(slot: int) -> Tensor:
-        everyone = None if reference == "all" or indices is None else chosen_mask(owner, indices)
-        own = _slot_mask(owner, indices, slot)
-        return (~own if everyone is None else everyone & ~own).to(h.dtype)
 
-    def direct(slot: int) -> Tensor:
-        if written_out:
-            rest = rest_mask(slot).expand(h.shape) if angle_norm == "unit" else None
-            written = SlotCode.apply(h, B, known, down, rest, rounding, make_slot(ranks, owner, indices, slot, h.dtype))
-            return written / others if angle_norm == "mean" else written
-
-        def code(h: Tensor, B: Tensor, known: Tensor | None, down: Tensor | None) -> Tensor:
-            v = _expand(h, B, ranks, owner, indices, slot)
-            # unit scaling would blow up the rounding of total - v where the others are (nearly) silent, so
-            # there the reference comes from the others' own codes, or is cut off at that rounding
-            other = (h * rest_mask(slot)) @ B if known is None else known - v
-            if angle_norm == "unit":
-                if rounding is not None:
-                    other = cut_off(other, rounding)
-                elif known is not None:
-                    other = _cut_rounding(other, known, v)
-                source = unit_rms(v) * unit_rms(other)
-            else:
-                source = v * other / others if angle_norm == "mean" else v * other
-            return source if down is None else project(source, down, indices, slot)
-
-        return recompute(code, h, B, known, down)
-
-    result = torch.stack([direct(slot) for slot in range(slots)], dim=1)
-    result = result if scale == 1 else result * scale
-    return result.view(*shape, *result.shape[1:])
+def _triton_serves(backend: str, h: Tensor, *tensors: Any, **facts: Any) -> bool:
+    """Whether the kernels were asked for or are at home here, and can."""
+    return (backend == "triton" or h.device.type in triton.devices) and triton.serves(backend, h, *tensors, **facts)
 
 
 def merged(A: Tensor, B: Tensor, scale: Tensor) -> Tensor:
     """M = Σ_j A_j B_j s_j: [d_in, d], so that Σ_j v_j = x M whatever the number of experts."""
     return (A * scale.unsqueeze(-1)).T @ B
+
+
+class Mixing(NamedTuple):
+    """One call of `mix`, as its table looks at it. Names as there, tensors flat."""
+
+    h: Tensor
+    B: Tensor
+    ranks: Sequence[int] | None
+    weights: Tensor
+    indices: Tensor | None
+    rotation: Tensor | None
+    up: Tensor | None
+    angle_norm: str
+    onto: Tensor | None
+
+    @property
+    def turns(self) -> bool:
+        """Whether anything is rotated."""
+        return self.rotation is not None and self.up is not None
+
+    @property
+    def one_turn(self) -> bool:
+        """Whether nothing turns, or every slot has its own code and all share one Q."""
+        if self.rotation is None or self.up is None:
+            return True
+        return self.up.dim() == 2 and self.rotation.shape[1] == self.weights.shape[1]
+
+    @property
+    def expands_few(self) -> bool:
+        """Whether so few experts are chosen, and turned by nothing, that expanding them costs less than one product with all."""
+        if self.turns or self.indices is None or self.ranks is None:
+            return False
+        return self.B.shape[0] > FEW * self.indices.shape[-1] * max(self.ranks)
+
+
+def _no_turn(s: Mixing) -> tuple[Tensor, Tensor]:
+    """Rotation codes of rank 0, where nothing turns."""
+    return s.h.new_zeros(*s.weights.shape, 0), s.h.new_zeros(0, s.B.shape[-1] // 2)
+
+
+def _mixes_in_cpp(s: Mixing) -> bool:
+    if not (s.expands_few or (s.up is not None and s.up.dim() == 2 and s.turns)):
+        return False
+    return cpp.applies(s.h, s.B, s.weights, s.rotation, s.up, indices=s.indices)
+
+
+def _mix_cpp(s: Mixing) -> Tensor:
+    rotation, up = (s.rotation, s.up) if s.turns else _no_turn(s)
+    onto = s.onto if s.onto is not None and cpp.applies(s.h, s.onto) else None
+    update = cpp.mix(s.h, s.B, s.ranks, s.weights, s.indices, rotation, up, bound=s.angle_norm == "tanh", onto=onto)
+    return update if onto is not None else _added(update, s.onto)
+
+
+def _mix_few(s: Mixing) -> Tensor:
+    given = (s.h, s.B, s.ranks, s.weights, s.indices, s.rotation, s.up)
+    return _added(decode.mix(*given, bound=s.angle_norm == "tanh"), s.onto)
+
+
+def _mix_shared(s: Mixing) -> Tensor:
+    return _added(shared_basis.mix(s.h, s.B, s.weights, s.indices, s.rotation, s.up, s.angle_norm), s.onto)
+
+
+def _mix_by_slot(s: Mixing) -> Tensor:
+    given = (s.h, s.B, s.ranks, s.weights, s.indices, s.rotation, s.up)
+    return _added(by_slot.mix(*given, angle_norm=s.angle_norm), s.onto)
+
+
+def _added(update: Tensor, onto: Tensor | None) -> Tensor:
+    return update if onto is None else onto + update.to(onto.dtype)
+
+
+MIXING = (
+    Form("shared_basis", "dense codes over one basis", lambda s: s.ranks is None, _mix_shared),
+    Form("cpp", "on a CPU, one Q for all, or few experts of many: one pass", _mixes_in_cpp, _mix_cpp),
+    Form(
+        "decode",
+        "few tokens, no gradients, one Q for all: few calls of PyTorch",
+        lambda s: s.one_turn and decode.applies(s.weights.numel(), s.h, s.B, s.weights, s.rotation, s.up),
+        _mix_few,
+    ),
+    Form("by_slot", "everything else", lambda s: True, _mix_by_slot),
+)
 
 
 def mix(
@@ -210,41 +331,30 @@ def mix(
     Source: Eq. 13, 18.
     """
     shape, k = weights.shape[:-1], weights.shape[-1]
+
+    def flat(t: Any) -> Any:
+        return None if t is None else t.reshape(-1, *t.shape[len(shape) :])
+
     if ranks is not None and rotation is not None and up is not None and up.dim() == 2 and rotation.shape[-2] != k:
         # one turn for all: the turn of the sum is the sum of the turns
         weighted = h * dense_weights(weights, indices, len(ranks))[..., owners(ranks, h.device)]
         h, ranks, weights, indices = weighted, (B.shape[0],), weights.new_ones(*shape, 1), None
-    lacking = gpu.DENSE_CODES if ranks is None else "nothing turns" if rotation is None else None
-    if gpu.serves(backend, h, B, up, weights, rotation, onto, indices=indices, lacking=lacking):
-        assert ranks is not None and rotation is not None and up is not None
-
-        def flat(t: Any) -> Any:
-            return None if t is None else t.reshape(-1, *t.shape[len(shape) :])
-
-        update = gpu.mix(
-            flat(h),
-            B,
-            ranks,
-            flat(weights),
-            flat(indices),
-            flat(rotation),
-            up,
-            bound=angle_norm == "tanh",
-            y=flat(onto),
-            in_place=in_place,
-        )
+    lacking = triton.DENSE_CODES if ranks is None else "nothing turns" if rotation is None else None
+    if _triton_serves(backend, h, B, up, weights, rotation, onto, indices=indices, lacking=lacking):
+        chosen = (flat(weights), flat(indices), flat(rotation), up)
+        bound = angle_norm == "tanh"
+        update = triton.mix(flat(h), B, ranks, *chosen, bound=bound, y=flat(onto), in_place=in_place)  # type: ignore[arg-type]
         return update.view(*shape, B.shape[-1])
-    dtype = result_dtype(h, B, weights)
+    dtype = common_dtype(h, B, weights)
     h, B, weights, rotation, up = alike(h, B, weights, rotation, up)
-    if ranks is None:
-        update = dense.mix(h, B, weights, indices, rotation, up, angle_norm)
-    else:
-        update, added = _mix(h, B, ranks, weights, indices, rotation, up, angle_norm, onto)
-        if added:
-            return update
-    if onto is None:
-        return update.to(dtype)
-    return onto + update.to(onto.dtype)
+    step = Mixing(flat(h), B, ranks, flat(weights), flat(indices), flat(rotation), up, angle_norm, flat(onto))
+    update = choose_form(MIXING, step).compute(step).view(*shape, B.shape[-1])
+    return update.to(dtype) if onto is None else update
+
+
+def common_dtype(*tensors: Tensor) -> torch.dtype:
+    """What PyTorch's promotion makes of them."""
+    return functools.reduce(torch.promote_types, [t.dtype for t in tensors])
 
 
 def alike(*tensors: Tensor | None) -> Any:
@@ -252,64 +362,8 @@ def alike(*tensors: Tensor | None) -> Any:
     given = [t for t in tensors if t is not None]
     if all(t.dtype == given[0].dtype for t in given):
         return tensors
-    dtype = result_dtype(*given)
+    dtype = common_dtype(*given)
     return tuple(None if t is None else t.to(dtype) for t in tensors)
-
-
-def _mix(
-    h: Tensor,
-    B: Tensor,
-    ranks: Sequence[int],
-    weights: Tensor,
-    indices: Tensor | None,
-    rotation: Tensor | None,
-    up: Tensor | None,
-    angle_norm: str,
-    onto: Tensor | None,
-) -> tuple[Tensor, bool]:
-    """The update [..., d], and whether ``onto`` is in it already."""
-    shape, h = h.shape[:-1], h.reshape(-1, h.shape[-1])
-    weights = weights.reshape(h.shape[0], weights.shape[-1])
-    if indices is not None:
-        indices = indices.reshape(h.shape[0], indices.shape[-1])
-    rotation = None if rotation is None else rotation.reshape(h.shape[0], *rotation.shape[-2:])
-    turn, by = rotation, up
-    if (rotation is None or up is None) and indices is not None and B.shape[0] > FEW * indices.shape[-1] * max(ranks):
-        # so few are chosen that expanding them one by one, turned by nothing, costs less than one product with all
-        turn, by = h.new_zeros(*weights.shape, 0), h.new_zeros(0, B.shape[-1] // 2)
-    if (
-        turn is not None
-        and by is not None
-        and by.dim() == 2
-        and fused.applies(h, B, weights, turn, by, indices=indices)
-    ):
-        y = onto if onto is not None and fused.applies(h, B, onto) else None
-        y = None if y is None else y.reshape(-1, B.shape[-1])
-        update = fused.mix(h, B, ranks, weights, indices, turn, by, bound=angle_norm == "tanh", onto=y)
-        return update.view(*shape, B.shape[-1]), y is not None
-    one_turn = rotation is None or up is None or (up.dim() == 2 and rotation.shape[1] == weights.shape[1])
-    if one_turn and few.applies(weights.numel(), h, B, weights, rotation, up):
-        update = few.mix(h, B, ranks, weights, indices, rotation, up, bound=angle_norm == "tanh")
-        return update.view(*shape, B.shape[-1]), False
-    owner = owners(ranks, h.device)
-    weighted = h * dense_weights(weights, indices, len(ranks))[:, owner]
-    if rotation is None or up is None:
-        return (weighted @ B).view(*shape, B.shape[-1]), False
-    slots: list[Tensor] = []
-    for slot in range(weights.shape[-1]):
-        code = rotation[:, slot if rotation.shape[1] > 1 else 0]
-        if up.dim() == 2 and not tracing():
-            one = make_slot(ranks, owner, indices, slot, h.dtype)
-            slots.append(SlotTurn.apply(weighted, B, code, up, one, angle_norm == "tanh"))
-            continue
-
-        def turned(h: Tensor, B: Tensor, code: Tensor, up: Tensor, weight: Tensor, slot: int = slot) -> Tensor:
-            v = _expand(h, B, ranks, owner, indices, slot)
-            alpha = angle(code, up, indices, slot, angle_norm)
-            return turn_pairs(v, alpha) * weight.unsqueeze(-1)
-
-        slots.append(recompute(turned, h, B, code, up, weights[:, slot]))
-    return functools.reduce(torch.add, slots).view(*shape, B.shape[-1]), False
 
 
 def angles(rotation: Tensor, up: Tensor, indices: Tensor | None, angle_norm: str = "none") -> Tensor:
@@ -319,33 +373,3 @@ def angles(rotation: Tensor, up: Tensor, indices: Tensor | None, angle_norm: str
     index = None if indices is None else indices.reshape(-1, k)
     columns = [angle(flat[:, s if flat.shape[1] > 1 else 0], up, index, s, angle_norm) for s in range(k)]
     return torch.stack(columns, 1).view(*shape, k, -1)
-
-
-def _slot_mask(owner: Tensor, indices: Tensor | None, slot: int) -> Tensor:
-    return owner == (slot if indices is None else indices[:, slot : slot + 1])
-
-
-def chosen_mask(owner: Tensor, indices: Tensor) -> Tensor:
-    """Which code coordinates belong to chosen experts: [..., R]."""
-    mask = owner == indices[..., :1]
-    for slot in range(1, indices.shape[-1]):
-        mask = mask | (owner == indices[..., slot : slot + 1])
-    return mask
-
-
-def _chosen_codes(h: Tensor, owner: Tensor, indices: Tensor) -> Tensor:
-    return h * chosen_mask(owner, indices).to(h.dtype)
-
-
-def _expand(h: Tensor, B: Tensor, ranks: Sequence[int], owner: Tensor, indices: Tensor | None, slot: int) -> Tensor:
-    """v of the expert in one slot: [tokens, d]."""
-    if indices is None:
-        start = sum(ranks[:slot])
-        return h[:, start : start + ranks[slot]] @ B[start : start + ranks[slot]]
-    return (h * _slot_mask(owner, indices, slot).to(h.dtype)) @ B
-
-
-def _cut_rounding(other: Tensor, total: Tensor, v: Tensor) -> Tensor:
-    floor = 32 * torch.finfo(other.dtype).eps
-    scale = total.square().sum(-1, keepdim=True) + v.square().sum(-1, keepdim=True)
-    return other * (other.square().sum(-1, keepdim=True) > floor**2 * scale)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from radargate.ops import cpp as fused
-from radargate.ops.low_rank import chosen_mask, codes, merged, owners
+from radargate.ops.by_slot import chosen_mask, owners
+from radargate.ops.low_rank import codes, merged
 
 # rounding in x M and in v is taken for at most so many ulp of what they add up; up to 5 were seen in float32, 32 in float64
 ROUNDING_ULP = 64

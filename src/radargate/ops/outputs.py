@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from radargate.ops import shared_basis as dense
-from radargate.ops.low_rank import _expand, owners
+from radargate.ops.by_slot import expand, owners
 from radargate.ops.recompute import recompute
 from radargate.ops.reference import EPS
 from radargate.ops.turning import angle, turn_pairs
@@ -70,7 +70,7 @@ def rotated_logits(
         code = rotation[:, i if rotation.shape[1] > 1 else 0]
 
         def part(h: Tensor, B: Tensor, code: Tensor, up: Tensor, theta: Tensor, i: int = i) -> Tensor:
-            v = turn_pairs(_expand(h, B, ranks, owner, None, i), angle(code, up, None, i, angle_norm))
+            v = turn_pairs(expand(h, B, ranks, owner, None, i), angle(code, up, None, i, angle_norm))
             return torch.cat(
                 [v @ theta[i * d : (i + 1) * d], v.sum(-1, keepdim=True), v.square().sum(-1, keepdim=True)],
                 -1,

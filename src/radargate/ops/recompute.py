@@ -8,14 +8,9 @@ import torch
 from torch import Tensor
 
 
-def tracing() -> bool:
-    """Whether torch.compile is looking, which wants plain operations."""
-    return torch.compiler.is_compiling()
-
-
 def recompute(function: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
     """Call ``function``; keep only its inputs for the backward pass, which computes it again."""
-    if tracing() or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return function(*tensors)
     return _Recompute.apply(function, *tensors)
 

@@ -6,25 +6,37 @@ device, tracing, one P or Q per expert.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from radargate.ops.cpp import build, calls
-from radargate.ops.recompute import tracing
+from radargate.errors import BackendError, OptionError
+from radargate.ops.cpp import build
+from radargate.ops.cpp.calls import Call
 
 
 def available() -> tuple[bool, str]:
     """Whether the compiled operations can be used here, and why; builds them where that was never done."""
-    library, reason = build.load()
+    if os.environ.get("RADARGATE_FUSED") == "0":
+        return False, "RADARGATE_FUSED=0"
+    library, reason = build.library()
     return library is not None, reason
 
 
 def applies(h: Tensor, B: Tensor, *others: Tensor | None, indices: Tensor | None = None) -> bool:
     """Whether the compiled operations can take these tensors."""
-    if tracing() or torch.jit.is_tracing() or h.dtype not in (torch.float32, torch.float64) or B.shape[0] == 0:
+    if (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or h.dtype not in (torch.float32, torch.float64)
+        or B.shape[0] == 0
+    ):
         return False
     for t in (h, B, *others):
         if t is not None and not (t.dtype == h.dtype and _plain(t)):
@@ -106,6 +118,56 @@ def mix(
     return _apply(_Mix, h, B, weights, rotation, up, onto, indices, tuple(ranks), {"bound": bound})
 
 
+@functools.lru_cache(maxsize=4096)
+def starts(ranks: tuple[int, ...]) -> Any:
+    """Where each expert's codes begin, and their end."""
+    return (ctypes.c_int64 * (len(ranks) + 1))(*accumulate(ranks, initial=0))
+
+
+def _run(
+    operation: str,
+    h: Tensor,
+    B: Tensor,
+    ranks: Sequence[int],
+    slots: int,
+    rank: int,
+    indices: Tensor | None,
+    arrays: Mapping[str, Tensor | None],
+    **options: float,
+) -> None:
+    """Call a compiled operation on contiguous tensors.
+
+    Raises:
+        OptionError: an index that names no expert.
+        BackendError: there is no library, or no memory.
+    """
+    library, reason = build.library()
+    if library is None:
+        raise BackendError(f"The compiled operations are not there: {reason}. Use radargate.ops instead.")
+    begin = starts(tuple(ranks))
+    call = Call(
+        tokens=h.shape[0],
+        experts=len(ranks),
+        slots=slots,
+        width=B.shape[1],
+        codes=B.shape[0],
+        rank=rank,
+        wide=h.dtype == torch.float64,
+        threads=torch.get_num_threads(),
+        starts=ctypes.addressof(begin),
+        indices=None if indices is None else indices.data_ptr(),
+        h=h.data_ptr(),
+        B=B.data_ptr(),
+        **options,
+        **{name: t.data_ptr() for name, t in arrays.items() if t is not None},
+    )
+    outcome = getattr(library, operation)(ctypes.byref(call))
+    if outcome == 1:
+        raise OptionError(f"indices name experts outside 0 to {len(ranks) - 1}.")
+    if outcome:
+        raise BackendError(f"Not enough memory for {operation} on {h.shape[0]} tokens. Use shorter batches.")
+
+
 def _plain(t: Tensor) -> bool:
     return t.device.type == "cpu" and t.layout == torch.strided and type(t) in (Tensor, torch.nn.Parameter)
 
@@ -123,7 +185,7 @@ class _ChosenCodes(torch.autograd.Function):
     @staticmethod
     def compute(x: Tensor, A: Tensor, scale: Tensor, indices: Tensor, ranks: tuple[int, ...]) -> tuple[Tensor]:
         h = x.new_zeros(x.shape[0], A.shape[0])
-        calls.run("radargate_shrink", x, A, ranks, indices.shape[1], 0, indices, {"weights": scale, "code": h})
+        _run("radargate_shrink", x, A, ranks, indices.shape[1], 0, indices, {"weights": scale, "code": h})
         return (h,)
 
     @staticmethod
@@ -138,7 +200,7 @@ class _ChosenCodes(torch.autograd.Function):
         A, scale, indices = ctx.saved_tensors
         d_x = grad.new_empty(grad.shape[0], A.shape[1])
         arrays = {"weights": scale, "grad": grad.contiguous(), "d_h": d_x}
-        calls.run("radargate_shrink", d_x, A, ctx.ranks, indices.shape[1], 0, indices, arrays)
+        _run("radargate_shrink", d_x, A, ctx.ranks, indices.shape[1], 0, indices, arrays)
         return d_x, None, None, None, None
 
 
@@ -161,7 +223,7 @@ class _RotationCodes(torch.autograd.Function):
         code = h.new_empty(h.shape[0], slots, down.shape[1])
         scales = h.new_empty(h.shape[0], slots, 3) if keep and options["unit"] else None
         arrays = {"down": down, "total": total, "rounding": rounding, "code": code, "scales": scales}
-        calls.run("radargate_rotation_codes", h, B, ranks, slots, down.shape[1], indices, arrays, **options)
+        _run("radargate_rotation_codes", h, B, ranks, slots, down.shape[1], indices, arrays, **options)
         return code, scales
 
     @staticmethod
@@ -201,9 +263,7 @@ class _RotationCodes(torch.autograd.Function):
             "d_down": d_down,
             "d_total": d_total,
         }
-        calls.run(
-            "radargate_rotation_codes", h, B, ctx.ranks, grad.shape[1], grad.shape[2], indices, arrays, **ctx.options
-        )
+        _run("radargate_rotation_codes", h, B, ctx.ranks, grad.shape[1], grad.shape[2], indices, arrays, **ctx.options)
         return d_h, d_B, d_down, d_total, None, None, None, None
 
 
@@ -224,7 +284,7 @@ class _Mix(torch.autograd.Function):
     ) -> tuple[Tensor]:
         update = h.new_empty(h.shape[0], B.shape[1])
         arrays = {"weights": weights, "rotation": rotation, "up": up, "onto": onto, "update": update}
-        calls.run("radargate_mix", h, B, ranks, weights.shape[1], up.shape[0], indices, arrays, **options)
+        _run("radargate_mix", h, B, ranks, weights.shape[1], up.shape[0], indices, arrays, **options)
         return (update,)
 
     @staticmethod
@@ -265,5 +325,5 @@ class _Mix(torch.autograd.Function):
             "d_rotation": d_rotation,
             "d_up": d_up,
         }
-        calls.run("radargate_mix", h, B, ctx.ranks, weights.shape[1], up.shape[0], indices, arrays, **ctx.options)
+        _run("radargate_mix", h, B, ctx.ranks, weights.shape[1], up.shape[0], indices, arrays, **ctx.options)
         return d_h, d_B, d_weights, d_rotation, d_up, grad if ctx.needs_input_grad[5] else None, None, None, None

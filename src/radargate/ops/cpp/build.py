@@ -31,16 +31,6 @@ BUILD_SECONDS = 300
 logger = logging.getLogger(__name__)
 
 
-def load() -> tuple[ctypes.CDLL | None, str]:
-    """The compiled library, built where it is missing, or None; and the reason.
-
-    ``RADARGATE_FUSED=0`` switches it off. Never raises: PyTorch code does the same work.
-    """
-    if os.environ.get("RADARGATE_FUSED") == "0":
-        return None, "RADARGATE_FUSED=0"
-    return library()
-
-
 @functools.cache
 def library() -> tuple[ctypes.CDLL | None, str]:
     """As `load`, found once in a process, whatever ``RADARGATE_FUSED`` says."""

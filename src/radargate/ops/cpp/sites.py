@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from radargate.errors import BackendError
-from radargate.ops.cpp import build, calls
-from radargate.ops.recompute import tracing
+from radargate.ops.cpp import available, build, starts
 
 MOST_TOKENS = 16  # more of them are worth products over all tokens at once
 # the fields of one call, in the order in which they stand in ``site.h``: sizes and options, numbers, addresses
@@ -56,14 +55,14 @@ def few_plain(x: Tensor, onto: Tensor) -> bool:
         and type(x) is Tensor
         and type(onto) is Tensor
         and shape[:-1] == onto.shape[:-1]
-        and not tracing()
+        and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
     )
 
 
 def site_applies(x: Tensor, onto: Tensor) -> bool:
     """Whether `site` may be the way for this input: few tokens on CPU, nobody tracing, a compiled library."""
-    return few_plain(x, onto) and build.load()[0] is not None
+    return few_plain(x, onto) and available()[0]
 
 
 def site(
@@ -130,7 +129,7 @@ def site(
         renormalize == "always" or (renormalize == "auto" and slots > 1),
         others / down_scale,
         temperature,
-        ctypes.addressof(calls.starts(ranks)),
+        ctypes.addressof(starts(ranks)),
         *[0 if t is None else t.data_ptr() for t in (x, A, B, scale, theta, prior, down, up, onto, update)],
     )
     if library.radargate_site(call):

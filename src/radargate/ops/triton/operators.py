@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from radargate.ops.dtypes import result_dtype
-
 
 def turn(
     y: Tensor | None,
@@ -109,7 +107,9 @@ def rotation_codes_gradients(
 def _turned(y: Tensor | None, h: Tensor, B: Tensor, weights: Tensor, *_: Any) -> Tensor:
     if y is not None:
         return torch.empty_like(y)
-    return h.new_empty(h.shape[0], B.shape[1], dtype=result_dtype(h, B, weights))
+    return h.new_empty(
+        h.shape[0], B.shape[1], dtype=functools.reduce(torch.promote_types, (h.dtype, B.dtype, weights.dtype))
+    )
 
 
 def _like_gradients(
