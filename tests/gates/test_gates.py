@@ -17,7 +17,8 @@ from radargate.composition.composing import radar_layers
 from radargate.errors import OptionError, RadarGateError
 from radargate.experts.prototypes import prototypes
 from radargate.gates import GATES
-from radargate.gates.base import Call, GateSite, auxiliary_terms, make_options
+from radargate.gates.base import Call, GateSite, make_options
+from radargate.gates.call_state import current
 from radargate.gates.mole import MoLEGate
 from radargate.gates.tutel import within_capacity
 from radargate.ops import reference as literal
@@ -270,9 +271,8 @@ def test_balance_losses_count_real_tokens_only(name, options, expected):
     seen, _ = call(None, real)
     gate = make(name, **options).train()
     terms = []
-    token = auxiliary_terms.set(terms)
-    weights, _ = gate.weigh(seen)
-    auxiliary_terms.reset(token)
+    with current.block(noted=terms):
+        weights, _ = gate.weigh(seen)
     torch.testing.assert_close(type(gate).auxiliary(terms), expected(weights[real]))
 
 

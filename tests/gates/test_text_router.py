@@ -20,11 +20,11 @@ from conftest import make_adapter
 from radargate import ops
 from radargate.composition.composing import radar_layers
 from radargate.errors import OptionError, RadarGateError
+from radargate.gates.call_state import current
 from radargate.gates.router.hooks import embeddings
 from radargate.gates.router.router import PRIOR_TOKENS, TextRouter
-from radargate.gates.router.running_text import summed, text_so_far
-from radargate.ops import select
-from radargate.ops.cpp import build
+from radargate.gates.router.running_text import summed
+from radargate.ops import cpp, select
 from radargate.server.batch import Batch
 from radargate.training.texts import routers_of
 
@@ -165,7 +165,7 @@ def test_unloaded_the_base_and_its_caches_are_as_before(zoo, load_tiny):
     after = model.base_model.unload()(input_ids=ids, use_cache=True)
     assert torch.equal(after.logits, before.logits)
     assert type(after.past_key_values) is type(before.past_key_values)
-    assert text_so_far.blocks == 0
+    assert current.blocks == 0
 
 
 def test_two_compositions_of_one_base_keep_their_own(zoo, load_tiny, tmp_path):
@@ -255,7 +255,7 @@ def test_what_it_cannot_do_is_said(zoo, load_tiny, tmp_path):
     fresh = radargate.compose(str(zoo["llama"]["base"]), zoo["llama"]["adapters"], router="text").train()
     with pytest.raises(OptionError, match="describe_texts"):
         fresh(input_ids=ids, labels=ids)
-    assert text_so_far.blocks == 0, "a call that failed leaves nothing open"
+    assert current.blocks == 0, "a call that failed leaves nothing open"
     with pytest.raises(OptionError, match="all training prompts are alike"):
         radargate.describe_texts(fresh, [TEXTS[0], TEXTS[0]])
     plain = radargate.compose(str(zoo["llama"]["base"]), zoo["llama"]["adapters"])
@@ -353,7 +353,7 @@ def test_options_come_through_the_command_line(zoo, tmp_path, family):
 @pytest.mark.parametrize("gate", ["stretch", "radar"])
 @pytest.mark.parametrize("top_k", [1, 2, None])
 def test_one_compiled_call_says_what_the_single_steps_say(zoo, gate, top_k, monkeypatch):
-    if not build.load()[0]:
+    if not cpp.available()[0]:
         pytest.skip("no C++ compiler here")
     model, ids = routed(zoo, gate=gate, top_k=top_k), torch.tensor([TEXTS[1]])
     called, site = [], ops.site
@@ -526,7 +526,7 @@ def test_an_encoder_decoder_goes_by_all_that_its_encoder_reads(seq2seq, family, 
         torch.testing.assert_close(direct, both)
         other = model(input_ids=torch.tensor([[90, 91, *TEXTS[1][2:]]]), labels=labels).logits
         assert not torch.allclose(other, whole, atol=1e-3)
-    assert text_so_far.get() is None
+    assert current.get().text is None
 
 
 @pytest.mark.parametrize("how", [{"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}, {"do_sample": False}])
@@ -541,7 +541,7 @@ def test_an_encoder_decoder_generates_as_without_a_cache(seq2seq, family, how):
     assert torch.equal(model.generate(**options, use_cache=True), model.generate(**options, use_cache=False))
     alone = model.generate(**{**options, "input_ids": ids[1:, :4], "attention_mask": mask[1:, :4]})
     assert torch.equal(model.generate(**options)[-len(alone) :], alone)
-    assert text_so_far.get() is None
+    assert current.get().text is None
 
 
 def test_an_encoder_decoder_learns_to_route_and_refuses_what_it_cannot_know(zoo):
@@ -563,7 +563,7 @@ def test_an_encoder_decoder_learns_to_route_and_refuses_what_it_cannot_know(zoo)
     for given in (type(outputs)(**strange), (outputs.last_hidden_state,)):
         with pytest.raises(RadarGateError, match="does not know what these encoder_outputs were made from"):
             model(encoder_outputs=given, labels=labels)
-    assert text_so_far.get() is None
+    assert current.get().text is None
     with model.disable_adapter():
         model(encoder_outputs=type(outputs)(**strange), labels=labels)
 
@@ -601,7 +601,7 @@ def test_an_interrupted_answer_leaves_no_text_behind(seq2seq, where):
     handle = getattr(base.model, where).layers[1].register_forward_pre_hook(stop)
     with pytest.raises(KeyboardInterrupt):
         model.generate(input_ids=first, max_new_tokens=2)
-    assert text_so_far.get() is None
+    assert current.get().text is None
 
     def without_peft():
         with pytest.raises(KeyboardInterrupt):

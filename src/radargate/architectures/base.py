@@ -37,7 +37,13 @@ class Architecture:
     - ``order_free``: permuting the experts leaves the output.
     - ``token_local``: a token's output needs no other token.
     - ``mergeable``: under constant weights all experts together are one LoRA.
+
+    An instance says whether it ``settles`` codes once weights are known, and whether its codes are ``plain``, (x A) ⊙ σ in
+    blocks, as one compiled call finds them.
     """
+
+    settles: bool = False
+    plain: bool = False
 
     order_free: ClassVar[bool] = True
     token_local: ClassVar[bool] = True

@@ -46,6 +46,7 @@ class MoLE(Architecture):
     def __init__(self, ranks: tuple[int, ...], options: Any) -> None:
         super().__init__(ranks, options)
         self._merged: tuple[Any, ...] | None = None
+        self.settles, self.plain = options.route != "direct", options.route != "merged"
 
     @classmethod
     def check(cls, options: Any, gate: str, weighs_codes: bool) -> None:

@@ -48,6 +48,7 @@ class OMoE(Architecture):
     def __init__(self, ranks: tuple[int, ...], options: Any) -> None:
         super().__init__(ranks, options)
         self._frozen: tuple[Any, Tensor, Tensor] | None = None
+        self.settles = (options.order, options.orthogonalize) != ("index", "all")
 
     def codes(self, x: Tensor, A: Tensor, B: Tensor, scale: Tensor) -> Codes:
         """Dense codes; orthogonal at once where that needs no weights."""
@@ -60,10 +61,7 @@ class OMoE(Architecture):
 
     def settle(self, codes: Codes, weights: Tensor, indices: Tensor | None) -> Codes:
         """Orthogonal codes where order or choice depends on the weights."""
-        options = self.options
-        if options.order == "index" and options.orthogonalize == "all":
-            return codes
-        n = len(self.ranks)
+        options, n = self.options, len(self.ranks)
         spread = dense_weights(weights.detach(), indices, n)
         order = spread.sort(dim=-1, descending=True, stable=True).indices if options.order == "weight" else None
         chosen = None

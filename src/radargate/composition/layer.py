@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -14,26 +15,19 @@ from torch import Tensor, nn
 
 from radargate import ops
 from radargate.architectures import ARCHITECTURES
-from radargate.architectures.mole import MoLE
 from radargate.composition.config import RadarConfig, gate_class
 from radargate.errors import OptionError, RadarGateError, shown
 from radargate.experts.bank import Bank
 from radargate.gates.base import Call, Gate, GateOutput, GateSite, OneExpert, make_options
-from radargate.gates.call_state import PerCall
+from radargate.gates.call_state import CallState, Masks, current
 from radargate.gates.router.router import TextRouter
-from radargate.gates.router.running_text import TextSoFar, text_so_far
+from radargate.gates.router.running_text import TextSoFar
 from radargate.registry import unknown_name
 
-# what `using` sets for the calls inside it: expert name → factor
-active_multipliers: PerCall[Mapping[str, float]] = PerCall("radargate_multipliers")
-# of such a factor: in float32 less may be 0, and more may overflow
+# of a factor on an expert's weight: in float32 less may be 0, and more may overflow
 SMALLEST_FACTOR, LARGEST_FACTOR = 1e-30, 1e6
 # True while `radargate.load` reads a bundle that holds gates only, before it fills the banks
 banks_come_later: ContextVar[bool] = ContextVar("radargate_banks_come_later", default=False)
-Masks = tuple[Tensor | None, Tensor | None]
-# real tokens of this call, [batch, length] each: of the model's input, and of the decoder where there are two stacks;
-# None outside of a call of the composed model
-token_masks: PerCall[Masks] = PerCall("radargate_masks")
 
 
 class RadarLayer(nn.Module, BaseTunerLayer):
@@ -53,8 +47,9 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         self.radar_bank = nn.ModuleDict()
         self.entries: dict[str, tuple[RadarConfig, dict[str, Any]]] = {}
         self.architectures: dict[str, Any] = {}
+        self.looks: dict[str, bool] = {}  # whether a gate looks at codes before experts are chosen
         self.routers: dict[str, TextRouter] = {}  # of the whole model; one of its sites holds the parameters
-        self._remembered: tuple[Masks, Mapping[str, float] | None, TextSoFar | None] | None = None
+        self._remembered: CallState | None = None
         self.two_stacks = False  # whether the base has an encoder and a decoder
         self.dense = False  # True while training has not yet cut to top-k
         self._disable_adapters = False
@@ -87,6 +82,7 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         self.radar_bank[adapter_name] = Bank(entry, d_in, d_out, architecture.rows(site.ranks))
         self.radar_gate[adapter_name] = gate
         self.entries[adapter_name] = (config, entry)
+        self.looks[adapter_name] = gate.weighs_codes(gate.options)
         self.architectures[adapter_name] = architecture(
             site.ranks, make_options(architecture, config.architecture_options)
         )
@@ -103,60 +99,18 @@ class RadarLayer(nn.Module, BaseTunerLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Base output plus the update of the active composition."""
         y = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters:
+        if self._disable_adapters:
             return y
+        state = self._state()
         for name in self.active_adapters:
-            if name in self._modules["radar_gate"]._modules and not self.silent(name):  # type: ignore[union-attr]
-                y = self.update(x, name, onto=y)
+            if name in self._modules["radar_gate"]._modules and not self._silent(name, state):  # type: ignore[union-attr]
+                added = self._at_once(x, name, y, state)
+                y = self._update(x, name, y, state) if added is None else added
         return y
 
-    def update(self, x: Tensor, name: str, onto: Tensor | None = None) -> Tensor:
-        """Σ_i g_i ṽ_i for x [..., d_in], in float32 or wider also under autocast; with ``onto``, added to it."""
-        added = None if onto is None else self._at_once(x, name, onto)
-        if added is not None:
-            return added
-        with _without_autocast(x.device.type):
-            gated = self.gated(x, name)
-            codes, turn = gated.codes, gated.turn
-            turned = (None, None, "none") if turn is None else (turn.codes, turn.up, turn.angle_norm)
-            update = ops.mix(
-                codes.h,
-                codes.B,
-                codes.ranks,
-                gated.weights,
-                gated.indices,
-                *turned[:2],
-                angle_norm=turned[2],
-                onto=onto if gated.extra is None else None,
-            )
-            if gated.extra is None:
-                return update
-            update = update + gated.extra
-            return update if onto is None else onto + update.to(onto.dtype)
-
-    def _at_once(self, x: Tensor, name: str, onto: Tensor) -> Tensor | None:
-        """``onto`` plus the update in one call, for few tokens and a gate that one call can follow; else None."""
-        _, asked, text = self._call()
-        if asked is not None or x.numel() > ops.MOST_TOKENS * x.shape[-1]:
-            return None
-        gate, bank, architecture = self.gate(name), self.bank(name), self.architectures[name]
-        dtype = ops.compute_dtype(x, bank.A)
-        # a base in half precision: computed as elsewhere, in float32, and added as elsewhere, in the base's own dtype
-        full, to = (x, onto) if x.dtype == onto.dtype == dtype else (x.to(dtype), torch.zeros_like(onto, dtype=dtype))
-        compiled = ops.site_applies(full, to)
-        if not (compiled or ops.few_applies(full, to)):
-            return None
-        direct = type(architecture) is MoLE and architecture.options.route != "merged"
-        recipe = gate.recipe() if direct else None
-        if recipe is None:
-            return None
-        experts = (full, *bank.cast(dtype), bank.scale(full), bank.ranks)
-        site = ops.site if compiled else ops.few_site
-        found = site(*experts, recipe, self._top_k(gate), to, self._prior(name, full, text))
-        return found if found is None or to is onto else onto + found.to(onto.dtype)
-
-    def _top_k(self, gate: Gate) -> int | None:
-        return None if self.dense or gate.site.top_k == gate.site.n else gate.site.top_k
+    def update(self, x: Tensor, name: str) -> Tensor:
+        """Σ_i g_i ṽ_i for x [..., d_in], in float32 or wider also under autocast."""
+        return self._update(x, name, None, self._state())
 
     def gated(self, x: Tensor, name: str) -> GateOutput:
         """The first two steps, codes and gate."""
@@ -164,37 +118,76 @@ class RadarLayer(nn.Module, BaseTunerLayer):
 
     def call(self, x: Tensor, name: str) -> Call:
         """What the gate looks at."""
-        bank, gate, architecture = self.bank(name), self.gate(name), self.architectures[name]
-        dtype = ops.compute_dtype(x, bank.A)
-        x = x.to(dtype)
-        experts, top_k = (x, *bank.cast(dtype), bank.scale(x)), self._top_k(gate)
-        if top_k is None or gate.weighs_codes(gate.options):
-            codes = architecture.codes(*experts)
-        else:
-            codes = architecture.early(*experts, top_k)
-        masks, asked, text = self._call()
-        real = real_tokens(masks, self.site, self.two_stacks, x.shape[:-1])
-        here, everywhere = self._multipliers(name, x, asked)
-        return Call(x, codes, top_k, here, real, architecture.settle, everywhere, self._prior(name, x, text))
+        return self._call(x, name, self._state())
 
-    def _call(self) -> tuple[Masks, Mapping[str, float] | None, TextSoFar | None]:
-        """Masks, expert factors and summed-up text of the call in progress.
+    def silent(self, name: str) -> bool:
+        """Whether the call switched every expert of this site off."""
+        return self._silent(name, self._state())
+
+    def _update(self, x: Tensor, name: str, onto: Tensor | None, state: CallState) -> Tensor:
+        """The update, added to ``onto`` where that is given."""
+        with _without_autocast(x.device.type):
+            gated: GateOutput = self.gate(name)(self._call(x, name, state))
+            codes, turn, weights = gated.codes, gated.turn, gated.weights
+            by, norm = ((), "none") if turn is None else ((turn.codes, turn.up), turn.angle_norm)
+            base = onto if gated.extra is None else None
+            update = ops.mix(codes.h, codes.B, codes.ranks, weights, gated.indices, *by, angle_norm=norm, onto=base)
+            if gated.extra is None:
+                return update
+            update = update + gated.extra
+            return update if onto is None else onto + update.to(onto.dtype)
+
+    def _at_once(self, x: Tensor, name: str, onto: Tensor, state: CallState) -> Tensor | None:
+        """``onto`` plus the update in one call, for few tokens and a gate that one call can follow; else None."""
+        if state.experts is not None or x.numel() > ops.MOST_TOKENS * x.shape[-1]:
+            return None
+        gate = self.gate(name)
+        watched = gate._forward_hooks or gate._forward_pre_hooks or "forward" in gate.__dict__
+        recipe = gate.recipe() if self.architectures[name].plain and not watched else None
+        if recipe is None:
+            return None
+        # a base in half precision: computed as elsewhere, in float32, and added as elsewhere, in the base's own dtype
+        full, A, B, scale = self.bank(name).inputs(x)
+        to = onto if onto.dtype == full.dtype else torch.zeros_like(onto, dtype=full.dtype)
+        compiled = ops.site_applies(full, to)
+        if not (compiled or ops.few_applies(full, to)):
+            return None
+        site, prior = ops.site if compiled else ops.few_site, self._prior(name, full, state.text)
+        found = site(full, A, B, scale, self.bank(name).ranks, recipe, self._top_k(gate), to, prior)
+        return found if found is None or to is onto else onto + found.to(onto.dtype)
+
+    def _top_k(self, gate: Gate) -> int | None:
+        """Experts to keep in this pass, None for all."""
+        site = gate.site
+        return None if self.dense or site.top_k == len(site.ranks) else site.top_k
+
+    def _call(self, x: Tensor, name: str, state: CallState) -> Call:
+        """Codes as early as the gate needs them, and what else the call brought along."""
+        gate, architecture = self.gate(name), self.architectures[name]
+        inputs, top_k = self.bank(name).inputs(x), self._top_k(gate)
+        x, early = inputs[0], top_k is not None and not self.looks[name]
+        codes = architecture.early(*inputs, top_k) if early else architecture.codes(*inputs)
+        real = real_tokens(state.masks or (None, None), self.site, self.two_stacks, x.shape[:-1])
+        settle = architecture.settle if architecture.settles else None
+        here, everywhere = self._multipliers(name, x, state.experts)
+        return Call(x, codes, top_k, here, real, settle, everywhere, self._prior(name, x, state.text))
+
+    def _state(self) -> CallState:
+        """Masks, expert factors and text of the call in progress.
 
         Gradient checkpointing runs a layer once more during the backward pass, outside of the call and, on a GPU, in
         another thread; it then gets what the layer saw last.
         """
-        masks, asked, text = token_masks.get(), active_multipliers.get(), text_so_far.get()
-        if masks is None and text is None:
-            return self._remembered if self.training and self._remembered is not None else ((None, None), asked, None)
-        masks = masks or (None, None)
+        state = current.get()
+        if state.masks is None and state.text is None:
+            return self._remembered if self.training and self._remembered is not None else state
         if self.training:
-            self._remembered = (masks, asked, text)
-        return masks, asked, text
+            self._remembered = dataclasses.replace(state, noted=None)
+        return state
 
-    def silent(self, name: str) -> bool:
-        """Whether the call switched every expert of this site off."""
-        _, asked, _ = self._call()
+    def _silent(self, name: str, state: CallState) -> bool:
         config, entry = self.entries[name]
+        asked = state.experts
         return asked is not None and all(asked.get(config.experts[i], 1.0) == 0 for i in entry["experts"])
 
     def _multipliers(
@@ -278,11 +271,8 @@ def using(model: nn.Module, experts: Mapping[str, float]) -> Iterator[None]:
     Raises:
         OptionError: an unknown expert, or a factor that is no number from 0 to 1,000,000.
     """
-    token = active_multipliers.set(check_multipliers(model, experts) or None)
-    try:
+    with current.block(experts=check_multipliers(model, experts) or None):
         yield
-    finally:
-        active_multipliers.reset(token)
 
 
 def check_multipliers(model: nn.Module, experts: Mapping[str, float]) -> dict[str, float]:

@@ -11,11 +11,12 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from radargate.composition.config import RadarConfig, gate_class
-from radargate.composition.layer import RadarLayer, active_multipliers, banks_come_later, check_multipliers, token_masks
+from radargate.composition.layer import RadarLayer, banks_come_later, check_multipliers
 from radargate.composition.registration import PREFIX
 from radargate.errors import BundleError, OptionError, RadarGateError, shown
 from radargate.experts.adapters import base_sites
-from radargate.gates.base import Gate, auxiliary_terms, make_options
+from radargate.gates.base import Gate, make_options
+from radargate.gates.call_state import Masks, current
 from radargate.gates.router.hooks import embeddings, reading, unwatch, watch
 from radargate.gates.router.router import TextRouter
 
@@ -39,17 +40,12 @@ def label_share(labels: torch.Tensor | None, items: Any, shifts: bool) -> torch.
     return ((labels[..., 1:] if shifts else labels) != -100).sum() / items
 
 
-@contextlib.contextmanager
-def _padding_known(kwargs: dict[str, Any]) -> Iterator[None]:
-    """Tell the layers, for one call, which tokens are real."""
+def _masks(kwargs: dict[str, Any]) -> Masks:
+    """Which tokens of a call are real: of its input, and of the decoder."""
     labels, decoder = kwargs.get("labels"), kwargs.get("decoder_attention_mask")
     if decoder is None and labels is not None:
         decoder = labels != -100
-    token = token_masks.set((kwargs.get("attention_mask"), decoder))
-    try:
-        yield
-    finally:
-        token_masks.reset(token)
+    return kwargs.get("attention_mask"), decoder
 
 
 class RadarModel(BaseTuner):
@@ -180,11 +176,8 @@ class RadarModel(BaseTuner):
         if experts is None:
             yield
             return
-        token = active_multipliers.set(check_multipliers(self.model, experts))
-        try:
+        with current.block(experts=check_multipliers(self.model, experts)):
             yield
-        finally:
-            active_multipliers.reset(token)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own forward; in training, auxiliary losses of the gates are added to ``outputs.loss``.
@@ -193,15 +186,9 @@ class RadarModel(BaseTuner):
         gradients divides by that and not by the number of accumulation steps), the auxiliary loss is added in the share of
         the labels that this call holds, so that one optimizer step sees its mean once.
         """
-        with _padding_known(kwargs), reading(self.model, args, kwargs):
-            if not self.training:
-                return self.model.forward(*args, **kwargs)
-            terms: list[tuple[Gate, torch.Tensor]] = []
-            token = auxiliary_terms.set(terms)
-            try:
-                outputs = self.model.forward(*args, **kwargs)
-            finally:
-                auxiliary_terms.reset(token)
+        terms: list[tuple[Gate, torch.Tensor]] | None = [] if self.training else None
+        with current.block(masks=_masks(kwargs), noted=terms), self._reading(args, kwargs):
+            outputs = self.model.forward(*args, **kwargs)
         if terms:
             auxiliary = auxiliary_loss(terms)
             outputs["aux_loss"] = auxiliary
@@ -214,8 +201,12 @@ class RadarModel(BaseTuner):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own generation, refused where a gate needs other tokens than those before."""
         self.check_decodes()
-        with _padding_known(kwargs), reading(self.model):
+        with current.block(masks=_masks(kwargs)), self._reading():
             return self.model.generate(*args, **kwargs)
+
+    def _reading(self, *call: Any) -> contextlib.AbstractContextManager[None]:
+        """One call's text, where a composition has a router."""
+        return reading(self.model, *call) if self._routers else contextlib.nullcontext()
 
     def check_decodes(self) -> None:
         """Raise `RadarGateError` where tokens cannot be read one after the other with the same result."""

@@ -216,6 +216,12 @@ class Bank(nn.Module):
                 self._scale = torch.tensor(flat, dtype=like.dtype, device=like.device)
         return self._scale
 
+    def inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x, A, B and σ in the dtype of the computation: float64 where x or the experts are, else float32."""
+        wide = x.dtype == torch.float64 or self.A.dtype == torch.float64
+        x = x.to(torch.float64 if wide else torch.float32)
+        return x, *self.cast(x.dtype), self.scale(x)
+
     def cast(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """A and B in the dtype of the computation; a frozen bank is converted once."""
         A, B = self.A, self.B

@@ -16,12 +16,13 @@ from radargate import ops
 from radargate.architectures.mole import MoLE
 from radargate.base_models.loading import load_tokenizer
 from radargate.composition.composing import radar_config, radar_layers
-from radargate.composition.layer import RadarLayer, active_multipliers, reads_encoder, using
+from radargate.composition.layer import RadarLayer, reads_encoder, using
 from radargate.data.prompts import encode_row
 from radargate.errors import OptionError
 from radargate.explorer.files import SiteTrace, Trace, write_facts, write_site
 from radargate.explorer.pairs import Pairs
 from radargate.explorer.tokens import token_texts
+from radargate.gates.call_state import current
 from radargate.io.disk import writing
 from radargate.ops.turning import angle
 
@@ -72,7 +73,7 @@ def trace(
         text = _Text.of(model, base, text_or_ids, answer, tokenizer, max_new_tokens, chat)
         with _watched(layers, adapter_name, folder, pairs) as sites:
             nll = text.nll(model)
-        factors = active_multipliers.get() or {}
+        factors = current.get().experts or {}
         without = {}
         if leave_one_out:
             for name in config.experts:

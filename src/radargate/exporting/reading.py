@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from radargate.composition.composing import radar_layers
-from radargate.composition.layer import RadarLayer, real_tokens, token_masks
+from radargate.composition.layer import RadarLayer, real_tokens
 from radargate.data.batches import EncodedRows, encode_rows
 from radargate.data.options import Batching
 from radargate.data.rows import Row
 from radargate.data.sources import has_split, load_rows
 from radargate.errors import DataError
+from radargate.gates.call_state import current
 
 HELD_OUT = 5  # of a source without splits, every fifth row is measured on
 
@@ -99,7 +100,7 @@ def watching(model: Any, name: str, see: Callable[[RadarLayer, Tensor, Tensor], 
     def look(layer: RadarLayer, args: tuple[Any, ...], output: Tensor) -> None:
         x = args[0]
         u = torch.zeros_like(output) if layer.silent(name) else layer.update(x, name)
-        real = real_tokens(token_masks.get() or (None, None), layer.site, layer.two_stacks, x.shape[:-1])
+        real = real_tokens(current.get().masks or (None, None), layer.site, layer.two_stacks, x.shape[:-1])
         if real is None:
             see(layer, x.reshape(-1, x.shape[-1]), u.reshape(-1, u.shape[-1]))
         else:

@@ -12,7 +12,7 @@ GATES = Registry(
         "nexus": "radargate.gates.nexus:NexusGate",
         "tutel": "radargate.gates.tutel:TutelGate",
         "signed": "radargate.gates.controls.signed:SignedGate",
-        "signed-radar": "radargate.gates.controls.signed_radar:SignedRadarGate",
+        "signed-radar": "radargate.gates.signed_radar:SignedRadarGate",
         "mlp": "radargate.gates.controls.mlp:MLPGate",
         "vector": "radargate.gates.controls.vector:VectorGate",
         "lora": "radargate.gates.controls.lora:LoRAGate",

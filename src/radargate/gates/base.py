@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,10 +15,8 @@ from radargate.architectures.base import Codes
 from radargate.data.rows import Row
 from radargate.errors import OptionError, shown
 from radargate.experts.bank import ExpertBank
+from radargate.gates.call_state import current
 from radargate.registry import unknown_name
-
-# what one training forward has gathered for auxiliary losses: (gate, statistic); None outside of one
-auxiliary_terms: ContextVar[list[tuple[Gate, Tensor]] | None] = ContextVar("radargate_auxiliary", default=None)
 
 ByTask = Mapping[str, Sequence[Row]]
 
@@ -119,9 +115,8 @@ class Gate(nn.Module):
     """Base of all gates and rules.
 
     A subclass has a frozen dataclass ``Options`` whose ``__post_init__`` checks values, writes `weigh` and, where it does
-    more than weigh, `turn`, `extra` or `settle`. It names its parameters ``softmax_…`` (what decides weights) or
-    ``rotation_…`` (the rest, which have a learning rate of their own), or says in `parameter_groups` which is which. It
-    promises:
+    more than weigh, `turn`, `extra` or `settle`. Its parameters decide weights, but for those that it names in
+    ``beside_weights``, which have a learning rate of their own. It promises:
 
     - ``order_free``: permuting the experts leaves the output.
     - ``token_local``: a token's output needs no other token, so that cached generation is exact. An instance may
@@ -142,6 +137,7 @@ class Gate(nn.Module):
     static: ClassVar[bool] = False
     joins: ClassVar[bool] = False
     acts_alone: ClassVar[bool] = False
+    beside_weights: ClassVar[tuple[str, ...]] = ()
     Options: ClassVar[type]
 
     def __init__(self, site: GateSite, options: Any) -> None:
@@ -197,14 +193,16 @@ class Gate(nn.Module):
         return GateOutput(weights, indices, codes, self.turn(call, weights, indices), self.extra(call))
 
     def recipe(self) -> ops.Recipe | None:
-        """All that `forward` does, where a `Recipe` says all of it, so that one compiled call can do it; else None."""
+        """All that `forward` does, where a `Recipe` says all of it, so that one compiled call can do it; else None.
+
+        Not inherited: a subclass may change any step, so it says again what its own come to.
+        """
         return None
 
-    def goes_as(self, kind: type[Gate]) -> bool:
-        """Whether every step of `forward` is that of ``kind``, and nobody listens in on it."""
-        watched = self._forward_hooks or self._forward_pre_hooks or "forward" in self.__dict__
-        pair: Any = type(self), kind
-        return not watched and _same_steps(*pair)
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "recipe" not in cls.__dict__:
+            cls.recipe = Gate.recipe  # type: ignore[method-assign]
 
     def prepare(self, A: Tensor, B: Tensor, scales: Sequence[float]) -> None:
         """Called once when experts are filled in: A and B [R, …] raw, one scale an expert."""
@@ -225,7 +223,7 @@ class Gate(nn.Module):
         """Its parameters by the learning rate they take: ``"softmax"`` of weights, ``"rotation"`` of everything else."""
         groups: dict[str, list[nn.Parameter]] = {"softmax": [], "rotation": []}
         for name, parameter in self.named_parameters():
-            groups["rotation" if "rotation_" in name.rsplit(".", 1)[-1] else "softmax"].append(parameter)
+            groups["rotation" if name in self.beside_weights else "softmax"].append(parameter)
         return groups
 
     def receive(self, data: Any) -> None:
@@ -233,9 +231,9 @@ class Gate(nn.Module):
 
     def note(self, statistic: Tensor) -> None:
         """Hand a statistic of this forward to the auxiliary loss, where a training step asks for it."""
-        terms = auxiliary_terms.get()
-        if terms is not None:
-            terms.append((self, statistic))
+        noted = current.get().noted
+        if noted is not None:
+            noted.append((self, statistic))
 
     @classmethod
     def auxiliary(cls, terms: Sequence[tuple[Gate, Tensor]]) -> Tensor:
@@ -258,12 +256,6 @@ class Gate(nn.Module):
         return nn.Parameter(draw(torch.Generator().manual_seed((self.site.seed + 7919 * salt) % (1 << 63))))
 
 
-@functools.cache
-def _same_steps(one: Any, other: Any) -> bool:
-    steps = ("forward", "weigh", "logits", "settle", "turn", "extra", "__call__")
-    return all(getattr(one, step, None) is getattr(other, step, None) for step in steps)
-
-
 class OneExpert(Gate):
     """What stands at a site with a single expert: nothing to weigh against, nothing to turn by; weight 1."""
 
@@ -274,7 +266,7 @@ class OneExpert(Gate):
 
     def recipe(self) -> ops.Recipe | None:
         """Weight 1, and nothing else."""
-        return ops.Recipe() if self.goes_as(OneExpert) else None
+        return ops.Recipe()
 
 
 def make_options(kind: type, values: dict[str, Any]) -> Any:

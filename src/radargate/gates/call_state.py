@@ -1,37 +1,75 @@
-"""Values that hold for the calls inside a block, in one thread or task."""
+"""What holds for one call of a composed model, in one thread or task: the only context variable there is."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar, Token
-from typing import Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any
 
-T = TypeVar("T")
+from torch import Tensor
+
+Masks = tuple[Tensor | None, Tensor | None]
 
 
-class PerCall(Generic[T]):
-    """A value for the calls inside a block, per context (thread or task); None outside.
+@dataclass(frozen=True)
+class CallState:
+    """Everything that layers and gates may know beside their input.
 
-    torch.compile cannot look into a `ContextVar`, but it sees, and watches, that no block is open anywhere.
+    Attributes:
+        masks: real tokens, [batch, length] each: of the model's input, and of the decoder where there are two stacks;
+            None outside of a call of the composed model.
+        experts: what `radargate.using` set: expert → factor on its weight; None where nothing is changed.
+        text: what was read so far, where a composition has a router (`TextSoFar`).
+        noted: what this forward has gathered for auxiliary losses: (gate, statistic); None outside of training.
     """
 
-    def __init__(self, name: str) -> None:
-        self._value: ContextVar[T | None] = ContextVar(name, default=None)
+    masks: Masks | None = None
+    experts: Mapping[str, float] | None = None
+    text: Any = None
+    noted: list[Any] | None = None
+
+
+NOTHING = CallState()
+
+
+class CallVariable:
+    """A `CallState` for the calls inside a block, per context (thread or task).
+
+    torch.compile cannot trace a ContextVar. It can guard on the plain counter ``blocks``, which is 0 outside of any call.
+    """
+
+    def __init__(self) -> None:
+        self._value: ContextVar[CallState] = ContextVar("radargate_call", default=NOTHING)
         self._lock = threading.Lock()
         self.blocks = 0
 
-    def get(self) -> T | None:
-        """The value here and now."""
-        return self._value.get() if self.blocks else None
+    def get(self) -> CallState:
+        """The state here and now."""
+        return self._value.get() if self.blocks else NOTHING
 
-    def set(self, value: T | None) -> Token[T | None]:
-        """Open a block."""
+    def open(self, **changes: Any) -> Token[CallState]:
+        """Begin a block in which some fields differ."""
         with self._lock:
             self.blocks += 1
-        return self._value.set(value)
+        return self._value.set(replace(self.get(), **changes))
 
-    def reset(self, token: Token[T | None]) -> None:
-        """Close it."""
+    def close(self, token: Token[CallState]) -> None:
+        """End it: the state is as it was before."""
         self._value.reset(token)
         with self._lock:
             self.blocks -= 1
+
+    @contextlib.contextmanager
+    def block(self, **changes: Any) -> Iterator[None]:
+        """`open` and `close` around a with block."""
+        token = self.open(**changes)
+        try:
+            yield
+        finally:
+            self.close(token)
+
+
+current = CallVariable()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from radargate import ops
 from radargate.errors import OptionError
-from radargate.gates.base import Call, GateSite, Turn
-from radargate.gates.rotation import RotationOptions, add_rotation, site_codes, size_of_down, turn
+from radargate.gates.base import Call
+from radargate.gates.rotation import RotationOptions, Turning, size_of_down
 from radargate.gates.stretch import StretchGate, StretchOptions
 
 
-class RadarGate(StretchGate):
+class RadarGate(Turning, StretchGate):
     """Stretch weights on rotated outputs: y = x W + Σ_i g_i ṽ_i.
 
     Source: arXiv 2505.23184, Eq. 4, 13.
@@ -40,31 +40,18 @@ class RadarGate(StretchGate):
                     "use gate_input='rotated' (App. C.2 as printed), or gate='stretch'."
                 )
 
-    rotation_down: nn.Parameter | None
-    rotation_up: nn.Parameter
-
-    def __init__(self, site: GateSite, options: Options) -> None:
-        super().__init__(site, options)
-        add_rotation(self, options)
-
-    def logits(self, call: Call) -> Tensor:
-        """Logits [..., n]; those of rotated outputs need every expert's rotation."""
-        if self.options.gate_input != "rotated":
-            return super().logits(call)
+    def rotated_logits(self, call: Call, theta: Tensor) -> Tensor:
+        """Logits [..., n] from rotated outputs, which need every expert's rotation."""
         return ops.rotated_logits(
             call.h,
             call.B,
             call.ranks,
-            self.softmax_theta.to(call.x),
-            site_codes(self, call, None),
+            theta,
+            self.turning_codes(call, None),
             self.rotation_up.to(call.x),
             angle_norm=self.options.angle_norm,
             norm=self.options.norm,
         )
-
-    def turn(self, call: Call, weights: Tensor, indices: Tensor | None) -> Turn | None:
-        """Angles from the chosen experts' relation to all the others."""
-        return turn(self, call, indices) if self.options.rotate_output else None
 
     def recipe(self) -> ops.Recipe | None:
         """Logits from the input, and one low-rank rotation from the experts' relations."""
@@ -75,7 +62,7 @@ class RadarGate(StretchGate):
             and options.rotation_input == "experts"
             and options.rotate_output
         )
-        if not usual or options.rotation_sharing != "site" or down is None or not self.goes_as(RadarGate):
+        if not usual or options.rotation_sharing != "site" or down is None:
             return None
         return ops.Recipe(
             self.softmax_theta,

@@ -47,20 +47,6 @@ class RotationOptions:
             raise OptionError(f"rotation_rank is {self.rotation_rank}, expected 0 (a full matrix) or more.")
 
 
-def add_rotation(gate: Gate, options: RotationOptions) -> None:
-    """Give a gate the parameters ``rotation_down`` (√width · P, random) and ``rotation_up`` (Q, zero: starts without a turn)."""
-    site = gate.site
-    source = site.d_in if options.rotation_input == "input" else site.d_out
-    per_expert = (site.n,) if options.rotation_sharing == "expert" else ()
-    rank = options.rotation_rank or source
-    if options.rotation_rank:
-        leading = per_expert if options.rotation_input == "experts" else ()
-        gate.rotation_down = gate.normal(*leading, source, rank, std=1.0, salt=1)
-    else:
-        gate.register_parameter("rotation_down", None)
-    gate.rotation_up = nn.Parameter(torch.zeros(*per_expert, rank, site.d_out // 2))
-
-
 def rotation_size(site: GateSite, rank: int) -> int:
     """How many numbers P and Q of one site have."""
     return rank * (site.d_out + site.d_out // 2)
@@ -75,25 +61,16 @@ def size_of_down(down: Tensor) -> float:
     return float(down.shape[-2] ** -0.5)
 
 
-def site_codes(gate: Any, call: Call, indices: Tensor | None) -> Tensor:
-    """Rotation codes [..., k or 1, r_a] of the chosen experts, as the gate's options say."""
-    options, down = gate.options, gate.rotation_down
-    if options.rotation_input == "experts":
-        return relation_codes(call, indices, down, options.reference, options.angle_norm)
-    code = ops.input_codes(call.x, None if down is None else down.to(call.x), options.angle_norm)
-    return code if down is None else code * size_of_down(down)
-
-
 def relation_codes(
     call: Call, indices: Tensor | None, down: Tensor | None, reference: str = "all", angle_norm: str = "unit"
 ) -> Tensor:
     """Codes [..., k, r_a] of how each chosen expert's output relates to the others': (v_i ⊙ Σ_{j≠i} v_j) P."""
-    summed = call.codes.summed if reference == "all" else None
-    total, rounding = (None, None) if summed is None else summed()
+    codes = call.codes
+    total, rounding = codes.summed() if reference == "all" and codes.summed is not None else (None, None)
     return ops.rotation_codes(
-        call.h,
-        call.B,
-        call.ranks,
+        codes.h,
+        codes.B,
+        codes.ranks,
         None if down is None else down.to(call.x),
         indices=indices,
         reference=reference,
@@ -104,12 +81,44 @@ def relation_codes(
     )
 
 
-def turn(gate: Any, call: Call, indices: Tensor | None) -> Turn:
-    """The turn of the chosen experts by the gate's P and Q."""
-    return Turn(site_codes(gate, call, indices), gate.rotation_up.to(call.x), gate.options.angle_norm)
+class Turning(Gate):
+    """What turns chosen experts by their relation to all the others; mixed into a gate that weighs them.
+
+    Parameters: ``rotation_down`` (√width · P, random; none for a full θ_r) and ``rotation_up`` (Q, zero: it starts without a turn).
+    """
+
+    beside_weights = ("rotation_down", "rotation_up")
+    rotation_down: nn.Parameter | None
+    rotation_up: nn.Parameter
+
+    def __init__(self, site: GateSite, options: Any) -> None:
+        super().__init__(site, options)
+        source = site.d_in if options.rotation_input == "input" else site.d_out
+        per_expert = (site.n,) if options.rotation_sharing == "expert" else ()
+        rank = options.rotation_rank or source
+        if options.rotation_rank:
+            leading = per_expert if options.rotation_input == "experts" else ()
+            self.rotation_down = self.normal(*leading, source, rank, std=1.0, salt=1)
+        else:
+            self.register_parameter("rotation_down", None)
+        self.rotation_up = nn.Parameter(torch.zeros(*per_expert, rank, site.d_out // 2))
+
+    def turning_codes(self, call: Call, indices: Tensor | None) -> Tensor:
+        """Rotation codes [..., k or 1, r_a] of the chosen experts, as the options say."""
+        options, down = self.options, self.rotation_down
+        if options.rotation_input == "experts":
+            return relation_codes(call, indices, down, options.reference, options.angle_norm)
+        code = ops.input_codes(call.x, None if down is None else down.to(call.x), options.angle_norm)
+        return code if down is None else code * size_of_down(down)
+
+    def turn(self, call: Call, weights: Tensor, indices: Tensor | None) -> Turn | None:
+        """The chosen experts' angles, by P and Q."""
+        if not self.options.rotate_output:
+            return None
+        return Turn(self.turning_codes(call, indices), self.rotation_up.to(call.x), self.options.angle_norm)
 
 
-class RotationGate(Gate):
+class RotationGate(Turning):
     """Turns only, equal weights on the chosen experts: α_i = ((v_i ⊙ Σ_{j≠i} v_j) P) Q.
 
     The paper names this baseline without defining its weights; here the chosen experts share them equally.
@@ -133,13 +142,10 @@ class RotationGate(Gate):
             if not self.rotate_output:
                 raise OptionError("rotate_output=False leaves nothing for gate='rotation' to do.")
 
-    rotation_down: nn.Parameter | None
-    rotation_up: nn.Parameter
     frozen_theta: Tensor
 
     def __init__(self, site: GateSite, options: Options) -> None:
         super().__init__(site, options)
-        add_rotation(self, options)
         if options.select == "frozen_stretch":
             theta = self.normal(site.n, site.d_in, std=0.02).detach()
             self.register_buffer("frozen_theta", theta, persistent=True)
@@ -162,7 +168,3 @@ class RotationGate(Gate):
         share = on.expand(*call.x.shape[:-1], n)
         share = share if indices is None else share.gather(-1, indices)
         return share / share.sum(-1, keepdim=True).clamp(min=1e-30), indices
-
-    def turn(self, call: Call, weights: Tensor, indices: Tensor | None) -> Turn:
-        """Angles from the chosen experts' relation to all the others."""
-        return turn(self, call, indices)

@@ -95,7 +95,13 @@ class StretchGate(Gate):
         theta = self.softmax_theta.to(call.x)
         if self.options.gate_input == "input":
             return call.x @ theta.T
+        if self.options.gate_input == "rotated":
+            return self.rotated_logits(call, theta)
         return ops.expert_logits(call.h, call.B, call.ranks, theta, self.options.norm)
+
+    def rotated_logits(self, call: Call, theta: Tensor) -> Tensor:
+        """The same from rotated outputs, for who has a rotation."""
+        raise NotImplementedError
 
     def weigh(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """Weights and indices of the experts this call keeps."""
@@ -114,6 +120,6 @@ class StretchGate(Gate):
     def recipe(self) -> ops.Recipe | None:
         """Logits from the input, and nothing else."""
         options = self.options
-        if options.gate_input != "input" or options.length != "one" or not self.goes_as(StretchGate):
+        if options.gate_input != "input" or options.length != "one":
             return None
         return ops.Recipe(self.softmax_theta, options.temperature, options.renormalize)

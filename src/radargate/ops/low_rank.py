@@ -61,8 +61,8 @@ class Relating(NamedTuple):
 
     h: Tensor
     B: Tensor
-    ranks: Sequence[int] | None
-    down: Tensor | None
+    ranks: Any
+    down: Any
     indices: Tensor | None
     reference: str
     angle_norm: str
@@ -93,15 +93,15 @@ class Relating(NamedTuple):
 
 
 def _relate_triton(s: Relating) -> Tensor:
-    assert s.ranks is not None and s.down is not None
     divisor = 1 if s.unit else s.divided / s.scale
     code = triton.rotation_codes(s.h, s.B, s.ranks, s.down, s.indices, s.total, unit=s.unit, others=divisor)
     return code * s.scale if s.unit and s.scale != 1 else code
 
 
 def _relate_shared(s: Relating) -> Tensor:
-    options = {"indices": s.indices, "reference": s.reference, "angle_norm": s.angle_norm}
-    code = shared_basis.rotation_codes(s.h, s.B, s.down, **options)
+    code = shared_basis.rotation_codes(
+        s.h, s.B, s.down, indices=s.indices, reference=s.reference, angle_norm=s.angle_norm
+    )
     return code if s.scale == 1 else code * s.scale
 
 
@@ -117,8 +117,8 @@ def _relate_few(s: Relating) -> Tensor:
 
 
 def _relate_by_slot(s: Relating) -> Tensor:
-    options = {"reference": s.reference, "angle_norm": s.angle_norm, "divided": s.divided}
-    code = by_slot.rotation_codes(s.h, s.B, s.ranks, s.down, s.indices, s.total, s.rounding, **options)
+    given = (s.h, s.B, s.ranks, s.down, s.indices, s.total, s.rounding)
+    code = by_slot.rotation_codes(*given, reference=s.reference, angle_norm=s.angle_norm, divided=s.divided)
     return code if s.scale == 1 else code * s.scale
 
 
@@ -216,11 +216,11 @@ class Mixing(NamedTuple):
 
     h: Tensor
     B: Tensor
-    ranks: Sequence[int] | None
+    ranks: Any
     weights: Tensor
     indices: Tensor | None
-    rotation: Tensor | None
-    up: Tensor | None
+    rotation: Any
+    up: Any
     angle_norm: str
     onto: Tensor | None
 
@@ -232,9 +232,7 @@ class Mixing(NamedTuple):
     @property
     def one_turn(self) -> bool:
         """Whether nothing turns, or every slot has its own code and all share one Q."""
-        if self.rotation is None or self.up is None:
-            return True
-        return self.up.dim() == 2 and self.rotation.shape[1] == self.weights.shape[1]
+        return not self.turns or (self.up.dim() == 2 and self.rotation.shape[1] == self.weights.shape[1])
 
     @property
     def expands_few(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from radargate.ops import cpp as fused
+from radargate.ops import cpp
 from radargate.ops.by_slot import chosen_mask, owners
 from radargate.ops.low_rank import codes, merged
 
@@ -34,9 +34,9 @@ def chosen_codes(x: Tensor, A: Tensor, scale: Tensor, ranks: Sequence[int], indi
     if indices is None or indices.shape[-1] == len(ranks):
         return codes(x, A, scale)
     learns = torch.is_grad_enabled() and (A.requires_grad or scale.requires_grad)
-    if not learns and fused.applies(x, A, scale, indices=indices):
+    if not learns and cpp.applies(x, A, scale, indices=indices):
         flat = indices.reshape(-1, indices.shape[-1])
-        return fused.chosen_codes(x.reshape(-1, x.shape[-1]), A, scale, ranks, flat).view(*x.shape[:-1], A.shape[0])
+        return cpp.chosen_codes(x.reshape(-1, x.shape[-1]), A, scale, ranks, flat).view(*x.shape[:-1], A.shape[0])
     return codes(x, A, scale) * chosen_mask(owners(ranks, x.device), indices).to(x.dtype)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from radargate.ops import shared_basis as dense
+from radargate.ops import shared_basis
 from radargate.ops.by_slot import expand, owners
 from radargate.ops.recompute import recompute
 from radargate.ops.reference import EPS
@@ -29,7 +29,7 @@ def expert_logits(h: Tensor, B: Tensor, ranks: Sequence[int] | None, theta: Tens
     Source: App. B.2.
     """
     if ranks is None:
-        return dense.expert_logits(h, B, theta, norm)
+        return shared_basis.expert_logits(h, B, theta, norm)
     n, d, owner = len(ranks), B.shape[-1], owners(ranks, h.device)
     blocks = theta.view(n, d, -1)
     folded = torch.cat([b @ blocks[i] for i, b in enumerate(B.split(list(ranks)))])
@@ -61,7 +61,7 @@ def rotated_logits(
     Source: the paper's Introduction and App. C.2.
     """
     if ranks is None:
-        return dense.rotated_logits(h, B, theta, rotation, up, angle_norm, norm)
+        return shared_basis.rotated_logits(h, B, theta, rotation, up, angle_norm, norm)
     shape, h, owner = h.shape[:-1], h.reshape(-1, h.shape[-1]), owners(ranks, h.device)
     n, d = len(ranks), B.shape[-1]
     rotation = rotation.reshape(h.shape[0], *rotation.shape[-2:])
@@ -77,13 +77,13 @@ def rotated_logits(
             )
 
         parts.append(recompute(part, h, B, code, up, theta))
-    return dense.normalised(torch.stack(parts).sum(0), theta, n * d, norm).view(*shape, n)
+    return shared_basis.normalised(torch.stack(parts).sum(0), theta, n * d, norm).view(*shape, n)
 
 
 def expert_norms(h: Tensor, B: Tensor, ranks: Sequence[int] | None) -> Tensor:
     """‖v_i‖ of every expert from codes and the diagonal blocks of G: [..., n]."""
     if ranks is None:
-        return dense.expert_norms(h, B)
+        return shared_basis.expert_norms(h, B)
     squares = [
         ((part @ (block @ block.T)) * part).sum(-1).clamp(min=0)
         for part, block in zip(h.split(list(ranks), -1), B.split(list(ranks)), strict=True)

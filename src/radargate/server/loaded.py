@@ -12,11 +12,12 @@ from transformers import PreTrainedModel
 from radargate.base_models.loading import base_name, load_tokenizer, straighten_head
 from radargate.composition.composing import load, radar_config, read_config
 from radargate.composition.config import RadarConfig
-from radargate.composition.layer import active_multipliers, check_factors
+from radargate.composition.layer import check_factors
 from radargate.data.prompts import encode_to_answer, render_messages
 from radargate.errors import BundleError, OptionError
 from radargate.explorer.files import Trace
 from radargate.explorer.trace import trace
+from radargate.gates.call_state import current
 
 Mask = tuple[tuple[str, float], ...]
 
@@ -120,11 +121,8 @@ class LoadedBundles:
 @contextmanager
 def masked(mask: Mask) -> Iterator[None]:
     """Expert factors for the calls inside, checked before by `LoadedBundles.mask`; `radargate.using` would check each call."""
-    token = active_multipliers.set(dict(mask) if mask else None)
-    try:
+    with current.block(experts=dict(mask) if mask else None):
         yield
-    finally:
-        active_multipliers.reset(token)
 
 
 def _check_same_base(name: str, source: str, first: RadarConfig) -> None:

@@ -14,6 +14,7 @@ class LoRAGate(StretchGate):
     """Control: stretch plus one small LoRA of its own, with as many parameters as radar's rotation (it starts at 0)."""
 
     role = "control"
+    beside_weights = ("rotation_lora_A", "rotation_lora_B")
 
     Options = MatchedOptions
 

@@ -21,6 +21,7 @@ class MultiplicativeGate(StretchGate):
     """
 
     role = "control"
+    beside_weights = ("rotation_down", "rotation_up")
 
     Options = MatchedOptions
 

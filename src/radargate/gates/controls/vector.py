@@ -13,6 +13,7 @@ class VectorGate(StretchGate):
     """Control: stretch plus one learned output vector, the same for every token (it starts at 0)."""
 
     role = "control"
+    beside_weights = ("rotation_vector",)
 
     def __init__(self, site: GateSite, options: StretchOptions) -> None:
         super().__init__(site, options)

@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from radargate.errors import OptionError
-from radargate.gates.router.running_text import TextSoFar, carry, text_so_far
+from radargate.gates.call_state import current
+from radargate.gates.router.running_text import TextSoFar, carry
 
 _HANDLES = "_radargate_text_hooks"
 _KEY = "radargate_text"  # of an encoder's outputs, whose rows generation repeats for beams
@@ -92,19 +93,19 @@ def _begin(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
     ):
         fault = "would mix texts that are packed into one row. Give each a row of its own, with padding."
     text = TextSoFar(mask, past, cache, fault)
-    text.token = text_so_far.set(text)
+    text.token = current.open(text=text)
     if given.get("inputs_embeds") is not None:
         text.read(given["inputs_embeds"])
 
 
 def _embedded(embedding: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-    text = text_so_far.get()
+    text = current.get().text
     if text is not None and text.sums is None and text.listens:
         text.read(output)
 
 
 def _end(stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    text = text_so_far.get()
+    text = current.get().text
     if text is None or text.token is None:
         return
     # some models fill the cache that they are given, and return none
@@ -117,7 +118,7 @@ def _end(stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
 def _close(text: TextSoFar) -> None:
     """End a text's call; without token and cache, as layers remember the text while they train, and are copied."""
     if text.token is not None:
-        text_so_far.reset(text.token)
+        current.close(text.token)
     text.token = text.cache = None
 
 
@@ -131,11 +132,8 @@ def reading(base: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | N
         yield
         return
     begins = kwargs is not None and base.config.is_encoder_decoder
-    token = text_so_far.set(_text_of(_named(base, args, kwargs or {})) if begins else None)
-    try:
+    with current.block(text=_text_of(_named(base, args, kwargs or {})) if begins else None):
         yield
-    finally:
-        text_so_far.reset(token)
 
 
 def _text_of(given: Mapping[str, Any]) -> TextSoFar:
@@ -155,20 +153,20 @@ def _text_of(given: Mapping[str, Any]) -> TextSoFar:
 
 def _model_begins(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     text = _text_of(_named(base, args, kwargs))
-    text.token = text_so_far.set(text)
+    text.token = current.open(text=text)
 
 
 def _model_ends(base: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    text = text_so_far.get()
+    text = current.get().text
     if text is not None:
         _close(text)
 
 
 def _encoder_begins(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    text, given = text_so_far.get(), _named(stack, args, kwargs)
+    text, given = current.get().text, _named(stack, args, kwargs)
     if text is None or not text.whole or text.sums is not None or text.fault:  # generation calls the encoder on its own
         text = TextSoFar(None, None, whole=True, alone=True)
-        text.token = text_so_far.set(text)
+        text.token = current.open(text=text)
     text.listens = True
     mask = given.get("attention_mask")
     if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
@@ -179,7 +177,7 @@ def _encoder_begins(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _encoder_ends(stack: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-    text = text_so_far.get()
+    text = current.get().text
     if text is None:
         return output
     text.listens = False

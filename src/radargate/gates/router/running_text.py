@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from radargate.errors import OptionError, RadarGateError
-from radargate.gates.call_state import PerCall
+from radargate.gates.call_state import CallState
 
 
 @dataclass(eq=False)
@@ -38,7 +38,7 @@ class TextSoFar:
     whole: bool = False
     alone: bool = field(default=False, repr=False)
     listens: bool = field(default=True, repr=False)
-    token: Token[TextSoFar | None] | None = field(default=None, repr=False)
+    token: Token[CallState] | None = field(default=None, repr=False)
     _said: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -63,10 +63,6 @@ class TextSoFar:
         if self.whole:
             sums = sums[:, -1:]
         self.sums = sums if self.past is None else sums + self.past[:, None]
-
-
-# of the call in progress; None outside of one, and where no composition has a router
-text_so_far: PerCall[TextSoFar] = PerCall("radargate_text")
 
 
 def summed(embedded: Tensor, mask: Tensor | None = None) -> Tensor:
