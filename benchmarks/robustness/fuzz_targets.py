@@ -146,7 +146,7 @@ def _adapter(folder: Path) -> Callable[[], None]:
         adapter = read_adapter("fuzzed", folder)
         check_fit(adapter, shapes)
         for site in adapter.sites:
-            adapter.load(site)
+            adapter.read(site)
 
     return read
 

@@ -18,10 +18,14 @@ import radargate
 from conftest import RANKS, make_adapter
 from radargate.cli import main
 from radargate.errors import AdapterError, InactiveExpertError, RadarGateError
+from radargate.experts import files
 from radargate.experts.adapters import base_sites, read_adapter
 from radargate.experts.bank import load_bank, write_expert
 from radargate.experts.doctor import examine
-from radargate.experts.files import read_header
+from radargate.experts.files import WeightsFile
+from radargate.io import records
+from radargate.training.gates import train_gates
+from radargate.training.options import GateTraining
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -315,4 +319,20 @@ def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path):
         if path.read_bytes()[:1] == b"\x80":
             break
     assert path.read_bytes()[:1] == b"\x80"
-    assert list(read_header(path)) == ["base_model.model.a.lora_A.weight"]
+    assert list(WeightsFile(path).tensors) == ["base_model.model.a.lora_A.weight"]
+
+
+def test_training_opens_each_adapter_file_once(zoo, tasks, tmp_path, monkeypatch):
+    opened: list[str] = []
+
+    def noting(path, *args, **kwargs):
+        opened.append(str(path))
+        return open(path, *args, **kwargs)
+
+    for module in (files, records):
+        monkeypatch.setattr(module, "open", noting, raising=False)
+    adapters = zoo["llama"]["adapters"]
+    options = GateTraining(steps=1, batch_size=2)
+    train_gates(str(zoo["llama"]["base"]), adapters, str(tasks), tmp_path / "bundle", options)
+    for folder in adapters.values():
+        assert opened.count(str(folder / WEIGHTS)) == 1

@@ -175,7 +175,7 @@ def literal_residuals(model, tokenizer, by_task, adapter):
         if layer.site not in adapter.sites:
             return
         x = args[0]
-        A, B = adapter.load(layer.site)
+        A, B = adapter.read(layer.site)
         u = output - layer.base_layer(x)
         missing = u - adapter.sites[layer.site].scale * x @ A.T @ B.T
         pair = sums.setdefault(layer.site, [0.0, 0.0])
@@ -335,7 +335,7 @@ def test_a_gguf_adapter_holds_the_same_numbers(zoo, load_tiny, tmp_path):
             a, b = (tensors.pop(f"blk.{layer}.{sites[part]}.weight.lora_{side}") for side in "ab")
             if part == "self_attn.q_proj":  # back, as transformers reads llama.cpp's files
                 b = LlamaTensorProcessor()._reverse_permute_weights(b, 4, 4)
-            A, B = adapter.load(site)
+            A, B = adapter.read(site)
             assert a.shape == tuple(A.shape) and b.shape == tuple(B.shape)
             scaled = alpha / a.shape[0] * torch.tensor(b @ a)  # as llama.cpp scales each site
             torch.testing.assert_close(scaled, adapter.sites[site].scale * B @ A, rtol=1e-4, atol=1e-5)

@@ -44,7 +44,7 @@ def factors(adapters):
     for name, folder in adapters.items():
         adapter = read_adapter(name, folder)
         for site, tensors in adapter.sites.items():
-            A, B = adapter.load(site)
+            A, B = adapter.read(site)
             table.setdefault(site, {})[name] = (A.double(), B.double(), tensors.scale)
     return table
 

@@ -61,6 +61,8 @@ class OMoE(Architecture):
 
     def settle(self, codes: Codes, weights: Tensor, indices: Tensor | None) -> Codes:
         """Orthogonal codes where order or choice depends on the weights."""
+        if not self.settles:
+            return codes
         options, n = self.options, len(self.ranks)
         spread = dense_weights(weights.detach(), indices, n)
         order = spread.sort(dim=-1, descending=True, stable=True).indices if options.order == "weight" else None

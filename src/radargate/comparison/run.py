@@ -190,7 +190,7 @@ def _open(
     rows = [row for task_rows in train.values() for row in task_rows]
     encoded = encode_rows(rows, tokenizer, training, encoder_decoder=seq2seq)
     hashes = {
-        architecture: {name: read_adapter(name, folder).sha256() for name, folder in folders.items()}
+        architecture: {name: read_adapter(name, folder).file.sha256 for name, folder in folders.items()}
         for architecture, folders in own.items()
     }
     conditions = {

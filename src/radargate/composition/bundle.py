@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from radargate.base_models.loading import fingerprint
 from radargate.errors import AdapterError, BundleError, shown
 from radargate.experts.adapters import locate
-from radargate.experts.files import CONFIG_FILE, WEIGHTS_FILE, check_inside, read_header, read_json, weights_file
+from radargate.experts.files import CONFIG_FILE, WEIGHTS_FILE, WeightsFile, check_inside, read_json, weights_file
 from radargate.io.records import content_hash, file_hash, provenance, write_atomic
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def check_files(folder: Path) -> dict[str, Any]:
     """
     try:
         config = read_json(folder / CONFIG_FILE, MAX_BYTES)
-        read_header(weights_file(folder))
+        WeightsFile(weights_file(folder))
     except AdapterError as error:
         raise BundleError(str(error)) from error
     if config.get("peft_type") != "RADAR":

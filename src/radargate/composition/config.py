@@ -16,7 +16,7 @@ from radargate.composition.bundle import write_card, write_lock
 from radargate.composition.registration import RADAR
 from radargate.errors import BundleError, OptionError, shown
 from radargate.experts.bank import check_equal_ranks
-from radargate.experts.files import DTYPE_BYTES, MAX_RANK
+from radargate.experts.files import DTYPES, MAX_RANK
 from radargate.gates import GATES
 from radargate.gates.base import make_options
 from radargate.gates.rules import RULES
@@ -169,7 +169,7 @@ def _entry_fault(entry: Any, experts: int) -> str | None:
     if len(scales) != len(here) or not all(type(s) in (int, float) and abs(s) < math.inf for s in scales):
         return f"scales = {shown(scales, 60)}"
     pairs = [tuple(pair) if isinstance(pair, (list, tuple)) else () for pair in dtypes]
-    if len(pairs) != len(here) or not all(len(p) == 2 and all(d in list(DTYPE_BYTES) for d in p) for p in pairs):
+    if len(pairs) != len(here) or not all(len(p) == 2 and all(d in list(DTYPES) for d in p) for p in pairs):
         return f"dtypes = {shown(dtypes, 60)}"
     if len(shape) != 2 or not all(whole(side, 1, 1 << 31) for side in shape):
         return f"shape = {shown(shape, 60)}"

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from radargate.errors import AdapterError, InactiveExpertError, shown
@@ -19,12 +16,11 @@ from radargate.experts.files import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     TensorInfo,
-    read_header,
+    WeightsFile,
     read_json,
     weights_file,
 )
 from radargate.experts.lora_config import PlainLora, plain_lora
-from radargate.io.records import file_hash
 
 MAX_VALUE = 1e4  # trained A and B stay below 10; float16 ends at 65,504
 _TENSOR = re.compile(r"(?:base_model\.model\.)?(?P<site>.+)\.lora_(?P<side>[AB])\.weight")
@@ -51,50 +47,29 @@ class SiteTensors:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter whose header and config were checked; no tensor data is in memory.
+    """An adapter whose header and config were checked; its file is opened once, and no tensor is in memory.
 
     Attributes:
         name: what the user calls it.
         source: folder or Hub id, as it was given.
-        folder: where it is.
+        file: its weights.
         config: its adapter_config.json.
         sites: site name → shapes, rank and scale.
     """
 
     name: str
     source: str
-    folder: Path
+    file: WeightsFile
     config: dict[str, Any]
     sites: dict[str, SiteTensors]
 
-    def load(self, site: str) -> tuple[Tensor, Tensor]:
-        """Read A [r, d_in] and B [d_out, r] of one site, in the file's dtype.
+    def read(self, site: str) -> tuple[Tensor, Tensor]:
+        """A [r, d_in] and B [d_out, r] of one site, in the file's dtype.
 
         Raises:
-            AdapterError: a value is not finite or absurdly large, or the file cannot be read.
+            AdapterError: a value is not finite or absurdly large.
         """
-        with self.opened() as file:
-            return self.read(file, site)
-
-    @contextlib.contextmanager
-    def opened(self) -> Iterator[Any]:
-        """The weights file, for `read`.
-
-        Raises:
-            AdapterError: it cannot be read.
-        """
-        try:
-            with safe_open(self.folder / WEIGHTS_FILE, "pt") as file:
-                yield file
-        except (SafetensorError, OSError) as error:
-            raise AdapterError(
-                f"adapter {self.name!r}: {self.folder / WEIGHTS_FILE} cannot be read ({shown(str(error))}). "
-                "Download it again, or save it again with PEFT."
-            ) from error
-
-    def read(self, file: Any, site: str) -> tuple[Tensor, Tensor]:
-        """As `load`, from the `opened` file."""
-        A, B = (file.get_tensor(f"{self.sites[site].prefix}{site}.lora_{side}.weight") for side in "AB")
+        A, B = (self.file.tensor(f"{self.sites[site].prefix}{site}.lora_{side}.weight") for side in "AB")
         for side, tensor in (("A", A), ("B", B)):
             if not bool(torch.isfinite(tensor).all()):
                 raise AdapterError(
@@ -108,14 +83,6 @@ class Adapter:
                     f"trained LoRA are far below {MAX_VALUE:g}. Train it again, or download it again."
                 )
         return A, B
-
-    def sha256(self) -> str:
-        """Hash of the weights file, taken once."""
-        return self._hash
-
-    @functools.cached_property
-    def _hash(self) -> str:
-        return file_hash(self.folder / WEIGHTS_FILE)
 
 
 def locate(source: str | Path, also: Sequence[str] = ()) -> Path:
@@ -159,11 +126,11 @@ def read_adapter(name: str, source: str | Path | Adapter) -> Adapter:
         folder = locate(source)
         config = read_json(folder / CONFIG_FILE)
         plain = plain_lora(config)
-        header = read_header(weights_file(folder))
-        sites = _sites(plain, header)
+        file = WeightsFile(weights_file(folder))
+        sites = _sites(plain, file.tensors)
     except AdapterError as error:
         raise AdapterError(f"adapter {name!r}: {error}") from error
-    return Adapter(name, str(source), folder, config, sites)
+    return Adapter(name, str(source), file, config, sites)
 
 
 def base_sites(model: nn.Module) -> dict[str, SiteShape]:

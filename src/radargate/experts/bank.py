@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,9 +15,7 @@ from torch import Tensor, nn
 
 from radargate.errors import AdapterError, InactiveExpertError
 from radargate.experts.adapters import Adapter, base_sites, check_fit, read_adapter
-from radargate.experts.files import CONFIG_FILE, WEIGHTS_FILE
-
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+from radargate.experts.files import CONFIG_FILE, DTYPES, WEIGHTS_FILE
 
 
 @dataclass(frozen=True)
@@ -93,12 +90,10 @@ def load_bank(
         read.append(adapter)
     sites: dict[str, SiteBank] = {}
     active: set[int] = set()
-    with contextlib.ExitStack() as opened:
-        files = [opened.enter_context(adapter.opened()) for adapter in read]
-        for site in shapes:
-            present = [(i, adapter) for i, adapter in enumerate(read) if site in adapter.sites]
-            if present:
-                sites[site] = _site_bank(site, present, files, active)
+    for site in shapes:
+        present = [(i, adapter) for i, adapter in enumerate(read) if site in adapter.sites]
+        if present:
+            sites[site] = _site_bank(site, present, active)
     for index, adapter in enumerate(read):
         if index not in active and not allow_inactive:
             raise InactiveExpertError(
@@ -112,7 +107,7 @@ def load_bank(
         facts={
             adapter.name: {
                 "source": adapter.source,
-                "sha256": adapter.sha256(),
+                "sha256": adapter.file.sha256,
                 "prefix": next(iter(adapter.sites.values())).prefix,
             }
             for adapter in read
@@ -144,12 +139,12 @@ def check_equal_ranks(gate: str, ranks: Mapping[str, Mapping[str, int]]) -> None
             )
 
 
-def _site_bank(site: str, present: Sequence[tuple[int, Adapter]], files: Sequence[Any], active: set[int]) -> SiteBank:
+def _site_bank(site: str, present: Sequence[tuple[int, Adapter]], active: set[int]) -> SiteBank:
     dtypes = [(adapter.sites[site].A.dtype, adapter.sites[site].B.dtype) for _, adapter in present]
     widest = widest_dtype(dtypes)
     A, B = [], []
     for index, adapter in present:
-        a, b = adapter.read(files[index], site)
+        a, b = adapter.read(site)
         if bool(b.any()) and bool(a.any()):
             active.add(index)
         A.append(a.to(widest))
@@ -166,7 +161,7 @@ def _site_bank(site: str, present: Sequence[tuple[int, Adapter]], files: Sequenc
 
 def widest_dtype(dtypes: Iterable[Iterable[str]]) -> torch.dtype:
     """The narrowest dtype that holds every given one exactly, from safetensors' names of A's and B's."""
-    return functools.reduce(torch.promote_types, (_DTYPES[name] for pair in dtypes for name in pair))
+    return functools.reduce(torch.promote_types, (DTYPES[name] for pair in dtypes for name in pair))
 
 
 def write_expert(bank: ExpertBank, name: str, folder: str | Path) -> None:
@@ -187,7 +182,7 @@ def write_expert(bank: ExpertBank, name: str, folder: str | Path) -> None:
         if index in here.experts:
             position = here.experts.index(index)
             for side, block, dtype in zip("AB", here.factors(position), here.dtypes[position], strict=True):
-                rows = block.to("cpu", _DTYPES[dtype])
+                rows = block.to("cpu", DTYPES[dtype])
                 tensors[f"{prefix}{site}.lora_{side}.weight"] = (rows if side == "A" else rows.T).contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})

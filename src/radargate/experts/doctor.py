@@ -121,7 +121,7 @@ def effect(model: PreTrainedModel, adapter: Adapter) -> float:
     hooks = []
     modules = dict(model.named_modules())
     for site, tensors in adapter.sites.items():
-        A, B = (t.to(model.device, torch.float32) for t in adapter.load(site))
+        A, B = (t.to(model.device, torch.float32) for t in adapter.read(site))
 
         def add(
             _: nn.Module, args: tuple[Any, ...], y: torch.Tensor, A: Any = A, B: Any = B, s: float = tensors.scale
@@ -166,7 +166,7 @@ def _describe(result: Diagnosis, adapter: Adapter) -> None:
     result.modules = sorted({site.rsplit(".", 1)[-1] for site in adapter.sites})
     norms = []
     for site, tensors in adapter.sites.items():
-        A, B = (t.float() for t in adapter.load(site))
+        A, B = (t.float() for t in adapter.read(site))
         norms.append(tensors.scale * float(((B.T @ B) * (A @ A.T)).sum().clamp(min=0).sqrt()))
     result.update_norm = sum(norms) / len(norms)
     if not any(norms):

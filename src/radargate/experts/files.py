@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
+import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from radargate.errors import AdapterError, shown
 
@@ -17,7 +23,7 @@ MAX_NAME = 500
 MAX_RANK = 8_192
 MAX_FILE_BYTES = 64 << 30
 MAX_DEPTH = 32
-DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PICKLED = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
 
@@ -28,6 +34,7 @@ class TensorInfo:
 
     dtype: str
     shape: tuple[int, ...]
+    span: tuple[int, int] = (0, 0)
 
 
 def read_json(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
@@ -111,29 +118,54 @@ def weights_file(folder: Path) -> Path:
     raise AdapterError(f"{folder} has no {WEIGHTS_FILE}. Re-download the adapter, or save it again with PEFT.")
 
 
-def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Read and check a safetensors header without touching the data.
+class WeightsFile:
+    """A safetensors file from a stranger, opened once: its checked header, its hash and its tensors.
 
     Offsets must cover the data exactly, in order and without overlap; shape times dtype must equal bytes.
 
+    Attributes:
+        path: where it is.
+        tensors: name → dtype, shape and place.
+
     Raises:
-        AdapterError: anything else; the file and the fault are named.
+        AdapterError: it is anything else; the file and the fault are named.
     """
-    raw, data = _header_bytes(path)
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._map, raw = _mapped(path)
+        self._data = 8 + len(raw)
+        self.tensors = _checked(path, raw, len(self._map) - self._data)
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Hash of the whole file, in hexadecimal."""
+        return hashlib.sha256(self._map).hexdigest()
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, in the file's dtype."""
+        info = self.tensors[name]
+        start, end = (self._data + place for place in info.span)
+        dtype = DTYPES[info.dtype]
+        if start == end:
+            return torch.empty(info.shape, dtype=dtype)
+        return torch.frombuffer(bytearray(self._map[start:end]), dtype=dtype).view(info.shape)
+
+
+def _checked(path: Path, raw: bytes, data: int) -> dict[str, TensorInfo]:
+    """The tensors that a header describes, if they are all there is in so many bytes of data."""
     header = parse_json(raw, f"{path}: the header")
     if not isinstance(header, dict) or len(header) > MAX_TENSORS:
         raise AdapterError(
             f"{path}: the header is not a table of at most {MAX_TENSORS:,} tensors. It is no LoRA adapter; "
             "download it again."
         )
-    header.pop("__metadata__", None)
-    spans: list[tuple[int, int, str]] = []
-    tensors: dict[str, TensorInfo] = {}
-    for name, info in header.items():
-        tensors[name], span = _tensor_info(path, name, info)
-        spans.append((*span, name))
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise AdapterError(f"{path} cannot be read: its metadata is no table of text. Download it again.")
+    tensors = {name: _tensor_info(path, name, info) for name, info in header.items()}
     position = 0
-    for begin, end, name in sorted(spans):
+    for (begin, end), name in sorted((info.span, name) for name, info in tensors.items()):
         if begin != position:
             raise AdapterError(
                 f"{path}: tensor {shown(name)} starts at byte {begin}, expected {position}. Download it again."
@@ -147,8 +179,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _header_bytes(path: Path) -> tuple[bytes, int]:
-    """The header's bytes, few enough to be decoded, and the number of bytes of data behind them."""
+def _mapped(path: Path) -> tuple[mmap.mmap, bytes]:
+    """The file in memory, and its header's bytes, few enough to be decoded."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, 2)
@@ -170,20 +202,21 @@ def _header_bytes(path: Path) -> tuple[bytes, int]:
                 )
             if length > size - 8:
                 raise AdapterError(f"{path} is cut off inside its header. Download it again.")
-            file.seek(8)
-            raw = file.read(length)
-    except OSError as error:
-        raise AdapterError(f"{path} cannot be read ({error.strerror}). Give yourself access to it.") from error
+            whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise AdapterError(f"{path} cannot be read ({reason}). Give yourself access to it.") from error
+    raw = whole[8 : 8 + length]
     # an honest entry has about 12 of these; a header of nothing else would need gigabytes once it is decoded
     if sum(raw.count(mark) for mark in (b"{", b"[", b":", b",")) > 16 * MAX_TENSORS:
         raise AdapterError(
             f"{path}: the header of {length:,} bytes describes more than {MAX_TENSORS:,} tensors. It is no LoRA "
             "adapter, or it is damaged; download it again."
         )
-    return raw, size - 8 - length
+    return whole, raw
 
 
-def _tensor_info(path: Path, name: str, info: Any) -> tuple[TensorInfo, tuple[int, int]]:
+def _tensor_info(path: Path, name: str, info: Any) -> TensorInfo:
     def whole(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_FILE_BYTES
 
@@ -192,28 +225,33 @@ def _tensor_info(path: Path, name: str, info: Any) -> tuple[TensorInfo, tuple[in
             f"{path}: a tensor's name has {len(name):,} characters ({shown(name, 40)}), the limit is {MAX_NAME}. "
             "It is no LoRA adapter; download it again."
         )
-    tensor = f"{path}: tensor {shown(name)}"
+
+    def tensor() -> str:
+        return f"{path}: tensor {shown(name)}"
+
     if not isinstance(info, dict):
-        raise AdapterError(f"{tensor} is not described by an object. Download it again.")
+        raise AdapterError(f"{tensor()} is not described by an object. Download it again.")
     dtype, shape, span = info.get("dtype"), info.get("shape"), info.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise AdapterError(
-            f"{tensor} has dtype {shown(dtype, 20)!r}, expected one of {', '.join(DTYPE_BYTES)}. "
+            f"{tensor()} has dtype {shown(dtype, 20)!r}, expected one of {', '.join(DTYPES)}. "
             "Save it again in one of them."
         )
     if not isinstance(shape, list) or len(shape) > 8 or not all(whole(s) for s in shape):
-        raise AdapterError(f"{tensor} has shape {shown(shape, 60)}, expected up to 8 whole numbers. Download it again.")
+        raise AdapterError(
+            f"{tensor()} has shape {shown(shape, 60)}, expected up to 8 whole numbers. Download it again."
+        )
     if not isinstance(span, list) or len(span) != 2 or not all(whole(s) for s in span):
-        raise AdapterError(f"{tensor} has no valid data_offsets. Download it again.")
+        raise AdapterError(f"{tensor()} has no valid data_offsets. Download it again.")
     count = 1
     for side in shape:
         count *= side
-    if span[1] - span[0] != count * DTYPE_BYTES[dtype]:
+    if span[1] - span[0] != count * DTYPES[dtype].itemsize:
         raise AdapterError(
-            f"{tensor} of shape {shape} and dtype {dtype} needs {count * DTYPE_BYTES[dtype]:,} bytes, "
+            f"{tensor()} of shape {shape} and dtype {dtype} needs {count * DTYPES[dtype].itemsize:,} bytes, "
             f"its offsets give {span[1] - span[0]:,}. Download it again."
         )
-    return TensorInfo(dtype, tuple(shape)), (span[0], span[1])
+    return TensorInfo(dtype, tuple(shape), (span[0], span[1]))
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def write_gguf(adapter: str | Path, file: str | Path, config: Any) -> None:
             writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
             writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
             for site, name in names.items():
-                A, B = read.load(site)
+                A, B = read.read(site)
                 B = B.double() * (read.sites[site].scale * read.sites[site].rank / alpha)
                 if KNOWN[text.model_type] == "llama":
                     B = interleaved(B, _heads(name, text))

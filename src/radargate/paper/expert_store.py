@@ -57,7 +57,7 @@ class ExpertStore:
     def hashes(self, base: str, tasks: Sequence[str], architecture: str) -> dict[str, str]:
         """Task → hash of its given adapter, or of all that determines the one that will be trained."""
         if self.given is not None:
-            return {task: read_adapter(task, self.given / task).sha256() for task in tasks}
+            return {task: read_adapter(task, self.given / task).file.sha256 for task in tasks}
         made = content_hash(
             [asdict(self.recipe), self.material.source_hash, self.dtypes.get(base), self._shared(tasks, architecture)]
         )

@@ -35,7 +35,7 @@ def measure_hull(model: Any, cell: Cell, grid: Grid) -> dict[str, Any]:
         ``hull`` can be from the best at most).
     """
     (wanted,) = (read_adapter(name, folder) for name, folder in grid.adapters[LEFT_OUT].items())
-    factors = {site: tuple(part.float() for part in wanted.load(site)) for site in wanted.sites}
+    factors = {site: tuple(part.float() for part in wanted.read(site)) for site in wanted.sites}
     found: dict[str, list[dict[str, Tensor]]] = {}
 
     def look(layer: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def train_gates(
             "dtype": known,
             "gate_only": gate_only,
             "data_hash": rows_hash(rows),
-            "experts": {name: adapter.sha256() for name, adapter in read.items()},
+            "experts": {name: adapter.file.sha256 for name, adapter in read.items()},
         }
         if folder.claim(run, resume):
             return folder.read()
