@@ -124,7 +124,11 @@ class RadarModel(BaseTuner):
             )
         watch(base)
         if adapter_name not in self._routers:
-            self._routers[adapter_name] = TextRouter(len(config.experts), embeddings(base).embedding_dim)
+            router = TextRouter(len(config.experts), embeddings(base).embedding_dim)
+            for name, other in self._routers.items():  # TRL makes its reference this way and copies parameters only
+                if self.peft_config[name].experts == config.experts:
+                    router.take_texts(other)
+            self._routers[adapter_name] = router
         return self._routers[adapter_name]
 
     def unload(self) -> nn.Module:

@@ -34,6 +34,8 @@ def routers_of(model: PeftModel) -> list[TextRouter]:
 def describe_texts(model: PeftModel, texts: Sequence[Sequence[int]]) -> None:
     """Tell the router of a composition (``router="text"``) how the texts look that its gates will learn from.
 
+    It reaches the active composition and those that know no texts yet, such as the reference that TRL keeps as a second one.
+
     Args:
         model: a composed model, before it is trained.
         texts: token ids of training prompts, as the model will read them.
@@ -52,7 +54,8 @@ def describe_texts(model: PeftModel, texts: Sequence[Sequence[int]]) -> None:
     weight = weight.full_tensor() if isinstance(weight, DTensor) else weight
     chosen = texts[:: -(-len(texts) // MOST_TEXTS)]
     sums = torch.stack([_last(F.embedding(torch.tensor([list(ids)], device=weight.device), weight)) for ids in chosen])
-    for router in routers:
+    others = {router for layer in radar_layers(model) for router in layer.routers.values() if not router.text_spread > 0}
+    for router in {*routers, *others}:
         router.describe(sums)
 
 

@@ -51,6 +51,12 @@ class TextRouter(nn.Module):
         self.text_mean.copy_(mean)
         self.text_spread.copy_(spread)
 
+    @torch.no_grad()
+    def take_texts(self, other: TextRouter) -> None:
+        """Take μ and σ from another composition's router."""
+        self.text_mean.copy_(other.text_mean)
+        self.text_spread.copy_(other.text_spread)
+
     def forward(self, sums: Tensor) -> Tensor:
         """Log-weights [..., N] after texts that were summed up, [..., d + 1].
 
