@@ -17,7 +17,14 @@ from radargate.architectures import ARCHITECTURES
 from radargate.base_models.loading import base_name, fingerprint, load_base
 from radargate.composition import model as _registered  # noqa: F401  (PEFT must know RADAR before any bundle is read)
 from radargate.composition.bundle import bundle_folder, check_files, check_fingerprint, read_lock
-from radargate.composition.config import DEFAULT_TOP_K, RadarConfig, check_top_k, check_works_under, gate_class, preset_options
+from radargate.composition.config import (
+    DEFAULT_TOP_K,
+    RadarConfig,
+    check_top_k,
+    check_works_under,
+    gate_class,
+    preset_options,
+)
 from radargate.composition.layer import RadarLayer, banks_come_later
 from radargate.errors import AdapterError, BundleError, RadarGateError, shown
 from radargate.experts.adapters import Adapter, base_sites

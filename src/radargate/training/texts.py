@@ -54,7 +54,9 @@ def describe_texts(model: PeftModel, texts: Sequence[Sequence[int]]) -> None:
     weight = weight.full_tensor() if isinstance(weight, DTensor) else weight
     chosen = texts[:: -(-len(texts) // MOST_TEXTS)]
     sums = torch.stack([_last(F.embedding(torch.tensor([list(ids)], device=weight.device), weight)) for ids in chosen])
-    others = {router for layer in radar_layers(model) for router in layer.routers.values() if not router.text_spread > 0}
+    others = {
+        router for layer in radar_layers(model) for router in layer.routers.values() if not router.text_spread > 0
+    }
     for router in {*routers, *others}:
         router.describe(sums)
 
