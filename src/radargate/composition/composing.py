@@ -88,6 +88,7 @@ def compose(
             base = base.unload()
         if named:
             check_top_k(top_k, len(named))
+            given = kind.check_given(given, [str(name) for name in named])
         kind.check(made, [str(name) for name in named], architecture)
         if kind.needs_equal_ranks(made) and architecture == "mole":  # hydra can make ranks equal; checked there later
             check_equal_ranks(gate, header_ranks(named))
@@ -125,6 +126,7 @@ def compose_bank(
         base_fingerprint=fingerprint(model),
         **chosen,
     )
+    given = None if given is None else gate_class(config.gate).read_given(given, model)
     composed = get_peft_model(model, config, adapter_name=adapter_name)
     radar_config(composed, adapter_name).base_model_name_or_path = base_name(model)  # PEFT put this machine's path
     _fill(composed, bank, adapter_name)

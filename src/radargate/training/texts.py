@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from peft import PeftModel
-from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from radargate.composition.composing import radar_layers
 from radargate.errors import OptionError
-from radargate.gates.router.hooks import embeddings
+from radargate.gates.router.examples import text_sums
 from radargate.gates.router.router import TextRouter
-from radargate.gates.router.running_text import summed
 
 MOST_TEXTS = 2000  # evenly chosen; a mean needs no more
 
@@ -50,16 +46,9 @@ def describe_texts(model: PeftModel, texts: Sequence[Sequence[int]]) -> None:
             "describe_texts needs a model composed with router='text', and at least one text; found "
             f"{len(routers)} routers and {len(texts)} texts."
         )
-    weight = embeddings(model.get_base_model()).weight
-    weight = weight.full_tensor() if isinstance(weight, DTensor) else weight
-    chosen = texts[:: -(-len(texts) // MOST_TEXTS)]
-    sums = torch.stack([_last(F.embedding(torch.tensor([list(ids)], device=weight.device), weight)) for ids in chosen])
+    sums = text_sums(texts[:: -(-len(texts) // MOST_TEXTS)], model.get_base_model())
     others = {
         router for layer in radar_layers(model) for router in layer.routers.values() if not router.text_spread > 0
     }
     for router in {*routers, *others}:
         router.describe(sums)
-
-
-def _last(embedded: Tensor) -> Tensor:
-    return summed(embedded)[0, -1]
