@@ -60,7 +60,10 @@ TARGETS = {
 }
 RANKS, ALPHAS, RSLORA = (4, 8, 3), (16, 16, 8), (False, False, True)
 # options that a gate or rule cannot do without, on the adapters of the zoo
-NEEDED = {"single": {"expert": "law"}}
+NEEDED = {
+    "single": {"expert": "law"},
+    "select": {"examples": {"math": [[10, 11]], "law": [[40, 41, 42]], "code": [[90, 91]]}},
+}
 
 
 @contextlib.contextmanager
@@ -226,7 +229,7 @@ def same_sites(zoo, tmp_path_factory):
 def adapters_for(tiny: dict, gate: str, options: dict | None = None) -> dict[str, Path]:
     """The zoo's adapters, of one rank where a gate or rule needs that."""
     kind = gate_class(gate)
-    options = make_options(kind, {**NEEDED.get(gate, {}), **(options or {})})
+    options = make_options(kind, kind.take({**NEEDED.get(gate, {}), **(options or {})})[0])
     return tiny["equal" if kind.needs_equal_ranks(options) else "adapters"]
 
 

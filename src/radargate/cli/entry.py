@@ -35,6 +35,7 @@ COMMANDS = (
     "explore",
     "serve",
     "export",
+    "run",
     "bench",
 )
 
@@ -42,7 +43,8 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code, 0 only on success."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    _quiet_libraries()
+    if argv[:1] != ["run"]:  # another tool's own process, with its own lines
+        _quiet_libraries()
     _show_log()
     parser = build_parser(argv)
     known: dict[str, str] = {}
@@ -112,7 +114,7 @@ def _check_command(argv: list[str]) -> None:
 
 def _check_processes(command: str) -> None:
     started = process_count()
-    if started > 1 and command != "train":
+    if started > 1 and command not in ("train", "run"):
         raise OptionError(
             f"the launcher started {started} processes, and of the commands only train shares its work among them. Start "
             f"radargate {command} without it."
@@ -122,6 +124,8 @@ def _check_processes(command: str) -> None:
 def _with_config(argv: list[str]) -> list[str]:
     """Put the flags of ``--config FILE.yaml`` before those of the command line, which so win."""
     name = None
+    if argv[:1] == ["run"]:  # the tool's own flag
+        return argv
     for index, word in enumerate(argv):
         if word == "--config" and index + 1 < len(argv):
             name = argv[index + 1]

@@ -221,6 +221,9 @@ import radargate                      # tells PEFT what this bundle is
 model = radargate.load(None, "{folder.name}")
 ```
 
+Another tool's command knows it under `radargate run`, such as
+`radargate run lm_eval --model hf --model_args pretrained=BASE,peft={folder.name} --tasks piqa`.
+
 | expert | source | sha256 |
 |---|---|---|
 {experts}

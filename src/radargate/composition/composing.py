@@ -17,7 +17,14 @@ from radargate.architectures import ARCHITECTURES
 from radargate.base_models.loading import base_name, fingerprint, load_base
 from radargate.composition import model as _registered  # noqa: F401  (PEFT must know RADAR before any bundle is read)
 from radargate.composition.bundle import bundle_folder, check_files, check_fingerprint, read_lock
-from radargate.composition.config import RadarConfig, check_top_k, check_works_under, gate_class, preset_options
+from radargate.composition.config import (
+    DEFAULT_TOP_K,
+    RadarConfig,
+    check_top_k,
+    check_works_under,
+    gate_class,
+    preset_options,
+)
 from radargate.composition.layer import RadarLayer, banks_come_later
 from radargate.errors import AdapterError, BundleError, RadarGateError, shown
 from radargate.experts.adapters import Adapter, base_sites
@@ -32,7 +39,7 @@ def compose(
     architecture: str = "mole",
     architecture_options: Mapping[str, Any] | None = None,
     gate: str = "radar",
-    top_k: int | None = 2,
+    top_k: int | None = DEFAULT_TOP_K,
     preset: str | None = None,
     seed: int = 0,
     allow_inactive: bool = False,
@@ -49,7 +56,7 @@ def compose(
         architecture: how experts share A and B; see `radargate.architectures.ARCHITECTURES`.
         architecture_options: its options.
         gate: gate or rule; see `radargate.gates.GATES` and `radargate.gates.rules.RULES`.
-        top_k: experts kept per token (fewer where a site has fewer); None keeps all.
+        top_k: experts kept per token, at most 2 by default (fewer where a site has fewer); None keeps all.
         preset: ``"paper"`` for the printed form of the gate.
         seed: of the gates' initial values.
         allow_inactive: accept an expert that changes nothing.
@@ -81,6 +88,7 @@ def compose(
             base = base.unload()
         if named:
             check_top_k(top_k, len(named))
+            given = kind.check_given(given, [str(name) for name in named])
         kind.check(made, [str(name) for name in named], architecture)
         if kind.needs_equal_ranks(made) and architecture == "mole":  # hydra can make ranks equal; checked there later
             check_equal_ranks(gate, header_ranks(named))
@@ -118,6 +126,7 @@ def compose_bank(
         base_fingerprint=fingerprint(model),
         **chosen,
     )
+    given = None if given is None else gate_class(config.gate).read_given(given, model)
     composed = get_peft_model(model, config, adapter_name=adapter_name)
     radar_config(composed, adapter_name).base_model_name_or_path = base_name(model)  # PEFT put this machine's path
     _fill(composed, bank, adapter_name)

@@ -27,6 +27,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"angle_norm": "none"},
 }
 
+DEFAULT_TOP_K = 2
 _DAMAGED = "It is damaged, or no bundle; download it again or compose anew."
 
 
@@ -44,7 +45,7 @@ class RadarConfig(PeftConfig):
     )
     gate: str = field(default="radar", metadata={"help": "Gate or rule that weighs and turns experts."})
     gate_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "Options of the gate."})
-    top_k: int | None = field(default=2, metadata={"help": "Experts kept per token; None keeps all."})
+    top_k: int | None = field(default=DEFAULT_TOP_K, metadata={"help": "Experts kept per token; None keeps all."})
     preset: str | None = field(default=None, metadata={"help": "'paper' for the printed form."})
     seed: int = field(default=0, metadata={"help": "Seed of the gates' initial values."})
     experts: list[str] = field(default_factory=list, metadata={"help": "Names of the experts, in order."})
@@ -187,14 +188,15 @@ def gate_class(name: str) -> Any:
     return GATES.get(name)
 
 
-def check_top_k(top_k: int | None, adapters: int) -> None:
-    """Check that so many experts can be kept a token; None keeps all.
+def check_top_k(top_k: int | None, adapters: int) -> int | None:
+    """The experts that are kept a token: ``top_k``, or one where the default meets a single adapter; None keeps all.
 
     Raises:
-        OptionError: they cannot.
+        OptionError: there are fewer adapters.
     """
-    if top_k is not None and not 1 <= top_k <= adapters:
+    if top_k is not None and not 1 <= top_k <= max(adapters, DEFAULT_TOP_K):
         raise OptionError(f"top_k is {top_k}, expected 1 to {adapters}, the number of adapters.")
+    return top_k and min(top_k, adapters)
 
 
 def check_works_under(gate: str, architecture: str) -> None:

@@ -70,6 +70,7 @@ class RadarLayer(nn.Module, BaseTunerLayer):
             names,
             tuple(config.experts),
             tuple(entry["scales"]),
+            config.top_k,
         )
         kind, architecture = gate_class(config.gate), ARCHITECTURES.get(config.architecture)
         alone = n == 1 and not kind.acts_alone
@@ -211,6 +212,8 @@ class RadarLayer(nn.Module, BaseTunerLayer):
                 "whole, with input_ids or inputs_embeds."
             )
         weights, here = text.log_weights(self.routers[name]), self.entries[name][1]["experts"]
+        if self.gate(name).routes_alone:
+            here = range(weights.shape[-1])
         if text.whole and x.dim() == 3 and x.shape[0] == weights.shape[0]:
             weights = weights.expand(-1, x.shape[1], -1)
         if weights[..., 0].numel() != x[..., 0].numel() or (text.whole and x.dim() != 3):

@@ -110,7 +110,7 @@ class RadarModel(BaseTuner):
     def _router(self, config: RadarConfig, adapter_name: str, site: str, target: nn.Module) -> TextRouter | None:
         """The router that a composition's gates share, where they have one; made at its first site."""
         kind, base = gate_class(config.gate), cast(Any, self.model)
-        chooses = any(len(entry["experts"]) > 1 for entry in config.sites.values())
+        chooses = kind.routes_alone or any(len(entry["experts"]) > 1 for entry in config.sites.values())
         if not chooses or not kind.routes(make_options(kind, config.gate_options)):
             return None
         if base.get_output_embeddings() is getattr(target, "base_layer", target):
@@ -120,7 +120,12 @@ class RadarModel(BaseTuner):
             )
         watch(base)
         if adapter_name not in self._routers:
-            self._routers[adapter_name] = TextRouter(len(config.experts), embeddings(base).embedding_dim)
+            width = embeddings(base).embedding_dim
+            router = TextRouter(len(config.experts), width, trained=not kind.routes_alone)
+            for name, other in self._routers.items():  # TRL makes its reference this way and copies parameters only
+                if self.peft_config[name].experts == config.experts:
+                    router.take_texts(other)
+            self._routers[adapter_name] = router
         return self._routers[adapter_name]
 
     def unload(self) -> nn.Module:

@@ -34,6 +34,7 @@ class GateSite:
         experts: names of the experts there, in order; empty where nobody asks.
         composition: names of all experts of the composition.
         scales: LoRA scale s_i of each expert here; empty where nobody asks.
+        asked: experts to keep in the whole composition, of which a site may have fewer; None for all.
     """
 
     d_in: int
@@ -44,6 +45,7 @@ class GateSite:
     experts: tuple[str, ...] = ()
     composition: tuple[str, ...] = ()
     scales: tuple[float, ...] = ()
+    asked: int | None = None
 
     @property
     def n(self) -> int:
@@ -63,7 +65,8 @@ class Call:
         real: [...] True for real tokens, False for padding; None where nobody said.
         settle: what the architecture does once weights are known.
         all_multipliers: the same factors [N] for every expert of the composition, or None.
-        prior: [..., n] log-weights from the router of the whole model, or None.
+        prior: [..., n] log-weights from the router of the whole model, or None; [..., N] of all experts for who
+            ``routes_alone``.
     """
 
     x: Tensor
@@ -126,6 +129,7 @@ class Gate(nn.Module):
     - ``static``: its weights are the same for every token, so that the composition is one ordinary LoRA.
     - ``joins``: a new expert may join the trained gate (see `radargate.add_experts`).
     - ``acts_alone``: it has a say at sites with a single expert too (else that expert has weight 1).
+    - ``routes_alone``: the router of the whole model decides alone, and is not trained.
     """
 
     role: ClassVar[str] = "gate"  # "paper": one of the paper's; "control": what a gate is measured against; "rule"
@@ -138,6 +142,7 @@ class Gate(nn.Module):
     joins: ClassVar[bool] = False
     acts_alone: ClassVar[bool] = False
     beside_weights: ClassVar[tuple[str, ...]] = ()
+    routes_alone: ClassVar[bool] = False
     Options: ClassVar[type]
 
     def __init__(self, site: GateSite, options: Any) -> None:
@@ -211,6 +216,16 @@ class Gate(nn.Module):
     def take(cls, values: dict[str, Any]) -> tuple[dict[str, Any], Any]:
         """Split what a user gave into options, which are saved, and data for `receive`."""
         return values, None
+
+    @classmethod
+    def check_given(cls, given: Any, experts: Sequence[str]) -> Any:
+        """The data that `take` found, checked before anything is loaded."""
+        return given
+
+    @classmethod
+    def read_given(cls, given: Any, base: Any) -> Any:
+        """The same once the base is loaded, as `receive` wants it."""
+        return given
 
     @classmethod
     def from_rows(

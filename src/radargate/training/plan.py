@@ -130,7 +130,6 @@ def _compose_shapes(model: Any, adapters: Mapping[str, str | Path], options: Gat
     read = [read_adapter(str(name), source) for name, source in adapters.items()]
     for adapter in read:
         check_fit(adapter, shapes)
-    check_top_k(options.top_k, len(read))
     kind = gate_class(options.gate)
     chosen, _ = kind.take(preset_options(options.preset, options.gate, options.gate_options))
     make_options(kind, chosen)
@@ -141,7 +140,7 @@ def _compose_shapes(model: Any, adapters: Mapping[str, str | Path], options: Gat
         architecture_options=dict(options.architecture_options),
         gate=options.gate,
         gate_options=chosen,
-        top_k=options.top_k,
+        top_k=check_top_k(options.top_k, len(read)),
         preset=options.preset,
         seed=options.seed,
         experts=[adapter.name for adapter in read],

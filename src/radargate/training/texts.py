@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from peft import PeftModel
-from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from radargate.composition.composing import radar_layers
 from radargate.errors import OptionError
-from radargate.gates.router.hooks import embeddings
+from radargate.gates.router.examples import text_sums
 from radargate.gates.router.router import TextRouter
-from radargate.gates.router.running_text import summed
 
 MOST_TEXTS = 2000  # evenly chosen; a mean needs no more
 
@@ -34,6 +30,8 @@ def routers_of(model: PeftModel) -> list[TextRouter]:
 def describe_texts(model: PeftModel, texts: Sequence[Sequence[int]]) -> None:
     """Tell the router of a composition (``router="text"``) how the texts look that its gates will learn from.
 
+    It reaches the active composition and those that know no texts yet, such as the reference that TRL keeps as a second one.
+
     Args:
         model: a composed model, before it is trained.
         texts: token ids of training prompts, as the model will read them.
@@ -48,13 +46,9 @@ def describe_texts(model: PeftModel, texts: Sequence[Sequence[int]]) -> None:
             "describe_texts needs a model composed with router='text', and at least one text; found "
             f"{len(routers)} routers and {len(texts)} texts."
         )
-    weight = embeddings(model.get_base_model()).weight
-    weight = weight.full_tensor() if isinstance(weight, DTensor) else weight
-    chosen = texts[:: -(-len(texts) // MOST_TEXTS)]
-    sums = torch.stack([_last(F.embedding(torch.tensor([list(ids)], device=weight.device), weight)) for ids in chosen])
-    for router in routers:
+    sums = text_sums(texts[:: -(-len(texts) // MOST_TEXTS)], model.get_base_model())
+    others = {
+        router for layer in radar_layers(model) for router in layer.routers.values() if not router.text_spread > 0
+    }
+    for router in {*routers, *others}:
         router.describe(sums)
-
-
-def _last(embedded: Tensor) -> Tensor:
-    return summed(embedded)[0, -1]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from radargate.errors import OptionError
+from radargate.gates.router.examples import learn
 
 GAIN = 10.0  # so that the rate that suits the gates of single sites suits φ too: 4 learnt less in as many steps
 PRIOR_TOKENS = 16  # as many tokens of an average text go before each one: a few words do not say what a text is about
@@ -18,38 +20,72 @@ class TextRouter(nn.Module):
 
     c = Σ_s (e_s − μ) / ((t + 16) σ) over the real tokens s ≤ t, in an encoder–decoder over all t that the encoder reads; e_s
     their embeddings in the base at unit RMS, μ and σ the mean over the texts that gates learn from and the spread around
-    it. φ starts at 0: every expert weighs the same.
+    it. φ starts at 0, where every expert weighs the same, or where example prompts of each expert put it (`start`).
 
     Args:
         experts: N of the composition.
         width: d of the base's embeddings.
+        trained: whether φ is a parameter; a buffer otherwise.
     """
+
+    softmax_router: Tensor
 
     text_mean: Tensor
     text_spread: Tensor
 
-    def __init__(self, experts: int, width: int) -> None:
+    def __init__(self, experts: int, width: int, trained: bool = True) -> None:
         super().__init__()
-        self.softmax_router = nn.Parameter(torch.zeros(experts, width))
+        if trained:
+            self.softmax_router = nn.Parameter(torch.zeros(experts, width))
+        else:
+            self.register_buffer("softmax_router", torch.zeros(experts, width))
         self.register_buffer("text_mean", torch.zeros(width))
         self.register_buffer("text_spread", torch.zeros(()))
         self._described = False
 
     @torch.no_grad()
-    def describe(self, sums: Tensor) -> None:
-        """Take μ and σ from texts that were summed up, [texts, d + 1].
+    def describe(self, sums: Tensor, mean: Tensor | None = None) -> None:
+        """Take μ and σ from texts that were summed up, [texts, d + 1]; or σ alone, around a given μ.
 
         Raises:
             OptionError: all texts are alike.
         """
         sums = sums.to(self.text_mean)
         content, count = sums[:, :-1], sums[:, -1:]
-        mean = (content / count).mean(0)
+        mean = (content / count).mean(0) if mean is None else mean
         spread = ((content - count * mean) / (count + PRIOR_TOKENS)).square().mean().sqrt()
         if not spread > 1e-6:
             raise OptionError("router='text' has nothing to tell texts apart by: all training prompts are alike.")
         self.text_mean.copy_(mean)
         self.text_spread.copy_(spread)
+
+    @torch.no_grad()
+    def take_texts(self, other: TextRouter) -> None:
+        """Take μ and σ from another composition's router."""
+        self.text_mean.copy_(other.text_mean)
+        self.text_spread.copy_(other.text_spread)
+
+    @torch.no_grad()
+    def start(self, by_expert: Sequence[Tensor], by: str) -> None:
+        """Learn φ from each expert's own example prompts, summed up as [prompts, d + 1]; μ is the mean over experts.
+
+        Raises:
+            OptionError: all prompts are alike.
+        """
+        by_expert = [sums.to(self.text_mean) for sums in by_expert]
+        mean = torch.stack([(sums[:, :-1] / sums[:, -1:]).mean(0) for sums in by_expert]).mean(0)
+        if len(by_expert) > 1:
+            self.describe(torch.cat(by_expert), mean)
+            learned = learn([self._features(sums) for sums in by_expert], by)
+            self.softmax_router.copy_(learned * (math.sqrt(learned.shape[1]) / GAIN))
+        else:  # an only expert is chosen whatever it reads
+            self.text_mean.copy_(mean)
+            self.text_spread.fill_(1)
+
+    def _features(self, sums: Tensor) -> Tensor:
+        """c [..., d] of texts that were summed up."""
+        content, count = sums[..., :-1], sums[..., -1:]
+        return (content - count * self.text_mean) / ((count + PRIOR_TOKENS) * self.text_spread)
 
     def forward(self, sums: Tensor) -> Tensor:
         """Log-weights [..., N] after texts that were summed up, [..., d + 1].

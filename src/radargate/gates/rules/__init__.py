@@ -5,6 +5,7 @@ from radargate.registry import Registry
 RULES = Registry(
     "rule",
     {
+        "select": "radargate.gates.rules.select:SelectRule",
         "uniform": "radargate.gates.rules.uniform:UniformRule",
         "single": "radargate.gates.rules.single:SingleRule",
         "pems": "radargate.gates.rules.pems:PEMsRule",

@@ -1,0 +1,102 @@
+"""What example prompts of each expert say of the texts it fits: features on the router's own arithmetic, and two ways to learn from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from radargate.data.prompts import encode_context, render_context
+from radargate.errors import OptionError, shown
+from radargate.gates.router.hooks import embeddings
+from radargate.gates.router.running_text import summed
+
+Examples = Mapping[str, Sequence[str | Sequence[int]]]
+WAYS = ("classifier", "centroid")
+PENALTY = 1e-3  # on the classifier's squared weights; 1e-2 and 1e-4 route as well (docs/log.md)
+
+
+def check_examples(examples: Any, experts: Sequence[str]) -> Examples:
+    """Example prompts of every expert of a composition, as text or token ids.
+
+    Raises:
+        OptionError: an expert has none, an unknown one has some, or two experts have the same.
+    """
+    if not isinstance(examples, Mapping):
+        raise OptionError(f"examples is {shown(repr(examples))}, expected a table: expert → list of prompts.")
+    found = {str(name): [texts] if isinstance(texts, str) else list(texts) for name, texts in examples.items()}
+    unknown = [name for name in found if name not in experts]
+    missing = [name for name in experts if not any(len(text) for text in found.get(name, []))]
+    if unknown or missing:
+        what = f"names {unknown[0]!r}, which is no expert" if unknown else f"has no prompt for expert {missing[0]!r}"
+        raise OptionError(f"examples {what}. Give each of these at least one prompt: {', '.join(experts)}.")
+    kept = {name: [text for text in found[name] if len(text)] for name in experts}
+    seen: dict[tuple[Any, ...], str] = {}
+    for name, texts in kept.items():
+        key = tuple(sorted(str(text) for text in texts))
+        if key in seen and len(experts) > 1:
+            raise OptionError(
+                f"experts {seen[key]!r} and {name!r} have the same example prompts, so nothing tells them apart. Give each its own."
+            )
+        seen[key] = name
+    return kept
+
+
+def example_sums(examples: Examples, base: Any, tokenizer: Any = None) -> dict[str, Tensor]:
+    """Each expert's prompts, read and summed up as a router sums texts: [prompts, d + 1].
+
+    Args:
+        examples: expert → prompts, as text or token ids.
+        base: the model whose embeddings read them.
+        tokenizer: of the base; only text needs one.
+    """
+
+    def ids(text: str | Sequence[int]) -> list[int]:
+        return encode_context(render_context(text, tokenizer), tokenizer) if isinstance(text, str) else list(text)
+
+    return {name: text_sums([ids(text) for text in texts], base) for name, texts in examples.items()}
+
+
+@torch.no_grad()
+def text_sums(texts: Sequence[Sequence[int]], base: Any) -> Tensor:
+    """Whole texts, given as token ids, summed up as a router sums them: [texts, d + 1]."""
+    weight = embeddings(base).weight
+    weight = weight.full_tensor() if isinstance(weight, DTensor) else weight
+    found = [F.embedding(torch.tensor([list(ids)], device=weight.device), weight) for ids in texts]
+    return torch.stack([summed(embedded)[0, -1] for embedded in found])
+
+
+def learn(features: Sequence[Tensor], by: str) -> Tensor:
+    """One direction [N, d] for each expert, whose products with a text's features are logits.
+
+    ``"centroid"``: the expert's mean, at unit length and ten times the root of d: logits are ten times the cosine of
+    an average text. ``"classifier"``: multinomial logistic regression without a bias, each expert's prompts of equal
+    weight in all, with a squared penalty (convex: L-BFGS from zero finds its only solution).
+
+    Args:
+        features: [prompts, d] of each expert, centred and of unit spread.
+        by: which.
+    """
+    means = torch.stack([of_one.mean(0) for of_one in features])
+    if by == "centroid":
+        return F.normalize(means, dim=-1) * (10.0 / means.shape[-1] ** 0.5)
+    x = torch.cat(list(features))
+    expert = torch.repeat_interleave(torch.arange(len(features)), torch.tensor([len(f) for f in features])).to(x.device)
+    share = torch.cat([torch.full((len(f),), 1 / (len(f) * len(features))) for f in features]).to(x)
+    weights = torch.zeros_like(means, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            surprise = (F.cross_entropy(x @ weights.T, expert, reduction="none") * share).sum()
+            total = surprise + PENALTY / 2 * weights.square().sum()
+        total.backward()
+        return total
+
+    optimizer.step(objective)
+    return weights.detach()

@@ -1,0 +1,139 @@
+"""Rule ``select``: which expert fits the text, from example prompts."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import radargate
+from conftest import tiny_tokenizer
+from radargate.errors import OptionError
+from radargate.gates.router.examples import PENALTY, learn
+
+EXAMPLES = {
+    "math": ["1+2=", "what is 3*4?"],
+    "law": ["is it a crime?", "the court said"],
+    "code": ["def f(x):", "import os"],
+}
+
+
+def ids(text: str) -> list[int]:
+    return tiny_tokenizer()(text)["input_ids"]
+
+
+@pytest.fixture
+def select(zoo):
+    def make(**options):
+        tiny = zoo["llama"]
+        options = {"examples": EXAMPLES, **options}
+        return radargate.compose(str(tiny["base"]), tiny["adapters"], gate="select", **options).eval()
+
+    return make
+
+
+def literal_scores(model, text: list[int], by: str) -> torch.Tensor:
+    """Scores after each token of a text, in float64 and with loops, from the definition."""
+    table = model.get_base_model().get_input_embeddings().weight.detach().double()
+
+    def unit(token: int) -> torch.Tensor:
+        return table[token] / (table[token].square().mean() + 1e-12).sqrt()
+
+    def content(tokens: list[int]) -> torch.Tensor:
+        return sum((unit(t) for t in tokens), torch.zeros(table.shape[1], dtype=torch.float64))
+
+    prompts = {name: [ids(t) for t in texts] for name, texts in EXAMPLES.items()}
+    means = [sum(content(p) / len(p) for p in each) / len(each) for each in prompts.values()]
+    mu = sum(means) / len(means)
+    raw = [(content(p) - len(p) * mu) / (len(p) + 16) for each in prompts.values() for p in each]
+    sigma = (sum(c.square().mean() for c in raw) / len(raw)).sqrt()
+    grouped = torch.stack(raw).div(sigma).unflatten(0, (3, 2))
+    if by == "centroid":
+        directions = F.normalize(grouped.mean(1), dim=-1) * 10 / table.shape[1] ** 0.5
+    else:
+        directions = learn([g.float() for g in grouped], by).double()
+    seen = [(content(text[: t + 1]) - (t + 1) * mu) / (t + 17) / sigma for t in range(len(text))]
+    return torch.stack(seen) @ directions.T
+
+
+@pytest.mark.parametrize("by", ["centroid", "classifier"])
+def test_every_site_takes_the_expert_that_the_definition_names_at_each_token(select, by):
+    model, text = select(by=by), ids("what is law? import 1+2")
+    scores = literal_scores(model, text, by)
+    trace = radargate.trace(model, text)
+    for site in trace.sites():
+        kept = [site.experts.index(name) if name in site.experts else None for name in EXAMPLES]
+        weights = site.dense_weights()
+        for t, best in enumerate(scores.argmax(-1).tolist()):
+            want = torch.zeros(len(site.experts))
+            if kept[best] is not None:
+                want[kept[best]] = 1
+            assert torch.equal(weights[t].float(), want), (site, t)
+
+
+def test_the_classifier_is_at_its_only_minimum():
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(n, 5, generator=generator).double() + i for i, n in enumerate((3, 7, 4))]
+    found = learn(features, "classifier")
+    x, weights = torch.cat(features), found.clone().requires_grad_()
+    expert = torch.tensor([0] * 3 + [1] * 7 + [2] * 4)
+    share = torch.tensor([1 / (3 * n) for n in (3, 7, 4)]).double()[expert]
+    loss = (F.cross_entropy(x @ weights.T, expert, reduction="none") * share).sum()
+    (loss + PENALTY / 2 * weights.square().sum()).backward()
+    assert weights.grad.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("options", [{}, {"use": "weighted"}, {"by": "centroid", "use": "weighted", "top_k": 3}])
+def test_nothing_is_trained_and_a_saved_one_answers_alike_with_a_cache(select, tmp_path, options):
+    model = select(**options)
+    assert not any(p.requires_grad for p in model.parameters())
+    model.save_pretrained(tmp_path / "bundle")
+    again = radargate.load(None, tmp_path / "bundle").eval()
+    asked = torch.tensor([ids("what is law? 1+2")])
+    with torch.no_grad():
+        assert torch.equal(model(asked).logits, again(asked).logits)
+        words = {"max_new_tokens": 8, "do_sample": False}
+        assert torch.equal(model.generate(asked, **words), again.generate(asked, use_cache=False, **words))
+
+
+def test_an_expert_that_is_switched_off_leaves_its_place_to_the_next(select):
+    model, asked = select(), torch.tensor([ids("is it a crime?")])
+    with torch.no_grad():
+        chosen = model(asked).logits
+        with radargate.using(model, {"law": 0.0}):
+            second = model(asked).logits
+        with radargate.using(model, {"law": 0.0, "math": 0.0}):
+            last = model(asked).logits
+    for one, other in itertools.combinations((chosen, second, last), 2):
+        assert not torch.equal(one, other)
+
+
+def test_weighted_by_scores_is_the_softmax_over_the_kept(select):
+    model, text = select(use="weighted", top_k=2, by="centroid"), ids("is 1+2 a crime")
+    scores = literal_scores(model, text, "centroid")
+    kept = scores.topk(2, -1)
+    want = torch.zeros_like(scores).scatter(-1, kept.indices, kept.values.softmax(-1))
+    site = next(s for s in radargate.trace(model, text).sites() if len(s.experts) == 3)
+    assert torch.allclose(site.dense_weights().double(), want, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("examples", "match"),
+    [
+        ({"math": ["a"], "law": ["b"]}, "no prompt for expert 'code'"),
+        ({**EXAMPLES, "code": [""]}, "no prompt for expert 'code'"),
+        ({**EXAMPLES, "low": ["x"]}, "names 'low', which is no expert"),
+        ({**EXAMPLES, "code": EXAMPLES["law"]}, "'law' and 'code' have the same example prompts"),
+        (["a", "b"], "expected a table"),
+    ],
+)
+def test_examples_that_cannot_tell_experts_apart_are_one_line_before_a_model_is_loaded(zoo, examples, match):
+    with pytest.raises(OptionError, match=match):
+        radargate.compose("no/such/base", zoo["llama"]["adapters"], gate="select", examples=examples)
+
+
+def test_without_examples_the_remedy_is_named(zoo):
+    with pytest.raises(OptionError, match="Give each of these at least one prompt: math, law, code"):
+        radargate.compose("no/such/base", zoo["llama"]["adapters"], gate="select")
