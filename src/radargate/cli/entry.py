@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from radargate.cli.flags import flags_of, in_flags
+from radargate.cli.flags import flags_of, in_flags, name_columns
 from radargate.errors import OptionError, RadarGateError, first_line, out_of_memory, printable
 from radargate.io import progress
 from radargate.io.disk import write_fault
@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(_with_config(argv))
         known = _Lines.flags = args.flags
         _check_processes(args.command)
+        name_columns(args)
         code = args.run(args)
         sys.stdout.flush()  # here, where a full disk behind a redirection still gets a message
         return code

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, get_args, get_origin, get_type_hints
 
+from radargate.data.sources import with_columns
 from radargate.errors import OptionError, RadarGateError
 from radargate.gates import GATES
 from radargate.registry import read_options
@@ -140,10 +141,33 @@ def data_flag(parser: argparse.ArgumentParser, required: bool = True) -> None:
         "--data",
         required=required,
         metavar="SOURCE",
-        help="a .jsonl or .jsonl.gz file, a folder of TASK.SPLIT.jsonl.gz files, "
-        "hub:NAME[:CONFIG][:SPLIT] or builtin:NAME",
+        help="a .json, .jsonl, .csv or .parquet file (or .gz, .zst of one), a folder of TASK.SPLIT.jsonl.gz files, "
+        "hub:NAME[:CONFIG][:SPLIT] or builtin:NAME; the form of rows is found from their fields",
+    )
+    parser.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="FIELD=COLUMN",
+        help="a column of --data with another name, such as prompt=problem (may be repeated)",
     )
     parser.add_argument("--task", action="append", metavar="TASK", help="use only this task (may be repeated)")
+
+
+def name_columns(args: argparse.Namespace) -> None:
+    """Put what ``--column`` names into ``--data``, so that columns are part of the source's name everywhere.
+
+    Raises:
+        OptionError: a column without a field, or without data.
+    """
+    pairs = [pair.partition("=") for pair in getattr(args, "column", [])]
+    if pairs and not args.data:
+        raise OptionError("--column names columns of --data. Give both.")
+    for field, equals, column in pairs:
+        if not (field and column):
+            raise OptionError(f"--column {field}{equals}: expected FIELD=COLUMN, such as prompt=problem.")
+    if pairs:
+        args.data = with_columns(args.data, {field: column for field, _, column in pairs})
 
 
 def gate_names() -> str:

@@ -10,7 +10,7 @@ from typing import Any, overload
 import torch
 
 from radargate.data.options import Batching
-from radargate.data.prompts import encode_row, render_context
+from radargate.data.prompts import Conversation, encode_row, end_token, render_context
 from radargate.data.rows import Row
 from radargate.errors import DataError
 
@@ -100,7 +100,7 @@ class EncodedRows:
 
 
 def encode_rows(rows: Iterable[Row], tokenizer: Any, options: Batching, *, encoder_decoder: bool) -> EncodedRows:
-    """Turn rows into training examples that end with the tokenizer's end token.
+    """Turn rows into training examples that end as the chat template ends an answer, else with the end of sequence.
 
     Rows longer than the options' ``max_length`` tokens are dropped whole and counted: a cut prompt or target would
     teach the wrong thing.
@@ -109,7 +109,8 @@ def encode_rows(rows: Iterable[Row], tokenizer: Any, options: Batching, *, encod
         DataError: nothing is left.
     """
     max_length = options.max_length
-    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    last = end_token(tokenizer)
+    end = [] if last is None else [last]
 
     def encode(row: Row) -> EncodedRow:
         pair = encode_row(row.prompt, row.target, tokenizer, encoder_decoder)
@@ -124,7 +125,8 @@ def encode_rows(rows: Iterable[Row], tokenizer: Any, options: Batching, *, encod
     dropped: dict[str, int] = {}
     for row in rows:
         # a token holds at least one character of plain text, so most rows need no tokenizer to be known as short
-        short = (row.prompt + row.target).isascii() and len(row.prompt) + len(row.target) + around <= max_length
+        plain = (row.prompt + row.target).isascii() and not isinstance(row.prompt, Conversation)
+        short = plain and len(row.prompt) + len(row.target) + around <= max_length
         example = None if short else encode(row)
         if example is not None and max(len(example.input_ids), len(example.labels)) > max_length:
             dropped[row.task] = dropped.get(row.task, 0) + 1

@@ -19,7 +19,7 @@ class Row:
     """A prompt with its gold answer.
 
     Attributes:
-        prompt: the text the model sees.
+        prompt: the text the model sees, or a `radargate.data.prompts.Conversation` of several turns.
         target: the gold answer.
         choices: the candidates where the row is multiple choice, else empty.
         answer_index: index of the right choice, None where there are no choices.

@@ -13,7 +13,7 @@ from torch import Tensor
 from radargate.base_models.loading import straight_head
 from radargate.composition.model import RadarModel
 from radargate.data.batches import pad, positions
-from radargate.data.prompts import EncodedPair, encode_row
+from radargate.data.prompts import EncodedPair, encode_row, stop_tokens
 from radargate.data.rows import Row
 from radargate.evaluation.answers import check_metrics, judge, metric_of
 from radargate.evaluation.metrics import RowScore
@@ -210,7 +210,7 @@ def generate(
             attention_mask=mask.to(device),
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=stop_tokens(tokenizer) or None,
             **{"do_sample": False, **options},
         )
     fresh = out if seq2seq else out[:, ids.shape[1] :]

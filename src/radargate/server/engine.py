@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from radargate.data.prompts import stop_tokens
 from radargate.errors import RadarGateError, first_line
 from radargate.server.batch import Batch
 from radargate.server.jobs import Chunk, Group, Job, Sequence
@@ -45,7 +46,7 @@ class Engine:
     ) -> None:
         self.bundles, self.slots, self.queue, self.count = bundles, slots, queue, count
         tokenizer, generation = bundles.tokenizer, bundles.base.generation_config
-        self._ends = frozenset({tokenizer.eos_token_id} - {None})
+        self._ends = frozenset(stop_tokens(tokenizer))
         self._penalty = float(getattr(generation, "repetition_penalty", None) or 1.0)
         self._waiting: deque[Sequence] = deque()
         self._running: dict[Group, tuple[Batch, list[Sequence]]] = {}

@@ -103,13 +103,9 @@ class LoadedBundles:
         """Token ids of a conversation, up to where the next answer starts.
 
         Raises:
-            OptionError: the tokenizer's chat template refuses it.
+            DataError: the tokenizer's chat template refuses it.
         """
-        try:
-            text = render_messages(messages, self.tokenizer)
-        except Exception as error:  # templates raise what they like
-            raise OptionError(f"the chat template refuses these messages: {error}") from error
-        return encode_to_answer(text, self.tokenizer)
+        return encode_to_answer(render_messages(messages, self.tokenizer), self.tokenizer)
 
     def text_ids(self, prompt: str) -> list[int]:
         """Token ids of a prompt that is taken as it is."""
