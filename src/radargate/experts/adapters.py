@@ -6,7 +6,7 @@ import contextlib
 import functools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from radargate.experts.files import (
     read_json,
     weights_file,
 )
+from radargate.experts.heads import split_head
 from radargate.experts.lora_config import PlainLora, plain_lora
 from radargate.io.records import file_hash
 
@@ -59,6 +60,7 @@ class Adapter:
         folder: where it is.
         config: its adapter_config.json.
         sites: site name → shapes, rank and scale.
+        head: tensors of the file that replace modules of the base, see `radargate.experts.heads`.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Adapter:
     folder: Path
     config: dict[str, Any]
     sites: dict[str, SiteTensors]
+    head: dict[str, TensorInfo] = field(default_factory=dict)
 
     def load(self, site: str) -> tuple[Tensor, Tensor]:
         """Read A [r, d_in] and B [d_out, r] of one site, in the file's dtype.
@@ -159,11 +162,11 @@ def read_adapter(name: str, source: str | Path | Adapter) -> Adapter:
         folder = locate(source)
         config = read_json(folder / CONFIG_FILE)
         plain = plain_lora(config)
-        header = read_header(weights_file(folder))
+        head, header = split_head(config, read_header(weights_file(folder)))
         sites = _sites(plain, header)
     except AdapterError as error:
         raise AdapterError(f"adapter {name!r}: {error}") from error
-    return Adapter(name, str(source), folder, config, sites)
+    return Adapter(name, str(source), folder, config, sites, head)
 
 
 def base_sites(model: nn.Module) -> dict[str, SiteShape]:
