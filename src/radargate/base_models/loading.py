@@ -7,7 +7,7 @@ import functools
 import hashlib
 import logging
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -198,18 +198,21 @@ def straight_head(model: Any) -> Iterator[None]:
 
 def base_name(model: PreTrainedModel) -> str:
     """The name to record for a base model: ``smollm2-135m`` and such, else its Hub name or folder."""
-    return getattr(model.config, "radargate_name", None) or model.name_or_path or "unnamed"
+    own = getattr(getattr(model, "config", None), "radargate_name", None)
+    return own or getattr(model, "name_or_path", None) or "unnamed"
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: nn.Module, without: Iterable[str] = ()) -> str:
     """sha256 over the base model's parameter names, shapes and 64 sampled values each.
 
     Values are rounded to bfloat16 first, so that loading one checkpoint in float32 or bfloat16 gives one
-    fingerprint. Layers that RadarGate or PEFT put around a base layer are looked through.
+    fingerprint. Layers that RadarGate or PEFT put around a base layer are looked through, and modules named in ``without`` are left out.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters(), key=lambda item: _plain_name(item[0])):
-        if "radar_" in name or "lora_" in name:
+        if "radar_" in name or "lora_" in name or ".modules_to_save." in name:
+            continue
+        if any(_plain_name(name).startswith(f"{module}.") for module in without):
             continue
         flat = parameter.detach().reshape(-1)
         step = max(1, flat.numel() // 64)
@@ -220,7 +223,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def _plain_name(name: str) -> str:
-    return name.replace("base_layer.", "").removeprefix("base_model.model.")
+    return name.replace("base_layer.", "").replace("original_module.", "").removeprefix("base_model.model.")
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -179,11 +180,11 @@ def tensor_hashes(file: Path) -> dict[str, str]:
     return found
 
 
-def check_fingerprint(bundle: str | Path, expected: str | None, base: nn.Module) -> None:
-    """Raise `BundleError` where the base model is not the one a bundle's gates were made for."""
+def check_fingerprint(bundle: str | Path, expected: str | None, base: nn.Module, without: Iterable[str] = ()) -> None:
+    """Raise `BundleError` where the base model is not the one a bundle's gates were made for, modules it replaces left out."""
     if expected is None:
         return
-    found = fingerprint(base)
+    found = fingerprint(base, without)
     if found != expected and getattr(base, "is_quantized", False):
         raise BundleError(
             f"{bundle} was made for a base model with fingerprint {expected[:16]}…, and this one is quantised: its weights are "

@@ -14,6 +14,7 @@ from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 from radargate.architectures import ARCHITECTURES
+from radargate.base_models.kinds import task_type
 from radargate.base_models.loading import base_name, fingerprint, load_base
 from radargate.composition import model as _registered  # noqa: F401  (PEFT must know RADAR before any bundle is read)
 from radargate.composition.bundle import bundle_folder, check_files, check_fingerprint, read_lock
@@ -25,10 +26,14 @@ from radargate.composition.config import (
     gate_class,
     preset_options,
 )
+from radargate.composition.heads import check_bundle_head, fill_head, freeze_heads, restore_heads
 from radargate.composition.layer import RadarLayer, banks_come_later
+from radargate.composition.peft_model import pass_through_tuner
 from radargate.errors import AdapterError, BundleError, RadarGateError, shown
-from radargate.experts.adapters import Adapter, base_sites
+from radargate.experts.adapters import Adapter, base_sites, read_adapter
 from radargate.experts.bank import ExpertBank, SiteBank, check_equal_ranks, header_ranks, load_bank
+from radargate.experts.files import WeightsFile, weights_file
+from radargate.experts.heads import Head, check_head, choose_head
 from radargate.gates.base import make_options
 
 
@@ -43,6 +48,7 @@ def compose(
     preset: str | None = None,
     seed: int = 0,
     allow_inactive: bool = False,
+    head: str | None = None,
     adapter_name: str = "default",
     dtype: torch.dtype | str | None = None,
     device: str | None = None,
@@ -60,6 +66,7 @@ def compose(
         preset: ``"paper"`` for the printed form of the gate.
         seed: of the gates' initial values.
         allow_inactive: accept an expert that changes nothing.
+        head: the expert whose trained head (``modules_to_save``) is kept, where adapters bring different ones.
         adapter_name: the composition's name inside the PeftModel.
         dtype: of the base, where it is loaded here.
         device: of the base, where it is loaded here.
@@ -85,6 +92,7 @@ def compose(
     with tempfile.TemporaryDirectory() as work:
         if isinstance(base, PeftModel):
             named = {**_own_adapters(base, Path(work)), **named}
+            restore_heads(base)
             base = base.unload()
         if named:
             check_top_k(top_k, len(named))
@@ -92,9 +100,13 @@ def compose(
         kind.check(made, [str(name) for name in named], architecture)
         if kind.needs_equal_ranks(made) and architecture == "mole":  # hydra can make ranks equal; checked there later
             check_equal_ranks(gate, header_ranks(named))
+        read = {str(name): read_adapter(str(name), source) for name, source in named.items()}
+        kept = choose_head(list(read.values()), head)
         model = load_base(cast("str | PreTrainedModel", base), dtype=dtype, device=device)
-        bank = arrangement.arrange(load_bank(named, model, allow_inactive=allow_inactive), arrangement_options)
+        bank = arrangement.arrange(load_bank(read, model, allow_inactive=allow_inactive), arrangement_options)
         bank = kind.arrange(bank, made, seed)
+    if kept is not None:
+        check_head(kept, model)
     chosen = {
         "architecture": architecture,
         "architecture_options": dict(architecture_options or {}),
@@ -104,7 +116,7 @@ def compose(
         "preset": preset,
         "seed": seed,
     }
-    return compose_bank(model, bank, chosen, adapter_name, given)
+    return compose_bank(model, bank, chosen, adapter_name, given, kept)
 
 
 def compose_bank(
@@ -113,23 +125,26 @@ def compose_bank(
     chosen: Mapping[str, Any],
     adapter_name: str = "default",
     given: Any = None,
+    head: Head | None = None,
 ) -> PeftModel:
-    """Compose experts that are in memory already; ``chosen`` are fields of `RadarConfig`, ``given`` data of the gate."""
+    """Compose experts that are in memory already; ``chosen`` are fields of `RadarConfig`, ``given`` data of the gate, ``head`` what it keeps."""
     shapes = base_sites(model)
     config = RadarConfig(
-        base_model_name_or_path=model.name_or_path,
-        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
+        base_model_name_or_path=getattr(model, "name_or_path", None) or None,
+        task_type=task_type(model),
         experts=list(bank.names),
         expert_configs=bank.configs,
         expert_facts=bank.facts,
         sites={name: _entry(site, shapes[name]) for name, site in bank.sites.items()},
-        base_fingerprint=fingerprint(model),
+        base_fingerprint=fingerprint(model, without=head.modules if head else ()),
+        modules_to_save=list(head.modules) if head else None,
         **chosen,
     )
     given = None if given is None else gate_class(config.gate).read_given(given, model)
     composed = get_peft_model(model, config, adapter_name=adapter_name)
     radar_config(composed, adapter_name).base_model_name_or_path = base_name(model)  # PEFT put this machine's path
     _fill(composed, bank, adapter_name)
+    fill_head(composed, head, adapter_name)
     for layer in radar_layers(composed):
         there = layer.bank(adapter_name)
         layer.gate(adapter_name).prepare(there.A.detach(), there.B.detach(), there.scales)
@@ -173,7 +188,8 @@ def load(
             raise BundleError(f"{bundle} names no base model; give one.")
     model = load_base(base, dtype=dtype, device=device)
     if not allow_other_base:
-        check_fingerprint(bundle, config.base_fingerprint, model)
+        check_fingerprint(bundle, config.base_fingerprint, model, config.modules_to_save)
+    check_bundle_head(folder, config.modules_to_save, WeightsFile(weights_file(folder)).tensors)
     bank = _experts_of(config, adapters, model) if config.gate_only else None
     token = banks_come_later.set(bank is not None)
     try:
@@ -268,6 +284,8 @@ def _experts_of(config: RadarConfig, adapters: Mapping[str, str | Path] | None, 
 
 def _finish(model: PeftModel) -> PeftModel:
     """Let calls carry ``experts=``, and generation work where training prepared inputs differently."""
+    freeze_heads(model)
+    pass_through_tuner(model)
     model.special_peft_forward_args = {*model.special_peft_forward_args, "experts"}
     return model
 

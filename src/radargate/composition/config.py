@@ -13,6 +13,7 @@ from peft import PeftConfig
 
 from radargate.architectures import ARCHITECTURES
 from radargate.composition.bundle import write_card, write_lock
+from radargate.composition.heads import kept_modules
 from radargate.composition.registration import RADAR
 from radargate.errors import BundleError, OptionError, shown
 from radargate.experts.bank import check_equal_ranks
@@ -56,12 +57,16 @@ class RadarConfig(PeftConfig):
     gate_only: bool = field(
         default=False, metadata={"help": "Save gates without experts; sources and hashes name them."}
     )
+    modules_to_save: Any = field(
+        default=None, metadata={"help": "Modules of the base that the experts' head replaces."}
+    )
     target_modules: Any = field(default=None, metadata={"help": "Unused: the site table decides."})
 
     def __post_init__(self) -> None:
         """Check names and options."""
         super().__post_init__()
         self.peft_type = RADAR
+        self.modules_to_save = kept_modules(self.modules_to_save, self.task_type)
         if not self.experts:
             return  # PEFT builds empty configs while it reads files
         check_table(self)
@@ -131,6 +136,7 @@ def check_table(config: RadarConfig) -> None:
         "base_fingerprint": (str, type(None)),
         "base_model_name_or_path": (str, type(None)),
         "gate_only": bool,
+        "modules_to_save": list,
     }
     for name, kind in kinds.items():
         value = getattr(config, name)

@@ -10,7 +10,9 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
+from radargate.base_models.kinds import has_two_stacks, shifts_labels
 from radargate.composition.config import RadarConfig, gate_class
+from radargate.composition.heads import freeze_heads, restore_heads
 from radargate.composition.layer import RadarLayer, banks_come_later, check_multipliers
 from radargate.composition.registration import PREFIX
 from radargate.errors import BundleError, OptionError, RadarGateError, shown
@@ -35,7 +37,7 @@ def label_share(labels: torch.Tensor | None, items: Any, shifts: bool) -> torch.
 
     ``items`` is Trainer's ``num_items_in_batch``, which leaves out a first label that no token predicts (``shifts``).
     """
-    if labels is None or items is None:
+    if not isinstance(labels, torch.Tensor) or items is None:
         return 1.0
     return ((labels[..., 1:] if shifts else labels) != -100).sum() / items
 
@@ -43,7 +45,7 @@ def label_share(labels: torch.Tensor | None, items: Any, shifts: bool) -> torch.
 def _masks(kwargs: dict[str, Any]) -> Masks:
     """Which tokens of a call are real: of its input, and of the decoder."""
     labels, decoder = kwargs.get("labels"), kwargs.get("decoder_attention_mask")
-    if decoder is None and labels is not None:
+    if decoder is None and isinstance(labels, torch.Tensor):
         decoder = labels != -100
     return kwargs.get("attention_mask"), decoder
 
@@ -94,7 +96,7 @@ class RadarModel(BaseTuner):
             layer = target
         else:
             layer = RadarLayer(target, current_key)
-            layer.two_stacks = bool(getattr(getattr(self.model, "config", None), "is_encoder_decoder", False))
+            layer.two_stacks = has_two_stacks(self.model)
             layer.add(adapter_name, peft_config, index)
             self._replace_module(parent, target_name, layer, target)
         if router is not None:
@@ -123,16 +125,27 @@ class RadarModel(BaseTuner):
             width = embeddings(base).embedding_dim
             router = TextRouter(len(config.experts), width, trained=not kind.routes_alone)
             for name, other in self._routers.items():  # TRL makes its reference this way and copies parameters only
-                if self.peft_config[name].experts == config.experts:
+                if cast(RadarConfig, self.peft_config[name]).experts == config.experts:
                     router.take_texts(other)
             self._routers[adapter_name] = router
         return self._routers[adapter_name]
 
     def unload(self) -> nn.Module:
-        """The base model, without layers and hooks of ours."""
+        """The base model, without layers, heads and hooks of ours."""
+        restore_heads(self.model)
         base = super().unload()
         unwatch(base)
         return base
+
+    def set_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Choose the compositions at work; heads stay frozen."""
+        super().set_adapter(*args, **kwargs)
+        freeze_heads(self.model)
+
+    def enable_adapter_layers(self) -> None:
+        """Back to work; heads stay frozen."""
+        super().enable_adapter_layers()
+        freeze_heads(self.model)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Drop one composition."""
@@ -198,7 +211,7 @@ class RadarModel(BaseTuner):
             auxiliary = auxiliary_loss(terms)
             outputs["aux_loss"] = auxiliary
             if outputs.get("loss") is not None:
-                shifts = not self.model.config.is_encoder_decoder
+                shifts = shifts_labels(self.model)
                 share = label_share(kwargs.get("labels"), kwargs.get("num_items_in_batch"), shifts)
                 outputs["loss"] = outputs["loss"] + auxiliary.to(outputs["loss"]) * share
         return outputs
@@ -272,6 +285,7 @@ class RadarModel(BaseTuner):
                     "this bundle holds gates only. Load it with radargate.load, which finds and checks its experts."
                 )
             marks = marks[:1]
+        marks += (f".modules_to_save.{adapter_name}.",)
         expected = {k: tuple(v.shape) for k, v in model.state_dict().items() if any(mark in k for mark in marks)}
         for problem, names in (
             ("has no tensor", expected.keys() - remapped.keys()),

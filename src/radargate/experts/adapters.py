@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from radargate.experts.files import (
     read_json,
     weights_file,
 )
+from radargate.experts.heads import split_head
 from radargate.experts.lora_config import PlainLora, plain_lora
 
 MAX_VALUE = 1e4  # trained A and B stay below 10; float16 ends at 65,504
@@ -55,6 +56,7 @@ class Adapter:
         file: its weights.
         config: its adapter_config.json.
         sites: site name → shapes, rank and scale.
+        head: tensors of the file that replace modules of the base, see `radargate.experts.heads`.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Adapter:
     file: WeightsFile
     config: dict[str, Any]
     sites: dict[str, SiteTensors]
+    head: dict[str, TensorInfo] = field(default_factory=dict)
 
     def read(self, site: str) -> tuple[Tensor, Tensor]:
         """A [r, d_in] and B [d_out, r] of one site, in the file's dtype.
@@ -127,10 +130,11 @@ def read_adapter(name: str, source: str | Path | Adapter) -> Adapter:
         config = read_json(folder / CONFIG_FILE)
         plain = plain_lora(config)
         file = WeightsFile(weights_file(folder))
-        sites = _sites(plain, file.tensors)
+        head, tensors = split_head(config, file.tensors)
+        sites = _sites(plain, tensors)
     except AdapterError as error:
         raise AdapterError(f"adapter {name!r}: {error}") from error
-    return Adapter(name, str(source), file, config, sites)
+    return Adapter(name, str(source), file, config, sites, head)
 
 
 def base_sites(model: nn.Module) -> dict[str, SiteShape]:

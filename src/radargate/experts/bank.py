@@ -186,7 +186,8 @@ def write_expert(bank: ExpertBank, name: str, folder: str | Path) -> None:
                 tensors[f"{prefix}{site}.lora_{side}.weight"] = (rows if side == "A" else rows.T).contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    (folder / CONFIG_FILE).write_text(json.dumps(bank.configs[name], indent=2))
+    config = {**bank.configs[name], "modules_to_save": None}  # a head stays with the composition that keeps it
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2))
 
 
 class Bank(nn.Module):

@@ -43,13 +43,13 @@ _HARMLESS = {
     "target_modules",
     "task_type",
     "use_rslora",
+    "modules_to_save",  # the head that it names is read and checked in `radargate.experts.heads`
     "runtime_config",
     "ensure_weight_tying",
 }
 _PLAIN_INITS = {True, False, None, "gaussian", "eva", "orthogonal", "kaiming", "xavier"}
 _REMEDIES = {
     "use_dora": "DoRA rescales the base weights, which A and B alone do not show. Merge it into a base of its own.",
-    "modules_to_save": "It replaces whole modules of the base. Train it again without modules_to_save.",
     "bias": "It changes biases of the base. Train it again with bias='none'.",
     "lora_bias": "Its B layers have biases. Train it again with lora_bias=False.",
     "trainable_token_indices": "It changes token embeddings. Train it again without trainable_token_indices.",

@@ -1,0 +1,106 @@
+"""Every class of model that PEFT adapts: composed, trained with Trainer, saved and loaded, and equal to PEFT's own sums."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+import radargate
+from model_classes import CASES, Case
+from radargate.composition.composing import radar_config, radar_layers
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda name: name.replace(" ", "-"))
+def kind(request, tmp_path_factory):
+    """A class with its base and three adapters."""
+    case: Case = CASES[request.param]
+    folder = tmp_path_factory.mktemp("kind")
+    torch.manual_seed(0)
+    # frozen, as it will be in a composition: torch computes some attention in another way where nothing is trained
+    base = case.build().eval().requires_grad_(False)
+    adapters = {}
+    for seed, name in enumerate(("math", "law", "art")):
+        torch.manual_seed(seed + 1)
+        config = LoraConfig(
+            r=seed + 2, lora_alpha=8, target_modules=case.targets, init_lora_weights=False, task_type=case.lora_task
+        )
+        get_peft_model(copy.deepcopy(base), config).save_pretrained(folder / name)
+        adapters[name] = folder / name
+    return case, base, adapters
+
+
+def first(outputs) -> torch.Tensor:
+    """What a model says, as one tensor."""
+    names = ("logits", "start_logits", "logits_per_image", "last_hidden_state")
+    return next(outputs[name] for name in names if name in outputs)
+
+
+def told(model, case: Case) -> torch.Tensor:
+    with torch.no_grad():
+        return first(model(**case.inputs))
+
+
+class LossTrainer(Trainer):
+    """Trains what computes no loss of its own on the size of its features."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        return outputs["loss"] if outputs.get("loss") is not None else first(outputs).square().mean()
+
+
+def train(model, case: Case, folder) -> None:
+    arguments = TrainingArguments(
+        str(folder), max_steps=2, learning_rate=0.05, report_to=[], use_cpu=True, save_strategy="no",
+        remove_unused_columns=False, disable_tqdm=True, per_device_train_batch_size=1,
+    )  # fmt: skip
+    LossTrainer(model, arguments, train_dataset=[0, 1], data_collator=lambda rows: dict(case.inputs)).train()
+
+
+def test_one_expert_answers_as_peft_does(kind):
+    case, base, adapters = kind
+    name, folder = next(iter(adapters.items()))
+    theirs = told(PeftModel.from_pretrained(copy.deepcopy(base), folder).eval(), case)
+    ours = radargate.compose(copy.deepcopy(base), {name: folder}, gate="uniform", top_k=None).eval()
+    torch.testing.assert_close(told(ours, case), theirs, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(theirs, told(base, case))
+
+
+def test_uniform_adds_the_mean_of_peft_updates_at_every_layer(kind):
+    _, base, adapters = kind
+    theirs = PeftModel.from_pretrained(copy.deepcopy(base), adapters["math"], adapter_name="math")
+    for name in ("law", "art"):
+        theirs.load_adapter(adapters[name], name)
+    modules = {n.removeprefix("base_model.model."): m for n, m in theirs.named_modules() if hasattr(m, "lora_A")}
+    ours = radargate.compose(copy.deepcopy(base), adapters, gate="uniform", top_k=None).eval()
+    layers = radar_layers(ours)
+    assert {layer.site for layer in layers} == set(modules)
+    for layer in layers:
+        x = torch.randn(3, radar_config(ours).sites[layer.site]["shape"][0])
+        lora = modules[layer.site]
+        mean = sum(lora.lora_B[n](lora.lora_A[n](x)) * lora.scaling[n] for n in adapters) / 3
+        torch.testing.assert_close(layer.update(x, "default"), mean, rtol=1e-5, atol=1e-6)
+
+
+def test_disabled_it_is_the_base_and_trained_it_loads_as_it_was(kind, tmp_path):
+    case, base, adapters = kind
+    before = told(base, case)
+    model = radargate.compose(copy.deepcopy(base), adapters)
+    assert radar_config(model).task_type == case.task
+    with model.disable_adapter():
+        assert torch.equal(told(model.eval(), case), before)
+    untrained = told(model, case)
+    gates = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert gates and all(".radar_gate." in name for name in gates)
+    train(model.train(), case, tmp_path / "run")
+    trained = told(model.eval(), case)
+    assert not torch.equal(trained, untrained)
+    model.save_pretrained(tmp_path / "bundle")
+    for load in (radargate.load, PeftModel.from_pretrained):
+        assert torch.equal(told(load(copy.deepcopy(base), tmp_path / "bundle").eval(), case), trained)
+    unloaded: nn.Module = model.unload()
+    assert torch.equal(told(unloaded, case), before)
