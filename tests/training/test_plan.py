@@ -68,7 +68,7 @@ def test_planning_reads_no_weights_and_leaves_nothing_behind(zoo, monkeypatch):
     from transformers import AutoModelForCausalLM
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
-    monkeypatch.setattr("radargate.experts.adapters.safe_open", None)
+    monkeypatch.setattr("radargate.experts.files.WeightsFile.tensor", None)
     before = F.scaled_dot_product_attention
     tiny = zoo["llama"]
     small, long, wide = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from radargate.errors import AdapterError, InactiveExpertError, shown
+from radargate.errors import AdapterError, shown
 from radargate.experts.files import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -20,11 +20,14 @@ from radargate.experts.files import (
     read_json,
     weights_file,
 )
+from radargate.experts.folders import check_folder
 from radargate.experts.heads import split_head
 from radargate.experts.lora_config import PlainLora, plain_lora
+from radargate.experts.names import PREFIX, plain_names
 
 MAX_VALUE = 1e4  # trained A and B stay below 10; float16 ends at 65,504
 _TENSOR = re.compile(r"(?:base_model\.model\.)?(?P<site>.+)\.lora_(?P<side>[AB])\.weight")
+_NOT_COPIES = ("lora_", "magnitude", "embedding_A", "embedding_B")
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,14 @@ class SiteShape:
 
 @dataclass(frozen=True)
 class SiteTensors:
-    """One adapter's A [r, d_in] and B [d_out, r] at one site, as the file has them, and its LoRA scale."""
+    """One adapter's A [r, d_in] and B [d_out, r] at one site, as the file has them, its LoRA scale, and plain names of both."""
 
     A: TensorInfo
     B: TensorInfo
     rank: int
     scale: float
     prefix: str
+    names: tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,11 @@ class Adapter:
         file: its weights.
         config: its adapter_config.json.
         sites: site name → shapes, rank and scale.
+        plain: the fields of its config that decide what it computes.
+        raw: plain name of a tensor → its name in the file.
         head: tensors of the file that replace modules of the base, see `radargate.experts.heads`.
+        copies: tensors of the base itself that PEFT saved beside it, see `radargate.experts.fit`.
+        notes: what was read otherwise than it stands in the files, a line each.
     """
 
     name: str
@@ -64,7 +72,15 @@ class Adapter:
     file: WeightsFile
     config: dict[str, Any]
     sites: dict[str, SiteTensors]
+    plain: PlainLora
+    raw: Mapping[str, str]
     head: dict[str, TensorInfo] = field(default_factory=dict)
+    copies: dict[str, TensorInfo] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor by its plain name."""
+        return self.file.tensor(self.raw.get(name) or self.raw[PREFIX + name])
 
     def read(self, site: str) -> tuple[Tensor, Tensor]:
         """A [r, d_in] and B [d_out, r] of one site, in the file's dtype.
@@ -72,7 +88,7 @@ class Adapter:
         Raises:
             AdapterError: a value is not finite or absurdly large.
         """
-        A, B = (self.file.tensor(f"{self.sites[site].prefix}{site}.lora_{side}.weight") for side in "AB")
+        A, B = (self.tensor(name) for name in self.sites[site].names)
         for side, tensor in (("A", A), ("B", B)):
             if not bool(torch.isfinite(tensor).all()):
                 raise AdapterError(
@@ -127,14 +143,17 @@ def read_adapter(name: str, source: str | Path | Adapter) -> Adapter:
         return source if source.name == name else replace(source, name=name)
     try:
         folder = locate(source)
+        check_folder(folder)
         config = read_json(folder / CONFIG_FILE)
         plain = plain_lora(config)
         file = WeightsFile(weights_file(folder))
-        head, tensors = split_head(config, file.tensors)
-        sites = _sites(plain, tensors)
+        names = plain_names(file.tensors)
+        head, tensors = split_head(config, names.tensors)
+        copies = {name.removeprefix(PREFIX): info for name, info in tensors.items() if _is_copy(name)}
+        sites = _sites(plain, {name: info for name, info in tensors.items() if not _is_copy(name)})
     except AdapterError as error:
         raise AdapterError(f"adapter {name!r}: {error}") from error
-    return Adapter(name, str(source), file, config, sites, head)
+    return Adapter(name, str(source), file, config, sites, plain, names.raw, head, copies, (*plain.notes, *names.notes))
 
 
 def base_sites(model: nn.Module) -> dict[str, SiteShape]:
@@ -147,33 +166,6 @@ def base_sites(model: nn.Module) -> dict[str, SiteShape]:
         elif type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
             sites[name] = SiteShape(module.nx, module.nf)
     return sites
-
-
-def check_fit(adapter: Adapter, sites: dict[str, SiteShape]) -> None:
-    """Check that every tensor of an adapter belongs to a linear layer of the base, with its shape.
-
-    Raises:
-        InactiveExpertError: no tensor belongs to any.
-        AdapterError: some do not; site, found and expected shapes are named.
-    """
-    unknown = [site for site in adapter.sites if site not in sites]
-    if len(unknown) == len(adapter.sites):
-        raise InactiveExpertError(
-            f"adapter {adapter.name!r} matches no linear layer of the base model (it adapts {shown(unknown[0])}, …). "
-            "It was made for another model type; choose the base it was trained on."
-        )
-    if unknown:
-        raise AdapterError(
-            f"adapter {adapter.name!r}: {len(unknown)} of {len(adapter.sites)} sites are not linear layers of the "
-            f"base model, the first is {shown(unknown[0])}. It was made for another model; choose that one."
-        )
-    for site, tensors in adapter.sites.items():
-        shape, found = sites[site], (tensors.A.shape[1], tensors.B.shape[0])
-        if found != (shape.d_in, shape.d_out):
-            raise AdapterError(
-                f"adapter {adapter.name!r}: at {site} it maps {found[0]} to {found[1]}, the base model's layer maps "
-                f"{shape.d_in} to {shape.d_out}. It was made for a model of another size; choose that one."
-            )
 
 
 def _sites(plain: PlainLora, header: dict[str, TensorInfo]) -> dict[str, SiteTensors]:
@@ -202,8 +194,14 @@ def _sites(plain: PlainLora, header: dict[str, TensorInfo]) -> dict[str, SiteTen
                 f"{WEIGHTS_FILE}: at {shown(site)} A has rank {A.shape[0]} and B has rank {B.shape[1]}, {CONFIG_FILE} says "
                 f"{rank}. Config and weights do not belong together; download both again."
             )
-        sites[site] = SiteTensors(A, B, rank, scale, prefixes[site])
+        names = (f"{prefixes[site]}{site}.lora_A.weight", f"{prefixes[site]}{site}.lora_B.weight")
+        sites[site] = SiteTensors(A, B, rank, scale, prefixes[site], names)
     return sites
+
+
+def _is_copy(name: str) -> bool:
+    """Whether a tensor may be one of the base's own, saved beside the adapter's."""
+    return name.endswith((".weight", ".bias")) and not any(word in name for word in _NOT_COPIES) and name.isprintable()
 
 
 def _pairs(header: dict[str, TensorInfo]) -> tuple[dict[str, dict[str, TensorInfo]], dict[str, str]]:
@@ -213,7 +211,7 @@ def _pairs(header: dict[str, TensorInfo]) -> tuple[dict[str, dict[str, TensorInf
     for name, info in header.items():
         match = _TENSOR.fullmatch(name)
         if match is None:
-            kind = next((word for word in ("magnitude", "embedding", "bias", "base_layer") if word in name), "other")
+            kind = next((word for word in ("magnitude", "embedding", "bias") if word in name), "other")
             raise AdapterError(
                 f"{WEIGHTS_FILE} holds {shown(name)}, expected only lora_A and lora_B weights of linear layers"
                 + (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from radargate.errors import AdapterError, InactiveExpertError
-from radargate.experts.adapters import Adapter, base_sites, check_fit, read_adapter
+from radargate.experts.adapters import Adapter, base_sites, read_adapter
 from radargate.experts.files import CONFIG_FILE, DTYPES, WEIGHTS_FILE
+from radargate.experts.fit import fit
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,8 @@ def load_bank(
     Args:
         adapters: name → folder or Hub id, or what `read_adapter` made of it.
         base: the base model (with or without weights).
-        allow_inactive: keep an expert that leaves every site unchanged (all B zero) or matches none.
+        allow_inactive: keep an expert that leaves every site unchanged (all B zero) or matches none, or whose file lacks layers
+            that its config names.
 
     Raises:
         AdapterError: an adapter is refused; the message names it, the fault and the remedy.
@@ -83,10 +88,12 @@ def load_bank(
     for name, source in adapters.items():
         adapter = read_adapter(str(name), source)
         try:
-            check_fit(adapter, shapes)
+            adapter = fit(adapter, base, shapes, partial=allow_inactive)
         except InactiveExpertError:
             if not allow_inactive:
                 raise
+        for note in adapter.notes:
+            logger.info(f"adapter {adapter.name!r}: {note}.")
         read.append(adapter)
     sites: dict[str, SiteBank] = {}
     active: set[int] = set()

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from radargate.base_models.loading import base_dtype, load_base, meta_base
 from radargate.errors import RadarGateError
-from radargate.experts.adapters import Adapter, base_sites, check_fit, read_adapter
+from radargate.experts.adapters import Adapter, base_sites, read_adapter
+from radargate.experts.fit import fit
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class Diagnosis:
         modules: last parts of the names of the layers it adapts.
         update_norm: mean over sites of ‖B A‖ in Frobenius norm, scale included.
         effect: largest change of any logit of the base on a fixed probe.
+        notes: what was read otherwise than it stands in the files.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Diagnosis:
     modules: list[str] = field(default_factory=list)
     update_norm: float | None = None
     effect: float | None = None
+    notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -78,7 +81,8 @@ def examine(
         BaseModelError: the base cannot be found.
     """
     choice = base_dtype(base, dtype, device)
-    shapes = base_sites(meta_base(base))
+    empty = meta_base(base)
+    shapes = base_sites(empty)
     logger.info(f"{base}: {len(shapes)} linear layers.")
     results, good = [], []
     for name, source in adapters.items():
@@ -86,8 +90,8 @@ def examine(
         results.append(result)
         try:
             adapter = read_adapter(name, source)
-            check_fit(adapter, shapes)
-            _describe(result, adapter)
+            result.notes = list(adapter.notes)
+            _describe(result, fit(adapter, empty, shapes))
             good.append((result, adapter))
         except RadarGateError as error:
             result.problem = _without_name(str(error), name)
@@ -95,6 +99,12 @@ def examine(
         logger.info(f"probing {len(good)} adapters on the base …")
         model = load_base(base, dtype=choice.name, device=device)
         for result, adapter in good:
+            try:
+                adapter = fit(adapter, model, shapes)
+            except RadarGateError as error:
+                result.problem = _without_name(str(error), result.name)
+                continue
+            result.notes = list(adapter.notes)
             result.effect = effect(model, adapter)
             result.ok = 0 < result.effect < math.inf
             if not math.isfinite(result.effect):
@@ -152,6 +162,7 @@ def table(results: list[Diagnosis]) -> str:
             )
         else:
             lines.append(f"{r.name:<{width}}  BAD   {r.problem}")
+        lines += [f"{'':<{width}}        {note}" for note in r.notes]
     bad = sum(not r.ok for r in results)
     lines.append(f"{len(results) - bad} of {len(results)} adapters can be used.")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import hashlib
 import json
@@ -55,7 +56,9 @@ def read_json(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
         raise AdapterError(
             f"{path} has more than {limit:,} bytes: no config is that long. Download it again, or ask who made it."
         )
-    value = parse_json(raw, str(path))
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise AdapterError(f"{path} is UTF-16, expected UTF-8. Save it again as UTF-8.")
+    value = parse_json(raw.removeprefix(codecs.BOM_UTF8), str(path))
     if not isinstance(value, dict):
         raise AdapterError(
             f"{path} holds {type(value).__name__}, expected a JSON object. Download it again, or save it again."
@@ -114,6 +117,12 @@ def weights_file(folder: Path) -> Path:
         raise AdapterError(
             f"{folder / shown(pickled[0])} is a pickled file, which can run code when read. Expected {WEIGHTS_FILE}. "
             "Ask for a safetensors version, or re-save it with PEFT where you trust it (safe_serialization=True)."
+        )
+    pieces = sorted(p.name for p in folder.glob("adapter_model-*-of-*.safetensors"))
+    if pieces:
+        raise AdapterError(
+            f"{folder} holds its weights in pieces ({shown(pieces[0])}, …), expected one {WEIGHTS_FILE}. Load it with PEFT and save it "
+            "again in one file."
         )
     raise AdapterError(f"{folder} has no {WEIGHTS_FILE}. Re-download the adapter, or save it again with PEFT.")
 

@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 
 from radargate.errors import AdapterError, shown
 from radargate.experts.files import CONFIG_FILE, MAX_RANK
+from radargate.experts.names import PREFIX, without_prefix
 from radargate.experts.patterns import check_pattern, check_time
 
 MAX_SCALE = 1e4
@@ -53,7 +54,8 @@ _REMEDIES = {
     "bias": "It changes biases of the base. Train it again with bias='none'.",
     "lora_bias": "Its B layers have biases. Train it again with lora_bias=False.",
     "trainable_token_indices": "It changes token embeddings. Train it again without trainable_token_indices.",
-    "target_parameters": "It adapts bare parameters, not layers. Target the layers instead.",
+    "target_parameters": "It adapts bare parameters, as PEFT does by itself for the router and the experts of a "
+    "mixture-of-experts base, which is not supported. Train it on the attention layers.",
     "layer_replication": "It changes the number of layers of the base. Use a base with those layers.",
     "alora_invocation_tokens": "aLoRA acts only after an invocation text. Train a plain LoRA.",
     "use_qalora": "QALoRA pools its input. Train a plain LoRA.",
@@ -71,6 +73,7 @@ class PlainLora:
         ranks: pattern → rank.
         alphas: pattern → alpha.
         targets: what PEFT reads to decide which layers are adapted.
+        notes: what was read otherwise than it stands in the file.
     """
 
     rank: int
@@ -79,6 +82,7 @@ class PlainLora:
     ranks: Mapping[str, int]
     alphas: Mapping[str, float]
     targets: SimpleNamespace
+    notes: tuple[str, ...] = ()
 
     def check_time(self, sites: Sequence[str]) -> None:
         """Raise `AdapterError` where patterns would take too long on these layers; they are tried under a clock."""
@@ -116,6 +120,25 @@ class PlainLora:
                 f"({shown(str(error))}). List the module names instead."
             ) from error
 
+    @property
+    def by_pattern(self) -> bool:
+        """Whether the layers are named by one regular expression."""
+        return isinstance(self.targets.target_modules, str) and self.targets.target_modules != "all-linear"
+
+    def named(self, layers: Sequence[str], outputs: set[str]) -> list[str]:
+        """Layers of a base that the config names; none where it leaves the choice to PEFT's own list for a model type.
+
+        Args:
+            layers: linear layers of the base.
+            outputs: those among them that ``all-linear`` leaves out.
+        """
+        if self.targets.target_modules is None:
+            return []
+        if self.targets.target_modules == "all-linear":
+            return [layer for layer in layers if layer not in outputs]
+        self.check_time(layers)
+        return [layer for layer in layers if self.targeted(layer)]
+
     def sizes(self, sites: Sequence[str]) -> dict[str, tuple[int, float]]:
         """Layer → its rank and its LoRA scale, as PEFT gives them: the first pattern that fits a name's end counts."""
         ranks, alphas = _compiled(self.ranks), _compiled(self.alphas)
@@ -140,6 +163,10 @@ def plain_lora(config: Mapping[str, Any]) -> PlainLora:
         AdapterError: the field, its value and the remedy are named.
     """
     if config.get("peft_type") != "LORA":
+        if "fine_tune_type" in config or "lora_parameters" in config:
+            raise AdapterError(
+                f"{CONFIG_FILE} is that of an MLX adapter, expected PEFT's. Merge it with mlx_lm.fuse, or convert it to PEFT's form."
+            )
         raise AdapterError(
             f"{CONFIG_FILE}: peft_type is {shown(config.get('peft_type'), 30)!r}, expected 'LORA'. Train a plain LoRA."
         )
@@ -167,6 +194,7 @@ def plain_lora(config: Mapping[str, Any]) -> PlainLora:
             f"{CONFIG_FILE}: use_rslora is {shown(config['use_rslora'], 30)}, expected true or false. Save it again with PEFT."
         )
     targets: dict[str, Any] = {}
+    notes: list[str] = []
     for field in ("target_modules", "exclude_modules"):
         value = config.get(field)
         if isinstance(value, str):
@@ -175,6 +203,9 @@ def plain_lora(config: Mapping[str, Any]) -> PlainLora:
             raise AdapterError(
                 f"{CONFIG_FILE}: {field} is {shown(value, 60)}, neither text nor a list of names. Save it again with PEFT."
             )
+        if isinstance(value, list) and without_prefix(value) != value:
+            notes.append(f"{field} without PEFT's prefix {PREFIX}")
+            value = without_prefix(value)
         targets[field] = set(value) if isinstance(value, list) else value
     return PlainLora(
         rank=_rank(config.get("r"), "r"),
@@ -183,6 +214,7 @@ def plain_lora(config: Mapping[str, Any]) -> PlainLora:
         ranks={k: _rank(v, f"rank_pattern[{shown(k, 60)}]") for k, v in _table(config, "rank_pattern").items()},
         alphas={k: _alpha(v, f"alpha_pattern[{shown(k, 60)}]") for k, v in _table(config, "alpha_pattern").items()},
         targets=SimpleNamespace(**targets, **_layers(config)),
+        notes=tuple(notes),
     )
 
 
@@ -219,19 +251,25 @@ def _check_imports(config: Mapping[str, Any]) -> None:
 
 
 def _rank(value: Any, field: str) -> int:
+    value = _whole(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_RANK:
         raise AdapterError(
-            f"{CONFIG_FILE} has {field} = {shown(value, 30)}, expected a whole number from 1 to {MAX_RANK:,}. "
+            f"{CONFIG_FILE} has {field} = {shown(repr(value), 30)}, expected a whole number from 1 to {MAX_RANK:,}. "
             "Save it again with PEFT."
         )
     return value
+
+
+def _whole(value: Any) -> Any:
+    """A number as some tools write it, 4.0 for 4."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _alpha(value: Any, field: str) -> float:
     good = not isinstance(value, bool) and isinstance(value, (int, float))
     if not good or not -1e9 < value < 1e9 or not math.isfinite(value):
         raise AdapterError(
-            f"{CONFIG_FILE} has {field} = {shown(value, 30)}, expected a finite number below 1e9. Save it again with PEFT."
+            f"{CONFIG_FILE} has {field} = {shown(repr(value), 30)}, expected a finite number below 1e9. Save it again with PEFT."
         )
     if value == 0:
         raise AdapterError(f"{CONFIG_FILE} has {field} = 0, so that the adapter changes nothing. Leave it out.")
@@ -249,6 +287,7 @@ def _table(config: Mapping[str, Any], field: str) -> dict[str, Any]:
 
 def _layers(config: Mapping[str, Any]) -> dict[str, Any]:
     layers, pattern = config.get("layers_to_transform"), config.get("layers_pattern")
+    layers = [_whole(layer) for layer in layers] if isinstance(layers, list) else _whole(layers)
     if layers is not None and not all(type(v) is int for v in as_list(layers)):
         raise AdapterError(
             f"{CONFIG_FILE}: layers_to_transform is {shown(layers, 60)}, expected whole numbers. Save it again."

@@ -22,7 +22,8 @@ from radargate.architectures import ARCHITECTURES
 from radargate.base_models.loading import base_dtype, load_config, meta_base, plain_dtype, resolve_base
 from radargate.composition.composing import radar_layers
 from radargate.composition.config import RadarConfig, check_top_k, gate_class, preset_options
-from radargate.experts.adapters import SiteShape, base_sites, check_fit, read_adapter
+from radargate.experts.adapters import SiteShape, base_sites, read_adapter
+from radargate.experts.fit import fit
 from radargate.gates.base import make_options
 from radargate.training.cost import operations_seconds
 from radargate.training.live_bytes import LiveBytes
@@ -127,9 +128,7 @@ def plan_training(
 def _compose_shapes(model: Any, adapters: Mapping[str, str | Path], options: GateTraining) -> PeftModel:
     """The composition without any weights, as `radargate.compose` would make it with them."""
     shapes = base_sites(model)
-    read = [read_adapter(str(name), source) for name, source in adapters.items()]
-    for adapter in read:
-        check_fit(adapter, shapes)
+    read = [fit(read_adapter(str(name), source), model, shapes) for name, source in adapters.items()]
     kind = gate_class(options.gate)
     chosen, _ = kind.take(preset_options(options.preset, options.gate, options.gate_options))
     make_options(kind, chosen)

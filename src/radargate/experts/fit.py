@@ -1,0 +1,157 @@
+"""Whether an adapter fits a base model: every layer, its shape, what the config names, and copies of the base's own tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
+from torch import Tensor, nn
+
+from radargate.errors import AdapterError, InactiveExpertError, shown
+from radargate.experts.adapters import Adapter, SiteShape, base_sites
+from radargate.experts.names import PREFIX
+
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+
+
+def fit(
+    adapter: Adapter, base: nn.Module, shapes: Mapping[str, SiteShape] | None = None, *, partial: bool = False
+) -> Adapter:
+    """The adapter by the base's own names of layers, if it fits.
+
+    Args:
+        adapter: as `read_adapter` read it.
+        base: the base model, with or without weights.
+        shapes: `base_sites` of it, where they are known.
+        partial: accept a file that lacks layers which its config names.
+
+    Raises:
+        InactiveExpertError: no tensor belongs to any layer.
+        AdapterError: some do not, layers are missing, or a copy of a base tensor differs; names and shapes are given.
+    """
+    shapes = base_sites(base) if shapes is None else shapes
+    adapter = _by_base_names(adapter, base, shapes)
+    _check_layers(adapter, shapes)
+    for site, tensors in adapter.sites.items():
+        shape, found = shapes[site], (tensors.A.shape[1], tensors.B.shape[0])
+        if found != (shape.d_in, shape.d_out):
+            raise AdapterError(
+                f"adapter {adapter.name!r}: at {site} it maps {found[0]} to {found[1]}, the base model's layer maps "
+                f"{shape.d_in} to {shape.d_out}. It was made for a model of another size; choose that one."
+            )
+    if not partial:
+        _check_whole(adapter, base, shapes)
+    return _without_copies(adapter, base)
+
+
+def _by_base_names(adapter: Adapter, base: nn.Module, shapes: Mapping[str, SiteShape]) -> Adapter:
+    """Layers renamed as PEFT renames them for this class of base, where its own names have changed."""
+    unknown = [site for site in adapter.sites if site not in shapes]
+    if not unknown:
+        return adapter
+    config = LoraConfig(target_modules=["none"])
+    renamed = {site: _converted(site, base, config) if site in unknown else site for site in adapter.sites}
+    moved = [site for site in unknown if renamed[site] in shapes]
+    if len(set(renamed.values())) < len(renamed) or not moved:
+        return adapter
+    sites = {renamed[site]: tensors for site, tensors in adapter.sites.items()}
+    note = f"{len(moved)} layers by the base's names of today ({shown(moved[0])} → {shown(renamed[moved[0]])})"
+    return replace(adapter, sites=sites, notes=(*adapter.notes, note))
+
+
+def _converted(site: str, base: nn.Module, config: LoraConfig) -> str:
+    name = f"{PREFIX}{site}.lora_A.weight"
+    try:
+        found = convert_peft_adapter_state_dict_for_transformers(base, config, {name: torch.empty(1, 1)})
+    except Exception:  # a class of base that PEFT cannot convert for
+        return site
+    return next(iter(found), name).removeprefix(PREFIX).removesuffix(".lora_A.weight")
+
+
+def _check_layers(adapter: Adapter, shapes: Mapping[str, SiteShape]) -> None:
+    unknown = [site for site in adapter.sites if site not in shapes]
+    if not unknown:
+        return
+    if any(_EXPERT.search(site) for site in unknown):
+        raise AdapterError(
+            f"adapter {adapter.name!r} adapts single experts of a mixture-of-experts base ({shown(unknown[0])}), and in this base all "
+            "experts of a layer are one parameter, which no LoRA of linear layers reaches. Train it on the attention layers."
+        )
+    if len(unknown) == len(adapter.sites):
+        raise InactiveExpertError(
+            f"adapter {adapter.name!r} matches no linear layer of the base model (it adapts {shown(unknown[0])}, …). "
+            "It was made for another model type; choose the base it was trained on."
+        )
+    raise AdapterError(
+        f"adapter {adapter.name!r}: {len(unknown)} of {len(adapter.sites)} sites are not linear layers of the "
+        f"base model, the first is {shown(unknown[0])}. It was made for another model; choose that one."
+    )
+
+
+def _check_whole(adapter: Adapter, base: nn.Module, shapes: Mapping[str, SiteShape]) -> None:
+    """Raise `AdapterError` where the config names layers of the base that the file has no tensors for."""
+    named = adapter.plain.named(list(shapes), _head_names(base))
+    if adapter.plain.by_pattern:  # which may well name kinds of modules that nobody trained
+        kinds = {site.rpartition(".")[2] for site in adapter.sites}
+        named = [site for site in named if site.rpartition(".")[2] in kinds]
+    missing = [site for site in named if site not in adapter.sites]
+    if missing:
+        raise AdapterError(
+            f"adapter {adapter.name!r}: {len(missing)} of the {len(named)} layers that its config names are missing from its file, "
+            f"the first is {shown(missing[0])}. They were lost when it was saved or sent: save it again from the whole model, or "
+            "accept what is there with `allow_inactive`."
+        )
+
+
+def _head_names(base: Any) -> set[str]:
+    """Layers that PEFT leaves out of ``all-linear``: what makes the output."""
+    head = getattr(base, "get_output_embeddings", lambda: None)()
+    return {
+        name for name, module in base.named_modules() if module is head or name in ("score", "classifier", "qa_outputs")
+    }
+
+
+def _without_copies(adapter: Adapter, base: nn.Module) -> Adapter:
+    """The adapter without the base's own tensors that PEFT saved beside it, each compared with the base's where that has weights.
+
+    Raises:
+        AdapterError: one differs, or the base has none of that name.
+    """
+    if not adapter.copies:
+        return adapter
+    own = {name.replace("base_layer.", ""): tensor for name, tensor in base.state_dict(keep_vars=True).items()}
+    for name, info in adapter.copies.items():
+        there = own.get(name.replace("base_layer.", ""))
+        if there is None:
+            raise AdapterError(
+                f"adapter {adapter.name!r}: its file holds {shown(name)}, expected only lora_A and lora_B weights of linear layers, "
+                "and the base has no tensor of that name to compare it with. Save it again with PEFT."
+            )
+        if tuple(there.shape) != info.shape:
+            raise AdapterError(
+                f"adapter {adapter.name!r} brings its own {shown(name)} of shape {info.shape}, the base's has {tuple(there.shape)}. "
+                "Tokens were added when it was trained: resize the base's embeddings as then, or save the adapter again with "
+                "save_embedding_layers=False if the new tokens were not trained."
+            )
+        if (
+            there.device.type != "meta"
+            and not getattr(base, "is_quantized", False)
+            and not _same(adapter.tensor(name), there)
+        ):
+            raise AdapterError(
+                f"adapter {adapter.name!r} brings its own {shown(name)}, which differs from the base's: it was trained, or belongs to "
+                "another base. A composition keeps the base's. Save it again with save_embedding_layers=False if it was not trained."
+            )
+    note = f"{len(adapter.copies)} copies of the base's own tensors left out ({', '.join(shown(n, 60) for n in adapter.copies)})"
+    return replace(adapter, copies={}, notes=(*adapter.notes, note))
+
+
+def _same(copy: Tensor, own: Tensor) -> bool:
+    """Whether two tensors are equal in the narrower of their dtypes."""
+    narrow = min(copy.dtype, own.dtype, key=lambda dtype: dtype.itemsize)
+    return torch.equal(copy.to(narrow), own.detach().cpu().to(narrow))
