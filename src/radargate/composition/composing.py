@@ -112,6 +112,14 @@ def compose(
     return compose_bank(model, bank, chosen, adapter_name, given, kept)
 
 
+def load_for(
+    base: Any, adapters: Mapping[str, Adapter], head: str | None, dtype: Any = None, device: str | None = None
+) -> PreTrainedModel:
+    """Load the base that these adapters want: a checkpoint without the head that they bring gets one."""
+    read = list(adapters.values())
+    return load_base(base, dtype, device, **wanted_base(read, choose_head(read, head)))
+
+
 def compose_bank(
     model: PreTrainedModel,
     bank: ExpertBank,

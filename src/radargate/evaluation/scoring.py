@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from radargate.base_models.kinds import answers_with
 from radargate.base_models.loading import straight_head
 from radargate.composition.model import RadarModel
 from radargate.data.batches import pad, positions
 from radargate.data.prompts import EncodedPair, encode_row
 from radargate.data.rows import Row
+from radargate.errors import BaseModelError
 from radargate.evaluation.answers import check_metrics, judge, metric_of
 from radargate.evaluation.metrics import RowScore
 from radargate.io.progress import Progress
@@ -198,6 +200,10 @@ def generate(
         The answers, without special tokens.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if answers_with(inner) != "text":
+        raise BaseModelError(
+            f"{type(inner).__name__} says labels and writes no text. Score it on rows with `label`: radargate eval."
+        )
     seq2seq = bool(inner.config.is_encoder_decoder)
     pairs = [encode_row(prompt, "x", tokenizer, seq2seq) for prompt in prompts]
     # a generated answer starts after the whole rendered context, white space included

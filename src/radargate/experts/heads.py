@@ -106,7 +106,7 @@ def choose_head(adapters: Sequence[Adapter], wanted: str | None = None) -> Head 
         fault = f"{', '.join(map(repr, without))} has none" if without else "each its own"
         raise AdapterError(
             f"adapters {', '.join(repr(head.expert) for head in brought)} bring a trained head ({shown(modules)}; {fault}), and "
-            f"a composition keeps one. Say whose: head={brought[0].expert!r}, or --head {brought[0].expert}."
+            f"a composition keeps one. Say whose with `head`, such as head={brought[0].expert!r}."
         )
     return brought[0]
 
