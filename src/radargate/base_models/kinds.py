@@ -31,6 +31,8 @@ _CLASSES = {
     "CAUSAL_LM": ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"),
     "FEATURE_EXTRACTION": ("MODEL_MAPPING_NAMES", "MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES"),
 }
+# pictures, films and sound
+_OTHER = {"pixel_values", "pixel_values_videos", "input_features", "input_values", "audio_values"}
 # tasks whose head an adapter may bring to a checkpoint without one
 _HEADS: dict[str | None, Any] = {
     "SEQ_CLS": AutoModelForSequenceClassification,
@@ -124,3 +126,10 @@ def answers_with(model: Any) -> str:
         f"{type(model).__name__} answers neither with text nor with a label, so that it cannot be trained, scored or asked here. "
         "Compose it in Python and use a Trainer of your own, or give a checkpoint with a language model's or a classifier's head."
     )
+
+
+def other_inputs(model: Any) -> list[str]:
+    """What a model can read beside text, by the names of its forward's arguments."""
+    taken = set(inspect.signature(model.forward).parameters)
+    own = getattr(model, "main_input_name", "input_ids")
+    return sorted((taken & _OTHER) | ({own} - {"input_ids"}))

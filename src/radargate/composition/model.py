@@ -18,7 +18,7 @@ from radargate.composition.registration import PREFIX
 from radargate.errors import BundleError, OptionError, RadarGateError, shown
 from radargate.experts.adapters import base_sites
 from radargate.gates.base import Gate, auxiliary_terms, make_options
-from radargate.gates.router.hooks import embeddings, reading, unwatch, watch
+from radargate.gates.router.hooks import check_reads_text, embeddings, forward_of, reading, reads_tokens, unwatch, watch
 from radargate.gates.router.router import TextRouter
 
 
@@ -105,7 +105,9 @@ class RadarModel(BaseTuner):
             self._replace_module(parent, target_name, layer, target)
         if router is not None:
             layer.routers[adapter_name] = router
-            if current_key == min(peft_config.sites):  # one gate holds it: PEFT saves and trains what stands in layers
+            if current_key == min(
+                filter(reads_tokens, peft_config.sites)
+            ):  # one gate holds it: PEFT saves and trains what stands in layers
                 layer.gate(adapter_name).router = router
         device = next(layer.base_layer.parameters()).device
         if device.type != "meta":
@@ -119,11 +121,14 @@ class RadarModel(BaseTuner):
         chooses = any(len(entry["experts"]) > 1 for entry in config.sites.values())
         if not chooses or not kind.routes(make_options(kind, config.gate_options)):
             return None
+        check_reads_text(base)
         if base.get_output_embeddings() is getattr(target, "base_layer", target):
             raise OptionError(
                 f"router='text' cannot serve {site}, the model's output layer, which is outside of what reads the text. Leave the "
                 "router out, or compose adapters without that target."
             )
+        if not reads_tokens(site):
+            return None  # a pooler or a head: one vector a text
         watch(base)
         if adapter_name not in self._routers:
             self._routers[adapter_name] = TextRouter(len(config.experts), embeddings(base).embedding_dim)
@@ -208,11 +213,11 @@ class RadarModel(BaseTuner):
         """
         with _padding_known(kwargs), reading(self.model, args, kwargs):
             if not self.training:
-                return self.model.forward(*args, **kwargs)
+                return forward_of(self.model)(*args, **kwargs)
             terms: list[tuple[Gate, torch.Tensor]] = []
             token = auxiliary_terms.set(terms)
             try:
-                outputs = self.model.forward(*args, **kwargs)
+                outputs = forward_of(self.model)(*args, **kwargs)
             finally:
                 auxiliary_terms.reset(token)
         if terms:
