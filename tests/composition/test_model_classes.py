@@ -112,6 +112,9 @@ def test_disabled_it_is_the_base_and_trained_it_loads_as_it_was(kind, tmp_path):
     train(model.train(), case, tmp_path / "run")
     trained = told(model.eval(), case)
     assert not torch.equal(trained, untrained)
+    traced = radargate.trace(model, case.inputs)
+    assert len(list(traced.sites())) >= 2 and set(traced.effect()) == set(adapters)
+    assert all(change > 0 for change in traced.effect().values())
     model.save_pretrained(tmp_path / "bundle")
     for load in (radargate.load, PeftModel.from_pretrained):
         assert torch.equal(told(load(copy.deepcopy(base), tmp_path / "bundle").eval(), case), trained)
