@@ -327,5 +327,5 @@ def test_a_model_that_reads_no_text_asks_for_its_inputs_by_name(tmp_path):
     base = CASES["vit classifier"].build().eval()
     get_peft_model(base, LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).save_pretrained(tmp_path / "a")
     model = radargate.compose(CASES["vit classifier"].build(), {"a": tmp_path / "a"}, top_k=None)
-    with pytest.raises(OptionError, match="reads pixel_values; give radargate.trace its inputs by name"):
+    with pytest.raises(OptionError, match=r"reads pixel_values; give radargate.trace its inputs by name"):
         radargate.trace(model, "a text")

@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from radargate.base_models.cache import PACKAGED_MODELS, convert_gguf, packaged_folder
 from radargate.base_models.dtype import QUANTISED, DtypeChoice, check_name, choose_dtype, warn_if_slow
 from radargate.base_models.kinds import model_class
+from radargate.base_models.offload import real_parameters
 from radargate.errors import BaseModelError, OptionError, StorageError, first_line
 from radargate.io.cache import cache_folder
 from radargate.io.disk import message, write_fault
@@ -215,7 +216,7 @@ def fingerprint(model: nn.Module, without: Iterable[str] = ()) -> str:
     fingerprint. Layers that RadarGate or PEFT put around a base layer are looked through, and modules named in ``without`` are left out.
     """
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters(), key=lambda item: _plain_name(item[0])):
+    for name, parameter in sorted(real_parameters(model), key=lambda item: _plain_name(item[0])):
         if "radar_" in name or "lora_" in name or ".modules_to_save." in name:
             continue
         if any(_plain_name(name).startswith(f"{module}.") for module in without):

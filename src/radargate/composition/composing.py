@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from radargate.architectures import ARCHITECTURES
 from radargate.base_models.kinds import task_type
 from radargate.base_models.loading import base_name, fingerprint, load_base
+from radargate.base_models.offload import without_map
 from radargate.composition import model as _registered  # noqa: F401  (PEFT must know RADAR before any bundle is read)
 from radargate.composition.bundle import bundle_folder, check_files, check_fingerprint, read_lock
 from radargate.composition.config import RadarConfig, check_top_k, check_works_under, gate_class, preset_options
@@ -193,7 +194,7 @@ def load(
     bank = _experts_of(config, adapters, model) if config.gate_only else None
     token = banks_come_later.set(bank is not None)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), without_map(model):
             warnings.filterwarnings("ignore", message=".*missing adapter keys.*")
             composed = PeftModel.from_pretrained(model, str(folder), adapter_name=adapter_name, is_trainable=trainable)
     finally:

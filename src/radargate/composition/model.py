@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from radargate.base_models.kinds import has_two_stacks, shifts_labels
+from radargate.base_models.offload import place_of
 from radargate.composition.config import RadarConfig, gate_class
 from radargate.composition.heads import freeze_heads, restore_heads
 from radargate.composition.layer import RadarLayer, active_multipliers, banks_come_later, check_multipliers, token_masks
@@ -109,11 +110,17 @@ class RadarModel(BaseTuner):
                 filter(reads_tokens, peft_config.sites)
             ):  # one gate holds it: PEFT saves and trains what stands in layers
                 layer.gate(adapter_name).router = router
-        device = next(layer.base_layer.parameters()).device
+        device = place_of(layer.base_layer)
         if device.type != "meta":
             for module in (layer.radar_gate[adapter_name], layer.radar_bank[adapter_name]):
                 if not any(t.device.type == "meta" for t in (*module.parameters(), *module.buffers())):
                     module.to(device)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(new_module, RadarLayer) and place_of(child).type != next(child.parameters()).device.type:
+            setattr(parent, child_name, new_module)  # PEFT would move ours to where the base's are not
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
 
     def _router(self, config: RadarConfig, adapter_name: str, site: str, target: nn.Module) -> TextRouter | None:
         """The router that a composition's gates share, where they have one; made at its first site."""

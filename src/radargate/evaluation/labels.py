@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from radargate.base_models.kinds import answers_with
+from radargate.base_models.offload import device_of
 from radargate.data.batches import pad
 from radargate.data.labels import Labels
 from radargate.data.rows import Row
@@ -58,7 +59,7 @@ class LabelScorer:
         return scores
 
     def _logits(self, rows: Sequence[Row]) -> Tensor:
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         ids, mask = pad([self.tokenizer.encode(row.prompt) for row in rows], self.config.pad_token_id, left=False)
         return self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.float().cpu()
 

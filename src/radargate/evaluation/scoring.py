@@ -12,6 +12,7 @@ from torch import Tensor
 
 from radargate.base_models.kinds import answers_with
 from radargate.base_models.loading import straight_head
+from radargate.base_models.offload import device_of
 from radargate.composition.model import RadarModel
 from radargate.data.batches import pad, positions
 from radargate.data.prompts import EncodedPair, encode_row
@@ -53,7 +54,7 @@ class Scorer:
             model.base_model.check_decodes()
         self.seq2seq = bool(inner.config.is_encoder_decoder)
         self.accepted = set(inspect.signature(inner.forward).parameters)
-        self.device = next(model.parameters()).device
+        self.device = device_of(model)
 
     @torch.no_grad()
     def score(self, rows: Sequence[Row], work: Progress | None = None) -> list[RowScore]:
@@ -209,7 +210,7 @@ def generate(
     # a generated answer starts after the whole rendered context, white space included
     contexts = [p.context + p.continuation[: p.lead] for p in pairs]
     ids, mask = pad(contexts, tokenizer.pad_token_id, left=not seq2seq)
-    device = next(model.parameters()).device
+    device = device_of(model)
     with straight_head(model):
         out = model.generate(
             input_ids=ids.to(device),

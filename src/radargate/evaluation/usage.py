@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from radargate.base_models.kinds import answers_with
+from radargate.base_models.offload import device_of
 from radargate.composition.composing import radar_config, radar_layers
 from radargate.data.prompts import encode_row
 from radargate.data.rows import Row
@@ -36,7 +37,7 @@ def read_rows(model: Any, tokenizer: Any, rows: Sequence[Row]) -> None:
     model.eval()
     base = model.get_base_model()
     seq2seq, label = bool(base.config.is_encoder_decoder), answers_with(base) == "label"
-    device = next(model.parameters()).device
+    device = device_of(model)
     for row in rows:
         if label:
             model(input_ids=torch.tensor([tokenizer.encode(row.prompt)], device=device))

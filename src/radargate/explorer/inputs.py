@@ -11,6 +11,7 @@ from torch import Tensor
 
 from radargate.base_models.kinds import answers_with
 from radargate.base_models.loading import load_tokenizer
+from radargate.base_models.offload import device_of
 from radargate.errors import BaseModelError, OptionError
 from radargate.explorer.tokens import token_texts
 
@@ -24,7 +25,7 @@ class Inputs:
 
     def output(self, model: Any) -> Tensor:
         """The first tensor that a model gives, its loss aside: [...]."""
-        device = next(model.parameters()).device
+        device = device_of(model)
         given = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in self.given.items()}
         found = model(**given)
         values = (

@@ -15,6 +15,7 @@ from torch import Tensor
 from radargate import ops
 from radargate.architectures.mole import MoLE
 from radargate.base_models.loading import load_tokenizer
+from radargate.base_models.offload import device_of
 from radargate.composition.composing import radar_config, radar_layers
 from radargate.composition.config import RadarConfig
 from radargate.composition.layer import RadarLayer, active_multipliers, reads_encoder, using
@@ -170,7 +171,7 @@ class _Text:
         if not context:
             raise OptionError("the text has no tokens; give a prompt or token ids.")
         if answer is None and new:
-            device = next(model.parameters()).device
+            device = device_of(model)
             read = torch.tensor([context], device=device)
             written = model.generate(
                 input_ids=read,
@@ -186,7 +187,7 @@ class _Text:
 
     def nll(self, model: Any) -> list[float]:
         """−log p of every token after the first: T - 1 numbers."""
-        device = next(model.parameters()).device
+        device = device_of(model)
         ids = torch.tensor([self.ids], device=device)
         if self.encoder is None:
             logits = model(input_ids=ids, use_cache=False).logits
