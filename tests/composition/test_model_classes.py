@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -13,25 +14,37 @@ from transformers import Trainer, TrainingArguments
 import radargate
 from model_classes import CASES, Case
 from radargate.composition.composing import radar_config, radar_layers
+from radargate.errors import OptionError
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda name: name.replace(" ", "-"))
-def kind(request, tmp_path_factory):
-    """A class with its base and three adapters."""
-    case: Case = CASES[request.param]
-    folder = tmp_path_factory.mktemp("kind")
-    torch.manual_seed(0)
-    # frozen, as it will be in a composition: torch computes some attention in another way where nothing is trained
-    base = case.build().eval().requires_grad_(False)
-    adapters = {}
-    for seed, name in enumerate(("math", "law", "art")):
-        torch.manual_seed(seed + 1)
-        config = LoraConfig(
-            r=seed + 2, lora_alpha=8, target_modules=case.targets, init_lora_weights=False, task_type=case.lora_task
-        )
-        get_peft_model(copy.deepcopy(base), config).save_pretrained(folder / name)
-        adapters[name] = folder / name
-    return case, base, adapters
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A class by name with its base and three adapters, each made once."""
+
+    @functools.cache
+    def make(name):
+        case: Case = CASES[name]
+        folder = tmp_path_factory.mktemp("kind")
+        torch.manual_seed(0)
+        # frozen, as it will be in a composition: torch computes some attention in another way where nothing is trained
+        base = case.build().eval().requires_grad_(False)
+        adapters = {}
+        for seed, expert in enumerate(("math", "law", "art")):
+            torch.manual_seed(seed + 1)
+            config = LoraConfig(
+                r=seed + 2, lora_alpha=8, target_modules=case.targets, init_lora_weights=False, task_type=case.lora_task
+            )
+            get_peft_model(copy.deepcopy(base), config).save_pretrained(folder / expert)
+            adapters[expert] = folder / expert
+        return case, base, adapters
+
+    return make
+
+
+@pytest.fixture(params=CASES, ids=lambda name: name.replace(" ", "-"))
+def kind(request, made):
+    """Every class."""
+    return made(request.param)
 
 
 def first(outputs) -> torch.Tensor:
@@ -99,8 +112,43 @@ def test_disabled_it_is_the_base_and_trained_it_loads_as_it_was(kind, tmp_path):
     train(model.train(), case, tmp_path / "run")
     trained = told(model.eval(), case)
     assert not torch.equal(trained, untrained)
+    traced = radargate.trace(model, case.inputs)
+    assert len(list(traced.sites())) >= 2 and set(traced.effect()) == set(adapters)
+    assert all(change > 0 for change in traced.effect().values())
     model.save_pretrained(tmp_path / "bundle")
     for load in (radargate.load, PeftModel.from_pretrained):
         assert torch.equal(told(load(copy.deepcopy(base), tmp_path / "bundle").eval(), case), trained)
     unloaded: nn.Module = model.unload()
     assert torch.equal(told(unloaded, case), before)
+
+
+ROUTED = (
+    "bert classifier, all linear",
+    "bert tagger",
+    "bert masked",
+    "llama reward",
+    "llama features",
+    "modernbert classifier",
+)
+
+
+@pytest.mark.parametrize("name", ROUTED)
+def test_a_text_router_serves_whatever_reads_text_only(name, made, tmp_path):
+    case, base, adapters = made(name)
+    model = radargate.compose(copy.deepcopy(base), adapters, router="text")
+    texts = [row[row > 0].tolist() for row in case.inputs["input_ids"]]
+    radargate.describe_texts(model, texts)
+    before = told(model.eval(), case)
+    train(model.train(), case, tmp_path / "run")
+    assert not torch.equal(told(model.eval(), case), before)
+    model.save_pretrained(tmp_path / "bundle")
+    assert torch.equal(told(radargate.load(copy.deepcopy(base), tmp_path / "bundle").eval(), case), told(model, case))
+
+
+@pytest.mark.parametrize("name", ("vit classifier", "clip", "whisper", "llava"))
+def test_a_text_router_is_refused_at_once_where_the_input_is_not_only_text(name, made):
+    _, base, adapters = made(name)
+    with pytest.raises(
+        OptionError, match=r"router='text' decides by the text that a model reads, and .* reads (pixel|input)_"
+    ):
+        radargate.compose(copy.deepcopy(base), adapters, router="text")

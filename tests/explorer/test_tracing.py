@@ -6,11 +6,13 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 import radargate
 from conftest import build, tiny_tokenizer
+from model_classes import CASES
 from radargate.composition.composing import radar_layers
 from radargate.composition.layer import using
 from radargate.errors import OptionError, RadarGateError
@@ -318,3 +320,12 @@ def test_a_broken_trace_says_what_to_do(tmp_path, text):
         (tmp_path / "trace.json").write_text(text)
     with pytest.raises(RadarGateError, match="holds no whole trace"):
         Trace(tmp_path)
+
+
+def test_a_model_that_reads_no_text_asks_for_its_inputs_by_name(tmp_path):
+
+    base = CASES["vit classifier"].build().eval()
+    get_peft_model(base, LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).save_pretrained(tmp_path / "a")
+    model = radargate.compose(CASES["vit classifier"].build(), {"a": tmp_path / "a"}, top_k=None)
+    with pytest.raises(OptionError, match=r"reads pixel_values; give radargate.trace its inputs by name"):
+        radargate.trace(model, "a text")

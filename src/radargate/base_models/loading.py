@@ -17,8 +17,6 @@ from huggingface_hub.utils import enable_progress_bars
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -27,6 +25,8 @@ from transformers.utils import logging as transformers_logging
 
 from radargate.base_models.cache import PACKAGED_MODELS, convert_gguf, packaged_folder
 from radargate.base_models.dtype import QUANTISED, DtypeChoice, check_name, choose_dtype, warn_if_slow
+from radargate.base_models.kinds import model_class
+from radargate.base_models.offload import real_parameters
 from radargate.errors import BaseModelError, OptionError, StorageError, first_line
 from radargate.io.cache import cache_folder
 from radargate.io.disk import message, write_fault
@@ -64,39 +64,46 @@ def resolve_base(name: str) -> str:
 
 
 def load_base(
-    base: str | PreTrainedModel, dtype: torch.dtype | str | None = None, device: str | None = None
+    base: str | nn.Module,
+    dtype: torch.dtype | str | None = None,
+    device: str | None = None,
+    *,
+    task: str | None = None,
+    labels: int | None = None,
 ) -> PreTrainedModel:
-    """Load a base model in evaluation mode; a model object is returned as it is.
+    """Load a base model in evaluation mode, as the class that its checkpoint was saved from; a model object is returned as it is.
 
     Args:
         base: a model, or a name as `resolve_base` takes it.
         dtype: parameter dtype, ``"auto"`` for the checkpoint's own, or ``"8bit"`` or ``"4bit"`` (NF4) through bitsandbytes;
             None takes the checkpoint's own on a GPU, and on a CPU where that is no slower than float32.
         device: where to put it; None means CPU or the current default.
+        task: a task whose head adapters bring to a checkpoint without one (see `radargate.base_models.kinds`).
+        labels: how many that head tells apart.
 
     Raises:
         BaseModelError: it cannot be found or loaded; the message names what to do.
         OptionError: the dtype or device cannot be used here.
         OutOfMemoryError: it does not fit into memory.
     """
-    if isinstance(base, PreTrainedModel):
+    if isinstance(base, nn.Module):
         if base not in _loaded:
             warn_if_slow(base)
-        return base
+        return cast(PreTrainedModel, base)
     name = base_dtype(base, dtype, device).name
     folder = resolve_base(base)
     config = load_config(folder)
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    auto, more = model_class(config, task), {"num_labels": labels} if labels and task else {}
     if drawing_bars():  # on a terminal the Hub shows a download; a bar for reading each file would only flicker
         transformers_logging.disable_progress_bar()
         enable_progress_bars()
     with _reading(folder, f"Base model {base!r} could not be loaded"):
         if name in QUANTISED:
             model = auto.from_pretrained(
-                folder, quantization_config=_quantisation(name), device_map={"": device or "cpu"}
+                folder, quantization_config=_quantisation(name), device_map={"": device or "cpu"}, **more
             )
         else:
-            model = auto.from_pretrained(folder, dtype=name)
+            model = auto.from_pretrained(folder, dtype=name, **more)
     if base in PACKAGED_MODELS:
         model.config.radargate_name = base  # a bundle then records the name, not this machine's cache path
     _loaded.add(model)
@@ -169,9 +176,9 @@ def load_config(folder: str) -> Any:
 def meta_base(base: str) -> nn.Module:
     """Build a base model's modules without weights, to check shapes before anything is loaded."""
     config = load_config(resolve_base(base))
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    made = model_class(config)
     with torch.device("meta"):
-        return auto.from_config(config)
+        return (getattr(made, "from_config", None) or made._from_config)(config)
 
 
 def straighten_head(model: Any) -> Any:
@@ -209,7 +216,7 @@ def fingerprint(model: nn.Module, without: Iterable[str] = ()) -> str:
     fingerprint. Layers that RadarGate or PEFT put around a base layer are looked through, and modules named in ``without`` are left out.
     """
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters(), key=lambda item: _plain_name(item[0])):
+    for name, parameter in sorted(real_parameters(model), key=lambda item: _plain_name(item[0])):
         if "radar_" in name or "lora_" in name or ".modules_to_save." in name:
             continue
         if any(_plain_name(name).startswith(f"{module}.") for module in without):

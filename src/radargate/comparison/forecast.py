@@ -11,7 +11,8 @@ from radargate.comparison.cells import UNION, Cell
 from radargate.composition.composing import compose
 from radargate.data.batches import EncodedRows, step_order
 from radargate.data.rows import Row
-from radargate.evaluation.scoring import Scorer
+from radargate.evaluation.labels import scorer_for
+from radargate.evaluation.options import Scoring
 from radargate.training.cost import SEARCH_STEPS, architecture_factor, rotates
 from radargate.training.options import GateTraining
 from radargate.training.schedule import set_dense
@@ -55,7 +56,9 @@ class Forecast:
         times: dict[str, float] = {}
         for gate in ("stretch", "radar"):
             opened = time.monotonic()
-            composed = compose(model, adapters, gate=gate, top_k=training.top_k, seed=0, allow_inactive=True).train()
+            composed = compose(
+                model, adapters, gate=gate, top_k=training.top_k, seed=0, allow_inactive=True, head=training.head
+            ).train()
             times["opening"] = 2 * (time.monotonic() - opened)
             for dense in (True, False):
                 set_dense(composed, dense)
@@ -67,7 +70,7 @@ class Forecast:
             if gate == "stretch":
                 rows = [row for task_rows in test.values() for row in task_rows[:1]]
                 begun = time.monotonic()
-                Scorer(composed.eval(), tokenizer).score(rows)
+                scorer_for(composed.eval(), tokenizer, Scoring()).score(rows)
                 times["row"] = (time.monotonic() - begun) / len(rows)
             model = composed.unload()
         return cls(times["stretchFalse"], times["radarTrue"], times["radarFalse"], times["row"], times["opening"])

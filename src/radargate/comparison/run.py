@@ -14,14 +14,14 @@ from typing import Any
 
 from radargate.architectures import ARCHITECTURES
 from radargate.base_models.dtype import CHECKPOINT
-from radargate.base_models.loading import base_dtype, fingerprint, load_base, load_tokenizer
+from radargate.base_models.loading import base_dtype, fingerprint, load_tokenizer
 from radargate.comparison.cells import Cell, all_cells
 from radargate.comparison.finished import finished_cells
 from radargate.comparison.forecast import Forecast
 from radargate.comparison.options import Comparison
 from radargate.comparison.run_cell import RECORDS, Grid, run_cell
+from radargate.composition.composing import load_for
 from radargate.composition.config import check_top_k
-from radargate.data.batches import encode_rows
 from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import load_rows
 from radargate.errors import AdapterError, RadarGateError
@@ -32,6 +32,7 @@ from radargate.experts.bank import load_bank
 from radargate.gates.base import make_options
 from radargate.io.progress import Progress, duration
 from radargate.io.records import append_records, make_record, read_records
+from radargate.training.encoding import encode_for
 from radargate.training.options import GateTraining
 
 logger = logging.getLogger(__name__)
@@ -181,14 +182,15 @@ def _open(
     dtype: str | None,
     device: str | None,
 ) -> Grid:
-    model, tokenizer = load_base(base, dtype=dtype or CHECKPOINT, device=device), load_tokenizer(base)
+    named = {name: read_adapter(name, folder) for name, folder in own["mole"].items()} if "mole" in own else {}
+    model = load_for(base, named, training.head, dtype or CHECKPOINT, device)
+    tokenizer = load_tokenizer(base)
     for architecture, folders in own.items():  # before an hour's work, not after it
         kind = ARCHITECTURES.get(architecture)
         wanted = training.architecture_options if architecture == "hydra" else {}
         kind.arrange(load_bank(folders, model), make_options(kind, wanted))
-    seq2seq = bool(model.config.is_encoder_decoder)
     rows = [row for task_rows in train.values() for row in task_rows]
-    encoded = encode_rows(rows, tokenizer, training, encoder_decoder=seq2seq)
+    encoded = encode_for(model, rows, tokenizer, training)
     hashes = {
         architecture: {name: read_adapter(name, folder).file.sha256 for name, folder in folders.items()}
         for architecture, folders in own.items()

@@ -152,6 +152,7 @@ def _composed(cell: Cell, grid: Grid) -> tuple[PeftModel, dict[str, Any], str | 
         architecture_options=training.architecture_options if cell.architecture == "hydra" else None,
         preset=training.preset,
         seed=training.seed,
+        head=training.head,
         **given,
     )
     lost = [facts["residual"] for facts in radar_config(model).expert_facts.values() if "residual" in facts]

@@ -11,11 +11,13 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel, get_peft_model
+from torch import nn
 from transformers import PreTrainedModel
 
 from radargate.architectures import ARCHITECTURES
 from radargate.base_models.kinds import task_type
 from radargate.base_models.loading import base_name, fingerprint, load_base
+from radargate.base_models.offload import without_map
 from radargate.composition import model as _registered  # noqa: F401  (PEFT must know RADAR before any bundle is read)
 from radargate.composition.bundle import bundle_folder, check_files, check_fingerprint, read_lock
 from radargate.composition.config import (
@@ -26,19 +28,19 @@ from radargate.composition.config import (
     gate_class,
     preset_options,
 )
-from radargate.composition.heads import check_bundle_head, fill_head, freeze_heads, restore_heads
+from radargate.composition.heads import bundle_labels, fill_head, freeze_heads, restore_heads
 from radargate.composition.layer import RadarLayer, banks_come_later
 from radargate.composition.peft_model import pass_through_tuner
 from radargate.errors import AdapterError, BundleError, RadarGateError, shown
 from radargate.experts.adapters import Adapter, base_sites, read_adapter
 from radargate.experts.bank import ExpertBank, SiteBank, check_equal_ranks, header_ranks, load_bank
 from radargate.experts.files import WeightsFile, weights_file
-from radargate.experts.heads import Head, check_head, choose_head
+from radargate.experts.heads import Head, check_head, choose_head, wanted_base
 from radargate.gates.base import make_options
 
 
 def compose(
-    base: str | PreTrainedModel | PeftModel,
+    base: str | PreTrainedModel | PeftModel | nn.Module,
     adapters: Mapping[str, str | Path | Adapter] | Sequence[str | Path] | None = None,
     *,
     architecture: str = "mole",
@@ -57,7 +59,7 @@ def compose(
     """Compose trained LoRA adapters into one model whose gates alone are trainable.
 
     Args:
-        base: a model, or its name or path. A PeftModel's own LoRAs join the experts; it is unloaded.
+        base: a model of any class, or its name or path. A PeftModel's own LoRAs join the experts; it is unloaded.
         adapters: name → folder or Hub id (or just folders, named by their last part).
         architecture: how experts share A and B; see `radargate.architectures.ARCHITECTURES`.
         architecture_options: its options.
@@ -102,7 +104,7 @@ def compose(
             check_equal_ranks(gate, header_ranks(named))
         read = {str(name): read_adapter(str(name), source) for name, source in named.items()}
         kept = choose_head(list(read.values()), head)
-        model = load_base(cast("str | PreTrainedModel", base), dtype=dtype, device=device)
+        model = load_base(cast("str | PreTrainedModel", base), dtype, device, **wanted_base(list(read.values()), kept))
         bank = arrangement.arrange(load_bank(read, model, allow_inactive=allow_inactive), arrangement_options)
         bank = kind.arrange(bank, made, seed)
     if kept is not None:
@@ -117,6 +119,14 @@ def compose(
         "seed": seed,
     }
     return compose_bank(model, bank, chosen, adapter_name, given, kept)
+
+
+def load_for(
+    base: Any, adapters: Mapping[str, Adapter], head: str | None, dtype: Any = None, device: str | None = None
+) -> PreTrainedModel:
+    """Load the base that these adapters want: a checkpoint without the head that they bring gets one."""
+    read = list(adapters.values())
+    return load_base(base, dtype, device, **wanted_base(read, choose_head(read, head)))
 
 
 def compose_bank(
@@ -154,7 +164,7 @@ def compose_bank(
 
 
 def load(
-    base: str | PreTrainedModel | None,
+    base: str | PreTrainedModel | nn.Module | None,
     bundle: str | Path,
     *,
     adapters: Mapping[str, str | Path] | None = None,
@@ -186,14 +196,14 @@ def load(
         base = lock.get("base", {}).get("name") or config.base_model_name_or_path
         if not base:
             raise BundleError(f"{bundle} names no base model; give one.")
-    model = load_base(base, dtype=dtype, device=device)
+    labels = bundle_labels(folder, config.modules_to_save, WeightsFile(weights_file(folder)).tensors)
+    model = load_base(base, dtype, device, task=str(config.task_type or ""), labels=labels)
     if not allow_other_base:
         check_fingerprint(bundle, config.base_fingerprint, model, config.modules_to_save)
-    check_bundle_head(folder, config.modules_to_save, WeightsFile(weights_file(folder)).tensors)
     bank = _experts_of(config, adapters, model) if config.gate_only else None
     token = banks_come_later.set(bank is not None)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), without_map(model):
             warnings.filterwarnings("ignore", message=".*missing adapter keys.*")
             composed = PeftModel.from_pretrained(model, str(folder), adapter_name=adapter_name, is_trainable=trainable)
     finally:

@@ -12,6 +12,7 @@ from peft import PeftModel
 from radargate.architectures import ARCHITECTURES
 from radargate.composition.composing import compose_bank, expert_bank, radar_config, radar_layers
 from radargate.composition.config import gate_class
+from radargate.composition.heads import kept_head
 from radargate.errors import AdapterError, OptionError
 from radargate.experts.bank import ExpertBank, SiteBank, load_bank
 from radargate.experts.prototypes import prototypes
@@ -57,10 +58,11 @@ def add_experts(
     if config.architecture != "mole":
         raise OptionError(f"experts can join under architecture 'mole' only, this one is {config.architecture!r}.")
     old, gates = expert_bank(model), {layer.site: layer.gate("default") for layer in radar_layers(model)}
+    head = kept_head(model, "default")
     base: Any = model.unload()
     new = load_bank(adapters, base)
     bank = ARCHITECTURES.get(config.architecture).arrange(_joined(old, new), None)
-    larger = compose_bank(base, bank, {name: getattr(config, name) for name in CHOSEN})
+    larger = compose_bank(base, bank, {name: getattr(config, name) for name in CHOSEN}, head=head)
     for layer in radar_layers(larger):
         gate: Any = layer.gate("default")
         before = gates.get(layer.site)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from radargate.errors import BundleError, shown
-from radargate.experts.heads import Head
+from radargate.experts.files import TensorInfo
+from radargate.experts.heads import PREFIX, Head, labels_of
 
 NONE = "(none)"  # PEFT's classes of these tasks cannot do without a name
 _NEED_A_NAME = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
@@ -37,9 +38,20 @@ def fill_head(model: nn.Module, head: Head | None, adapter_name: str) -> None:
     for name, wrapper in _wrappers(model):
         if head is None or adapter_name not in wrapper.modules_to_save:
             continue
-        module = name.removeprefix("base_model.model.")
+        module = name.removeprefix(PREFIX)
         own = {n.removeprefix(f"{module}."): t for n, t in head.tensors.items() if n.startswith(f"{module}.")}
         wrapper.modules_to_save[adapter_name].load_state_dict(own)
+
+
+def kept_head(model: nn.Module, adapter_name: str) -> Head | None:
+    """The head that a composition keeps, if it keeps one."""
+    tensors, modules = {}, []
+    for name, wrapper in _wrappers(model):
+        if adapter_name in wrapper.modules_to_save:
+            modules.append(name.removeprefix(PREFIX))
+            own = wrapper.modules_to_save[adapter_name].state_dict()
+            tensors.update({f"{modules[-1]}.{key}": value.detach().cpu() for key, value in own.items()})
+    return Head("the composition", tuple(modules), tensors) if modules else None
 
 
 def freeze_heads(model: nn.Module) -> None:
@@ -55,15 +67,22 @@ def restore_heads(base: nn.Module) -> None:
         setattr(base.get_submodule(parent), child, wrapper.original_module)
 
 
-def check_bundle_head(folder: Any, named: Iterable[str], tensors: Iterable[str]) -> None:
-    """Raise `BundleError` where a bundle's file lacks the head that its config names."""
-    names = list(tensors)
-    for module in named:
-        if module != NONE and not any(name.startswith(f"base_model.model.{module}.") for name in names):
+def bundle_labels(folder: Any, named: Iterable[str], header: Mapping[str, TensorInfo]) -> int | None:
+    """How many labels the head of a bundle tells apart, where it keeps one.
+
+    Raises:
+        BundleError: its weights file lacks the head that its config names.
+    """
+    shapes: list[tuple[int, ...]] = []
+    for module in (name for name in named if name != NONE):
+        found = [info.shape for name, info in header.items() if name.startswith(f"{PREFIX}{module}.")]
+        shapes += found
+        if not found:
             raise BundleError(
                 f"{folder} keeps a trained head {shown(module)}, and its weights file has no tensor of it. Download the bundle "
                 "again."
             )
+    return labels_of(shapes)
 
 
 def _wrappers(model: nn.Module) -> Iterator[tuple[str, ModulesToSaveWrapper]]:

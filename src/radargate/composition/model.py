@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from radargate.base_models.kinds import has_two_stacks, shifts_labels
+from radargate.base_models.offload import place_of
 from radargate.composition.config import RadarConfig, gate_class
 from radargate.composition.heads import freeze_heads, restore_heads
 from radargate.composition.layer import RadarLayer, banks_come_later, check_multipliers
@@ -19,7 +20,7 @@ from radargate.errors import BundleError, OptionError, RadarGateError, shown
 from radargate.experts.adapters import base_sites
 from radargate.gates.base import Gate, make_options
 from radargate.gates.call_state import Masks, current
-from radargate.gates.router.hooks import embeddings, reading, unwatch, watch
+from radargate.gates.router.hooks import check_reads_text, embeddings, forward_of, reading, reads_tokens, unwatch, watch
 from radargate.gates.router.router import TextRouter
 
 
@@ -101,13 +102,21 @@ class RadarModel(BaseTuner):
             self._replace_module(parent, target_name, layer, target)
         if router is not None:
             layer.routers[adapter_name] = router
-            if current_key == min(peft_config.sites):  # one gate holds it: PEFT saves and trains what stands in layers
+            if current_key == min(
+                filter(reads_tokens, peft_config.sites)
+            ):  # one gate holds it: PEFT saves and trains what stands in layers
                 layer.gate(adapter_name).router = router
-        device = next(layer.base_layer.parameters()).device
+        device = place_of(layer.base_layer)
         if device.type != "meta":
             for module in (layer.radar_gate[adapter_name], layer.radar_bank[adapter_name]):
                 if not any(t.device.type == "meta" for t in (*module.parameters(), *module.buffers())):
                     module.to(device)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(new_module, RadarLayer) and place_of(child).type != next(child.parameters()).device.type:
+            setattr(parent, child_name, new_module)  # PEFT would move ours to where the base's are not
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
 
     def _router(self, config: RadarConfig, adapter_name: str, site: str, target: nn.Module) -> TextRouter | None:
         """The router that a composition's gates share, where they have one; made at its first site."""
@@ -115,11 +124,14 @@ class RadarModel(BaseTuner):
         chooses = kind.routes_alone or any(len(entry["experts"]) > 1 for entry in config.sites.values())
         if not chooses or not kind.routes(make_options(kind, config.gate_options)):
             return None
+        check_reads_text(base)
         if base.get_output_embeddings() is getattr(target, "base_layer", target):
             raise OptionError(
                 f"router='text' cannot serve {site}, the model's output layer, which is outside of what reads the text. Leave the "
                 "router out, or compose adapters without that target."
             )
+        if not reads_tokens(site):
+            return None  # a pooler or a head: one vector a text
         watch(base)
         if adapter_name not in self._routers:
             width = embeddings(base).embedding_dim
@@ -206,7 +218,7 @@ class RadarModel(BaseTuner):
         """
         terms: list[tuple[Gate, torch.Tensor]] | None = [] if self.training else None
         with current.block(masks=_masks(kwargs), noted=terms), self._reading(args, kwargs):
-            outputs = self.model.forward(*args, **kwargs)
+            outputs = forward_of(self.model)(*args, **kwargs)
         if terms:
             auxiliary = auxiliary_loss(terms)
             outputs["aux_loss"] = auxiliary

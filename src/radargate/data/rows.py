@@ -11,7 +11,8 @@ from typing import Any
 from radargate.errors import DataError
 
 FIELDS = ("prompt", "target", "choices", "answer_index", "task", "id", "rationale", "metric")
-ANSWER_METRICS = ("exact_match", "math", "translation")
+ANSWER_METRICS = ("exact_match", "math", "translation", "label")
+TEXT_FIELDS = ("prompt", "text", "sentence")  # what a row with a label may call its text
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def parse_row(raw: Any, where: str, task: str = "", position: int = 0) -> Row:
     """
     if not isinstance(raw, dict):
         raise DataError(f"{where}: found {type(raw).__name__}, expected a JSON object with prompt and target.")
+    raw = _from_label(raw)
     for field in ("prompt", "target"):
         value = raw.get(field)
         if not isinstance(value, str) or not value.strip():
@@ -112,6 +114,14 @@ def parse_row(raw: Any, where: str, task: str = "", position: int = 0) -> Row:
         if len(set(candidates)) != len(candidates):
             raise DataError(f"{where}: field 'choices' holds the same text twice: {_shown(choices)}.")
     return row
+
+
+def _from_label(raw: dict[str, Any]) -> dict[str, Any]:
+    """A row with a text and a label in the form of all rows; others as they are."""
+    label, text = raw.get("label"), next((raw[name] for name in TEXT_FIELDS if name in raw), None)
+    if "target" in raw or not isinstance(label, (str, int, float)):
+        return raw
+    return {"metric": "label", **raw, "prompt": text, "target": str(int(label) if isinstance(label, bool) else label)}
 
 
 def rows_hash(rows: Iterable[Row]) -> str:

@@ -19,10 +19,10 @@ from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import load_rows
 from radargate.evaluation.answers import check_metrics
 from radargate.evaluation.harness import check_hub, evaluate_tasks, load_tasks, task_manager
+from radargate.evaluation.labels import scorer_for
 from radargate.evaluation.metrics import RowScore, metric_counts, summarise, summarise_tasks
 from radargate.evaluation.options import Scoring
 from radargate.evaluation.presets import find_preset, local_rows
-from radargate.evaluation.scoring import Scorer
 from radargate.io.disk import check_writable
 from radargate.io.progress import Progress, share
 from radargate.io.records import append_records, make_record
@@ -221,7 +221,7 @@ def score_system(
     name: str, model: Any, tokenizer: Any, by_task: dict[str, list[Row]], scoring: Scoring, facts: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Score one loaded model on every task; one record a task, and one for their mean, ``facts`` in each."""
-    scorer = Scorer(model, tokenizer, batch_size=scoring.batch_size, max_new_tokens=scoring.max_new_tokens)
+    scorer = scorer_for(model, tokenizer, scoring)
     scores: dict[str, list[RowScore]] = {}
     records = []
     costs = {task: sum(map(scorer.cost, rows)) for task, rows in by_task.items()}

@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from radargate.base_models.kinds import answers_with
 from radargate.base_models.loading import straight_head
+from radargate.base_models.offload import device_of
 from radargate.composition.model import RadarModel
 from radargate.data.batches import pad, positions
 from radargate.data.prompts import EncodedPair, encode_row, stop_tokens
 from radargate.data.rows import Row
+from radargate.errors import BaseModelError
 from radargate.evaluation.answers import check_metrics, judge, metric_of
 from radargate.evaluation.metrics import RowScore
 from radargate.io.progress import Progress
@@ -51,7 +54,7 @@ class Scorer:
             model.base_model.check_decodes()
         self.seq2seq = bool(inner.config.is_encoder_decoder)
         self.accepted = set(inspect.signature(inner.forward).parameters)
-        self.device = next(model.parameters()).device
+        self.device = device_of(model)
 
     @torch.no_grad()
     def score(self, rows: Sequence[Row], work: Progress | None = None) -> list[RowScore]:
@@ -198,12 +201,16 @@ def generate(
         The answers, without special tokens.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if answers_with(inner) != "text":
+        raise BaseModelError(
+            f"{type(inner).__name__} says labels and writes no text. Score it on rows with `label`: radargate eval."
+        )
     seq2seq = bool(inner.config.is_encoder_decoder)
     pairs = [encode_row(prompt, "x", tokenizer, seq2seq) for prompt in prompts]
     # a generated answer starts after the whole rendered context, white space included
     contexts = [p.context + p.continuation[: p.lead] for p in pairs]
     ids, mask = pad(contexts, tokenizer.pad_token_id, left=not seq2seq)
-    device = next(model.parameters()).device
+    device = device_of(model)
     with straight_head(model):
         out = model.generate(
             input_ids=ids.to(device),

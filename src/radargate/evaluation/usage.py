@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from radargate.base_models.kinds import answers_with
+from radargate.base_models.offload import device_of
 from radargate.composition.composing import radar_config, radar_layers
 from radargate.data.prompts import encode_row
 from radargate.data.rows import Row
@@ -33,9 +35,13 @@ class Usage:
 def read_rows(model: Any, tokenizer: Any, rows: Sequence[Row]) -> None:
     """Let a composed model read rows one by one, prompt and gold answer, for hooks to look at."""
     model.eval()
-    seq2seq = bool(model.get_base_model().config.is_encoder_decoder)
-    device = next(model.parameters()).device
+    base = model.get_base_model()
+    seq2seq, label = bool(base.config.is_encoder_decoder), answers_with(base) == "label"
+    device = device_of(model)
     for row in rows:
+        if label:
+            model(input_ids=torch.tensor([tokenizer.encode(row.prompt)], device=device))
+            continue
         pair = encode_row(row.prompt, row.target, tokenizer, seq2seq)
         extra = {"decoder_input_ids": torch.tensor([pair.continuation], device=device)} if seq2seq else {}
         ids = pair.context if seq2seq else pair.context + pair.continuation

@@ -18,6 +18,7 @@ from radargate.errors import AdapterError, InactiveExpertError
 from radargate.experts.adapters import Adapter, base_sites, read_adapter
 from radargate.experts.files import CONFIG_FILE, DTYPES, WEIGHTS_FILE
 from radargate.experts.fit import fit
+from radargate.experts.heads import PREFIX, Head, with_head
 
 logger = logging.getLogger(__name__)
 
@@ -171,8 +172,10 @@ def widest_dtype(dtypes: Iterable[Iterable[str]]) -> torch.dtype:
     return functools.reduce(torch.promote_types, (DTYPES[name] for pair in dtypes for name in pair))
 
 
-def write_expert(bank: ExpertBank, name: str, folder: str | Path) -> None:
+def write_expert(bank: ExpertBank, name: str, folder: str | Path, head: Head | None = None) -> None:
     """Write one expert back as a PEFT adapter folder, its tensors bit-equal to those it was read from.
+
+    A trained head that it was read with stays with the composition; ``head`` is one to write beside it.
 
     Raises:
         AdapterError: no such expert, or the folder already holds an adapter.
@@ -184,7 +187,7 @@ def write_expert(bank: ExpertBank, name: str, folder: str | Path) -> None:
     folder, index, prefix = Path(folder), bank.names.index(name), bank.facts[name]["prefix"]
     if (folder / CONFIG_FILE).exists():
         raise AdapterError(f"{folder} already holds an adapter; choose another folder.")
-    tensors = {}
+    tensors = {} if head is None else {f"{PREFIX}{key}": value.contiguous() for key, value in head.tensors.items()}
     for site, here in bank.sites.items():
         if index in here.experts:
             position = here.experts.index(index)
@@ -193,7 +196,7 @@ def write_expert(bank: ExpertBank, name: str, folder: str | Path) -> None:
                 tensors[f"{prefix}{site}.lora_{side}.weight"] = (rows if side == "A" else rows.T).contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    config = {**bank.configs[name], "modules_to_save": None}  # a head stays with the composition that keeps it
+    config = with_head(bank.configs[name], head)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2))
 
 

@@ -38,9 +38,22 @@ class Head:
 
     @property
     def labels(self) -> int | None:
-        """How many labels it tells apart: rows of its last matrix."""
-        matrices = [tensor for tensor in self.tensors.values() if tensor.dim() == 2]
-        return matrices[-1].shape[0] if matrices else None
+        """How many labels it tells apart."""
+        return labels_of(tuple(tensor.shape) for tensor in self.tensors.values())
+
+
+def labels_of(shapes: Iterable[tuple[int, ...]]) -> int | None:
+    """How many labels a head of these tensors tells apart: the rows of its last matrix, which has the fewest."""
+    return min((shape[0] for shape in shapes if len(shape) == 2), default=None)
+
+
+def wanted_base(adapters: Sequence[Adapter], head: Head | None) -> dict[str, Any]:
+    """What `load_base` is to make of a checkpoint for these adapters: ``task`` and ``labels``."""
+    tasks = {adapter.config.get("task_type") for adapter in adapters}
+    task = tasks.pop() if len(tasks) == 1 else None
+    if head is None:
+        return {"task": task if task == "FEATURE_EXTRACTION" else None}
+    return {"task": task, "labels": None if task == "QUESTION_ANS" else head.labels}
 
 
 def split_head(
@@ -93,7 +106,7 @@ def choose_head(adapters: Sequence[Adapter], wanted: str | None = None) -> Head 
         fault = f"{', '.join(map(repr, without))} has none" if without else "each its own"
         raise AdapterError(
             f"adapters {', '.join(repr(head.expert) for head in brought)} bring a trained head ({shown(modules)}; {fault}), and "
-            f"a composition keeps one. Say whose: `head`={brought[0].expert}."
+            f"a composition keeps one. Say whose with `head`, such as head={brought[0].expert!r}."
         )
     return brought[0]
 
@@ -115,6 +128,13 @@ def read_head(adapter: Adapter) -> Head | None:
                 "download it again."
             )
     return Head(adapter.name, tuple(dict.fromkeys(filter(None, (_module(n, named) for n in tensors)))), tensors)
+
+
+def with_head(config: Mapping[str, Any], head: Head | None) -> dict[str, Any]:
+    """An adapter's config as it is written with that head, or without any: PEFT then must not look for one."""
+    if head is not None:
+        return {**config, "modules_to_save": list(head.modules)}
+    return {**config, "modules_to_save": None, "task_type": None} if config.get("modules_to_save") else dict(config)
 
 
 def check_head(head: Head, base: nn.Module) -> None:

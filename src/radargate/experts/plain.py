@@ -57,7 +57,9 @@ def _config(sites: Mapping[str, SiteBank], origin: ExpertBank) -> dict[str, Any]
     # anchored, or the pattern of one site could match the end of another's name
     pattern = {_exactly(site): rank for site, rank in ranks.items() if rank != usual}
     first = next(iter(origin.configs.values()))
+    head = {"modules_to_save": first["modules_to_save"]} if first.get("modules_to_save") else {}
     return {
+        **head,
         "peft_type": "LORA",
         "task_type": first.get("task_type"),
         "base_model_name_or_path": first.get("base_model_name_or_path"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,14 @@ from torch import Tensor
 from radargate import ops
 from radargate.architectures.mole import MoLE
 from radargate.base_models.loading import load_tokenizer
+from radargate.base_models.offload import device_of
 from radargate.composition.composing import radar_config, radar_layers
+from radargate.composition.config import RadarConfig
 from radargate.composition.layer import RadarLayer, reads_encoder, using
 from radargate.data.prompts import encode_row
 from radargate.errors import OptionError
 from radargate.explorer.files import SiteTrace, Trace, write_facts, write_site
+from radargate.explorer.inputs import Inputs, inputs_of, moved
 from radargate.explorer.pairs import Pairs
 from radargate.explorer.tokens import token_texts
 from radargate.gates.call_state import current
@@ -30,7 +33,7 @@ from radargate.ops.turning import angle
 @torch.no_grad()
 def trace(
     model: Any,
-    text_or_ids: str | Sequence[int] | Tensor,
+    text_or_ids: str | Sequence[int] | Tensor | Mapping[str, Any],
     *,
     answer: str | Sequence[int] | None = None,
     tokenizer: Any = None,
@@ -47,7 +50,9 @@ def trace(
 
     Args:
         model: a composed model.
-        text_or_ids: a prompt, or token ids [T] or [1, T] that are taken as they are.
+        text_or_ids: a prompt, or token ids [T] or [1, T] that are taken as they are; or a model's inputs by name, such as
+            ``{"pixel_values": …}``. Where no next token is predicted, `Trace.effect` says how far the output moves
+            without each expert, as a share of its length, and options about answers do not matter.
         answer: what follows the prompt, as text or token ids (for encoder–decoders: what the decoder reads).
         tokenizer: the base's own; found by the base's name where it is needed and not given.
         out: a new or empty folder for the trace; None keeps it in a temporary one, as long as the result lives.
@@ -70,6 +75,10 @@ def trace(
     model.eval()
     try:
         base = config.base_model_name_or_path or ""
+        inputs = inputs_of(model, text_or_ids, tokenizer, base)
+        if inputs is not None:
+            _write_inputs(model, inputs, folder, pairs, leave_one_out, adapter_name)
+            return Trace(folder, keep)
         text = _Text.of(model, base, text_or_ids, answer, tokenizer, max_new_tokens, chat)
         with _watched(layers, adapter_name, folder, pairs) as sites:
             nll = text.nll(model)
@@ -84,18 +93,13 @@ def trace(
     write_facts(
         folder,
         {
+            **_about(config),
             "tokens": text.shown(text.ids),
             "ids": text.ids,
             "prompt_length": text.prompt_length,
-            "experts": list(config.experts),
             "sites": sites,
             "nll": nll,
             "without": without,
-            "gate": config.gate,
-            "architecture": config.architecture,
-            "gate_options": config.gate_options,
-            "top_k": config.top_k,
-            "base": config.base_model_name_or_path,
             "encoder_tokens": text.shown(text.encoder or []),
             "on_encoder": [
                 layer.site
@@ -105,6 +109,31 @@ def trace(
         },
     )
     return Trace(folder, keep)
+
+
+def _about(config: RadarConfig) -> dict[str, Any]:
+    return {
+        "experts": list(config.experts),
+        "gate": config.gate,
+        "architecture": config.architecture,
+        "gate_options": config.gate_options,
+        "top_k": config.top_k,
+        "base": config.base_model_name_or_path,
+    }
+
+
+def _write_inputs(
+    model: Any, inputs: Inputs, folder: Path, pairs: bool, leave_one_out: bool, adapter_name: str
+) -> None:
+    """Read inputs of any kind, and write the trace."""
+    config, factors, without = radar_config(model, adapter_name), current.get().experts or {}, {}
+    with _watched(radar_layers(model), adapter_name, folder, pairs) as sites:
+        output = inputs.output(model)
+    for name in config.experts if leave_one_out else ():
+        with using(model, {**factors, name: 0.0}):
+            without[name] = moved(output, inputs.output(model))
+    found = {"tokens": inputs.shown(), "ids": inputs.ids, "prompt_length": len(inputs.ids)}
+    write_facts(folder, {**_about(config), **found, "sites": sites, "nll": [], "without": without})
 
 
 @dataclasses.dataclass
@@ -143,7 +172,7 @@ class _Text:
         if not context:
             raise OptionError("the text has no tokens; give a prompt or token ids.")
         if answer is None and new:
-            device = next(model.parameters()).device
+            device = device_of(model)
             read = torch.tensor([context], device=device)
             written = model.generate(
                 input_ids=read,
@@ -159,7 +188,7 @@ class _Text:
 
     def nll(self, model: Any) -> list[float]:
         """−log p of every token after the first: T - 1 numbers."""
-        device = next(model.parameters()).device
+        device = device_of(model)
         ids = torch.tensor([self.ids], device=device)
         if self.encoder is None:
             logits = model(input_ids=ids, use_cache=False).logits

@@ -11,6 +11,7 @@ from torch import Tensor
 from radargate.architectures import ARCHITECTURES
 from radargate.composition.composing import expert_bank, radar_config, radar_layers
 from radargate.composition.config import gate_class
+from radargate.composition.heads import kept_head
 from radargate.composition.layer import RadarLayer
 from radargate.errors import RadarGateError
 from radargate.experts.bank import write_expert
@@ -49,7 +50,7 @@ def save_as_lora(model: Any, folder: str | Path, adapter_name: str = "default") 
     bank = plain_bank(
         "lora", factors, expert_bank(model, adapter_name), f"{config.gate} of {', '.join(config.experts)}"
     )
-    write_expert(bank, "lora", folder)
+    write_expert(bank, "lora", folder, kept_head(model, adapter_name))
 
 
 def _factors(layer: RadarLayer, adapter_name: str) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from radargate.base_models.offload import device_of
 from radargate.composition.composing import radar_layers
 from radargate.composition.layer import RadarLayer, real_tokens
 from radargate.data.batches import EncodedRows, encode_rows
@@ -84,7 +85,7 @@ def rows_that_fit(by_task: ByTask, encoded: EncodedRows) -> dict[str, list[Row]]
 @torch.no_grad()
 def read(model: Any, batches: Batches) -> Iterator[int]:
     """Let a model read batches; gives how many it has read after each."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     for count, batch in enumerate(batches, 1):
         model(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in batch.items()}, use_cache=False)
         yield count

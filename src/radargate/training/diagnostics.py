@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 
 from radargate import ops
+from radargate.base_models.offload import device_of
 from radargate.composition.composing import radar_layers
 from radargate.data.batches import EncodedRows
 
@@ -38,7 +39,7 @@ def mean_angle(model: PeftModel, encoded: EncodedRows, count: int) -> float | No
 
     hooks = [layer.register_forward_pre_hook(look) for layer in radar_layers(model)]
     try:
-        device = next(model.parameters()).device
+        device = device_of(model)
         model.eval()
         model(**{key: value.to(device) for key, value in batch.items() if key != "position_ids"})
     finally:

@@ -17,8 +17,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from radargate.base_models.kinds import task_type
 from radargate.base_models.loading import base_name, load_base, load_tokenizer
-from radargate.data.batches import EncodedRows, encode_rows
+from radargate.data.batches import EncodedRows
 from radargate.data.rows import Row
 from radargate.data.sources import load_rows
 from radargate.errors import DataError, RadarGateError, shown
@@ -26,6 +27,7 @@ from radargate.experts.files import read_json
 from radargate.io.disk import AGAIN, check_writable, flush, writing
 from radargate.io.progress import Progress, duration
 from radargate.io.records import append_records, make_record, read_records
+from radargate.training.encoding import encode_for
 from radargate.training.loop import AnswerTrainer, record_facts, training_arguments, training_run
 from radargate.training.options import ExpertOptions
 
@@ -89,11 +91,8 @@ def train_experts(
         check_writable(out / "records.jsonl", "the adapters")
         model = load_base(base, dtype=dtype or begun_dtype(out), device=device)
         tokenizer = load_tokenizer(base)
-        seq2seq = bool(model.config.is_encoder_decoder)
         ready = {  # all of them first: a task that cannot be trained is said before hours went into others
-            task: encode_rows(rows, tokenizer, options, encoder_decoder=seq2seq)
-            for task, rows in by_task.items()
-            if task not in existing
+            task: encode_for(model, rows, tokenizer, options) for task, rows in by_task.items() if task not in existing
         }
         folders: dict[str, Path] = {}
         sizes = {
@@ -109,7 +108,7 @@ def train_experts(
             encoded = ready[task]
             logger.info(f"[{number}/{len(by_task)}] {task}: {encoded.report()}")
             torch.manual_seed(options.seed)
-            peft_model = cast(PeftModel, get_peft_model(model, lora_config(options, seq2seq)))
+            peft_model = cast(PeftModel, get_peft_model(model, lora_config(options, task_type(model))))
             if frozen_A is not None:
                 share_A(peft_model, frozen_A)
             facts = record_facts(model, data, rows, encoded, options)
@@ -206,8 +205,8 @@ def share_A(model: PeftModel, adapter: Path) -> None:
                 parameter.requires_grad_(False)
 
 
-def lora_config(options: ExpertOptions, seq2seq: bool) -> LoraConfig:
-    """PEFT's config for one expert."""
+def lora_config(options: ExpertOptions, task: str | None) -> LoraConfig:
+    """PEFT's config for one expert of a base of that task type; a classifier's head stays the base's own."""
     # None lets PEFT choose the attention projections usual for the model's type
     targets: Any = list(options.target_modules) if options.target_modules else None
     if targets == ["all-linear"]:
@@ -218,5 +217,5 @@ def lora_config(options: ExpertOptions, seq2seq: bool) -> LoraConfig:
         lora_dropout=options.dropout,
         use_rslora=options.rslora,
         target_modules=targets,
-        task_type="SEQ_2_SEQ_LM" if seq2seq else "CAUSAL_LM",
+        task_type=None if task == "SEQ_CLS" else task,
     )

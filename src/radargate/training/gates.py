@@ -13,10 +13,10 @@ from peft import PeftModel
 
 from radargate import ops
 from radargate.base_models.dtype import CHECKPOINT
-from radargate.base_models.loading import load_base, load_tokenizer
-from radargate.composition.composing import compose, radar_config, radar_layers
+from radargate.base_models.loading import load_tokenizer
+from radargate.composition.composing import compose, load_for, radar_config, radar_layers
 from radargate.composition.config import gate_class
-from radargate.data.batches import EncodedRows, encode_rows
+from radargate.data.batches import EncodedRows
 from radargate.data.rows import rows_hash
 from radargate.data.sources import load_rows
 from radargate.experts.adapters import Adapter, read_adapter
@@ -28,6 +28,7 @@ from radargate.io.progress import duration
 from radargate.training import checkpoints, processes
 from radargate.training.contract import TrainContract
 from radargate.training.diagnostics import log_angle, mean_angle
+from radargate.training.encoding import encode_for
 from radargate.training.loop import AnswerTrainer, record_facts, training_arguments, training_run
 from radargate.training.options import GateTraining
 from radargate.training.run_folder import RunFolder
@@ -131,7 +132,7 @@ def prepare(
         RadarGateError: an adapter, an option or the rows do not fit; a missing package before the base is loaded.
     """
     _searched(options)
-    tokenizer, loaded = load_tokenizer(base), load_base(base, dtype=dtype or CHECKPOINT, device=device)
+    tokenizer, loaded = load_tokenizer(base), load_for(base, adapters, options.head, dtype or CHECKPOINT, device)
     gate_options = gate_class(options.gate).from_rows(options.gate_options, loaded, tokenizer, by_task, list(adapters))
     model = compose(
         loaded,
@@ -143,11 +144,11 @@ def prepare(
         preset=options.preset,
         seed=options.seed,
         allow_inactive=allow_inactive,
+        head=options.head,
         **gate_options,
     )
-    seq2seq = bool(cast(Any, model.get_base_model()).config.is_encoder_decoder)
     rows = [row for task_rows in by_task.values() for row in task_rows]
-    encoded = encode_rows(rows, tokenizer, options, encoder_decoder=seq2seq)
+    encoded = encode_for(model.get_base_model(), rows, tokenizer, options)
     logger.info(f"{len(adapters)} experts at {len(radar_layers(model))} layers of the model; {encoded.report()}")
     backend, reason = ops.choose_backend(device=device or "cpu")
     logger.info(f"backend: {backend} ({reason}).")

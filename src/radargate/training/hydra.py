@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
+from radargate.base_models.kinds import task_type
 from radargate.base_models.loading import base_name, load_base, load_tokenizer
 from radargate.composition.composing import compose, expert_bank, radar_layers
 from radargate.data.batches import encode_rows
@@ -100,7 +101,7 @@ def train_hydra_jointly(
         logger.info(f"{heads} heads; {encoded.report()}")
         work = out / f".{JOINT_BUNDLE}.tmp"
         shutil.rmtree(work, ignore_errors=True)
-        composed = _untrained(model, work / "heads", heads, options, seq2seq)
+        composed = _untrained(model, work / "heads", heads, options)
         for parameter in _banks(composed):
             parameter.requires_grad_(True)
         arguments = training_arguments(work / "run", options, device=device)
@@ -125,10 +126,10 @@ def train_hydra_jointly(
         return folders
 
 
-def _untrained(model: PreTrainedModel, folder: Path, heads: int, options: ExpertOptions, seq2seq: bool) -> PeftModel:
+def _untrained(model: PreTrainedModel, folder: Path, heads: int, options: ExpertOptions) -> PeftModel:
     """A composition of heads that share a random A and are zero, with HydraLoRA's dense router."""
     torch.manual_seed(options.seed)
-    first = get_peft_model(model, lora_config(options, seq2seq))
+    first = get_peft_model(model, lora_config(options, task_type(model)))
     first.peft_config["default"].base_model_name_or_path = base_name(model)
     names = [f"head{i + 1}" for i in range(heads)]
     first.save_pretrained(str(folder / names[0]), save_embedding_layers=False)

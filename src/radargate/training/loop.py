@@ -209,12 +209,7 @@ class AnswerTrainer(Trainer):
             labels = labels[:, 1:]
         outputs = model(**wanted)
         logits = outputs.logits if self.seq2seq else outputs.logits[:, :-1]
-        total = F.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]).float(),
-            labels.reshape(-1),
-            ignore_index=-100,
-            reduction="sum",
-        )
+        total = _summed_loss(logits, labels)
         count = (labels != -100).sum()
         if num_items_in_batch is None:
             num_items_in_batch = self.accelerator.reduce(count, "sum")
@@ -240,6 +235,14 @@ class AnswerTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             checkpoints.load_random_state(Path(checkpoint))
+
+
+def _summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy, or the squared error where a head of one number is to say labels that are numbers."""
+    if labels.is_floating_point():
+        return F.mse_loss(logits.reshape(-1).float(), labels.reshape(-1), reduction="sum")
+    flat = logits.reshape(-1, logits.shape[-1]).float()
+    return F.cross_entropy(flat, labels.reshape(-1), ignore_index=-100, reduction="sum")
 
 
 class TrainingProgress(TrainerCallback):

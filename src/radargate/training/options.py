@@ -83,6 +83,9 @@ class GateTraining(Training):
     dense_start: float | None = option(
         None, "share of the steps with all experts before the cut to top-k (default 0.5)", metavar="SHARE"
     )
+    head: str | None = option(
+        None, "expert whose trained head (modules_to_save) is kept, where adapters bring different ones", metavar="NAME"
+    )
     save_every: int = option(20, "steps between checkpoints", least=1)
 
     def resolved(self) -> GateTraining:
@@ -100,7 +103,8 @@ class GateTraining(Training):
     def shared(self) -> dict[str, Any]:
         """What all cells of a comparison have in common; cell ids hash it, so keys and values stay as they are."""
         own = ("architecture", "gate", "seed", "gate_options")
-        return {key: value for key, value in dataclasses.asdict(self).items() if key not in own}
+        shared = {key: value for key, value in dataclasses.asdict(self).items() if key not in own}
+        return shared if self.head else {key: value for key, value in shared.items() if key != "head"}
 
     @property
     def rates(self) -> tuple[float, float]:

@@ -19,9 +19,11 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 
 from radargate.architectures import ARCHITECTURES
+from radargate.base_models.kinds import answers_with, task_type
 from radargate.base_models.loading import base_dtype, load_config, meta_base, plain_dtype, resolve_base
 from radargate.composition.composing import radar_layers
 from radargate.composition.config import RadarConfig, check_top_k, gate_class, preset_options
+from radargate.errors import OptionError
 from radargate.experts.adapters import SiteShape, base_sites, read_adapter
 from radargate.experts.fit import fit
 from radargate.gates.base import make_options
@@ -100,7 +102,12 @@ def plan_training(
     options = options.resolved()
     config = load_config(resolve_base(base))
     choice = base_dtype(base, dtype, device)
-    model = meta_base(base).to(plain_dtype(choice.name, "a plan knows the sizes of plain weights"))
+    whole = meta_base(base)
+    if answers_with(whole) != "text":
+        raise OptionError(
+            f"{base} is a {type(whole).__name__}, and a plan counts steps of language models. Train it as it is."
+        )
+    model = whole.to(plain_dtype(choice.name, "a plan knows the sizes of plain weights"))
     base_bytes = sum(p.nbytes for p in model.parameters())
     composed = _compose_shapes(model, adapters, options)
     gates = [p for layer in radar_layers(composed) for p in layer.gate("default").parameters()]
@@ -134,7 +141,7 @@ def _compose_shapes(model: Any, adapters: Mapping[str, str | Path], options: Gat
     make_options(kind, chosen)
     ARCHITECTURES.check(options.architecture)
     config = RadarConfig(
-        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
+        task_type=task_type(model),
         architecture=options.architecture,
         architecture_options=dict(options.architecture_options),
         gate=options.gate,

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from radargate.base_models.kinds import other_inputs
 from radargate.errors import OptionError
 from radargate.gates.call_state import current
 from radargate.gates.router.running_text import TextSoFar, carry
@@ -34,6 +35,21 @@ def embeddings(base: Any) -> Any:
             f"{'none that it names' if found is None else type(found).__name__} there. Leave the router out."
         )
     return found
+
+
+def check_reads_text(base: Any) -> None:
+    """Raise `OptionError` where a model reads more than text, so that its layers' inputs are not the text's tokens."""
+    others = other_inputs(base)
+    if others:
+        raise OptionError(
+            f"router='text' decides by the text that a model reads, and {type(base).__name__} reads {', '.join(others)} too: what "
+            "its layers see are not the text's tokens. Leave the router out."
+        )
+
+
+def reads_tokens(site: str) -> bool:
+    """Whether a layer stands in one of a model's numbered blocks, where each token of the text has a state of its own."""
+    return any(part.isdigit() for part in site.split("."))
 
 
 def watch(base: Any) -> None:
@@ -64,6 +80,12 @@ def watch(base: Any) -> None:
         *(module.register_forward_hook(_embedded) for module in looked_up.values()),
         stack.register_forward_hook(end, always_call=True),
     ]
+
+
+def forward_of(base: Any) -> Any:
+    """A model's forward, with the hooks on the model itself where it is the very stack that reads: a backbone."""
+    own = _HANDLES in base.__dict__ and not base.config.is_encoder_decoder and base.get_decoder() is base
+    return base if own else base.forward
 
 
 def unwatch(base: Any) -> None:

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from radargate import ops
 from radargate.base_models.loading import meta_base
 from radargate.errors import AdapterError, OptionError
+from radargate.experts.adapters import read_adapter
 from radargate.experts.bank import ExpertBank, SiteBank, check_equal_ranks, header_ranks, load_bank, write_expert
+from radargate.experts.heads import choose_head
 from radargate.experts.plain import plain_bank
 from radargate.gates.base import OneExpert, make_options
 from radargate.gates.rules.base import as_weights, check_weights
@@ -222,5 +224,7 @@ def merge_adapters(
     rule.check(made, [str(name) for name in adapters], "mole")
     if rule.needs_equal_ranks(made):
         check_equal_ranks(method, header_ranks(adapters))
-    bank = load_bank(adapters, meta_base(base) if isinstance(base, str) else base)
-    write_expert(rule.arrange(bank, made, seed), method, folder)
+    read = {str(name): read_adapter(str(name), source) for name, source in adapters.items()}
+    head = choose_head(list(read.values()))
+    bank = load_bank(read, meta_base(base) if isinstance(base, str) else base)
+    write_expert(rule.arrange(bank, made, seed), method, folder, head)

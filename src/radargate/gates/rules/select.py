@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from radargate import ops
@@ -117,7 +118,9 @@ class SelectRule(Gate):
 
     def weigh(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """The same choice among all experts at every site; a site that lacks the chosen ones is silent."""
-        assert call.prior is not None
+        if call.prior is None:  # what reads no tokens, such as a pooler, cannot know the text's experts: all alike
+            shares = torch.ones(self.site.n).to(call.x) if call.multipliers is None else call.multipliers
+            return (shares / shares.sum()).expand(*call.x.shape[:-1], -1), None
         best = self.options.use == "best"
         kept = 1 if best else self.site.asked
         everywhere = call.all_multipliers
