@@ -27,7 +27,7 @@ from radargate.base_models.cache import PACKAGED_MODELS, convert_gguf, packaged_
 from radargate.base_models.dtype import QUANTISED, DtypeChoice, check_name, choose_dtype, warn_if_slow
 from radargate.base_models.kinds import model_class
 from radargate.base_models.offload import real_parameters
-from radargate.errors import BaseModelError, OptionError, StorageError, first_line
+from radargate.errors import BaseModelError, OptionError, StorageError, first_line, shown
 from radargate.io.cache import cache_folder
 from radargate.io.disk import message, write_fault
 from radargate.io.progress import drawing_bars
@@ -93,21 +93,34 @@ def load_base(
     name = base_dtype(base, dtype, device).name
     folder = resolve_base(base)
     config = load_config(folder)
-    auto, more = model_class(config, task), {"num_labels": labels} if labels and task else {}
+    auto = model_class(config, task)
+    more: dict[str, Any] = {"num_labels": labels} if labels and task else {}
     if drawing_bars():  # on a terminal the Hub shows a download; a bar for reading each file would only flicker
         transformers_logging.disable_progress_bar()
         enable_progress_bars()
     with _reading(folder, f"Base model {base!r} could not be loaded"):
         if name in QUANTISED:
-            model = auto.from_pretrained(
-                folder, quantization_config=_quantisation(name), device_map={"": device or "cpu"}, **more
-            )
+            more |= {"quantization_config": _quantisation(name), "device_map": {"": device or "cpu"}}
         else:
-            model = auto.from_pretrained(folder, dtype=name, **more)
+            more["dtype"] = name
+        model, info = auto.from_pretrained(folder, output_loading_info=True, **more)
+    if task is None or model_class(config) is auto:  # adapters bring the head that a checkpoint of another class lacks
+        _check_whole(base, model, config, info["missing_keys"])
     if base in PACKAGED_MODELS:
         model.config.radargate_name = base  # a bundle then records the name, not this machine's cache path
     _loaded.add(model)
     return cast(Any, model).to(device).eval() if device and name not in QUANTISED else model.eval()
+
+
+def _check_whole(base: str, model: Any, config: Any, missing: Iterable[str]) -> None:
+    """Raise `BaseModelError` where a checkpoint lacks parameters, which transformers would draw at random."""
+    names = sorted(missing)
+    if names:
+        held = (getattr(config, "architectures", None) or ["another class"])[0]
+        raise BaseModelError(
+            f"Base model {base!r} lacks {len(names)} parameters of {type(model).__name__}, the first is {shown(names[0])}; its config names "
+            f"{shown(held)}. They would be random. Give the whole checkpoint that the adapters were trained on."
+        )
 
 
 def base_dtype(base: str, dtype: torch.dtype | str | None = None, device: str | None = None) -> DtypeChoice:

@@ -218,7 +218,8 @@ class RadarModel(BaseTuner):
         """
         terms: list[tuple[Gate, torch.Tensor]] | None = [] if self.training else None
         with current.block(masks=_masks(kwargs), noted=terms), self._reading(args, kwargs):
-            outputs = forward_of(self.model)(*args, **kwargs)
+            forward = forward_of(self.model) if self._routers else self.model.forward
+            outputs = forward(*args, **kwargs)
         if terms:
             auxiliary = auxiliary_loss(terms)
             outputs["aux_loss"] = auxiliary

@@ -36,7 +36,7 @@ def fit(
     """
     shapes = base_sites(base) if shapes is None else shapes
     adapter = _by_base_names(adapter, base, shapes)
-    _check_layers(adapter, shapes)
+    _check_layers(adapter, shapes, getattr(base, "base_model_prefix", ""))
     for site, tensors in adapter.sites.items():
         shape, found = shapes[site], (tensors.A.shape[1], tensors.B.shape[0])
         if found != (shape.d_in, shape.d_out):
@@ -73,7 +73,7 @@ def _converted(site: str, base: nn.Module, config: LoraConfig) -> str:
     return next(iter(found), name).removeprefix(PREFIX).removesuffix(".lora_A.weight")
 
 
-def _check_layers(adapter: Adapter, shapes: Mapping[str, SiteShape]) -> None:
+def _check_layers(adapter: Adapter, shapes: Mapping[str, SiteShape], base_prefix: str) -> None:
     unknown = [site for site in adapter.sites if site not in shapes]
     if not unknown:
         return
@@ -81,6 +81,12 @@ def _check_layers(adapter: Adapter, shapes: Mapping[str, SiteShape]) -> None:
         raise AdapterError(
             f"adapter {adapter.name!r} adapts single experts of a mixture-of-experts base ({shown(unknown[0])}), and in this base all "
             "experts of a layer are one parameter, which no LoRA of linear layers reaches. Train it on the attention layers."
+        )
+    bare = base_prefix and all(site.removeprefix(f"{base_prefix}.") in shapes for site in unknown)
+    if bare:
+        raise InactiveExpertError(
+            f"adapter {adapter.name!r} adapts {shown(unknown[0])}, and the base is a bare backbone without the head that the adapter was "
+            "trained with. Give the whole checkpoint."
         )
     if len(unknown) == len(adapter.sites):
         raise InactiveExpertError(
