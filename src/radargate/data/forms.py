@@ -133,8 +133,10 @@ def _label(form: Form, raw: Mapping[str, Any], where: str) -> list[Turn]:
         label = int(label)
     if isinstance(label, bool):
         label = str(label).lower()
-    if label == -1 or not isinstance(label, (str, int)):
-        raise DataError(f"{where}: field '{answer}' is {short(label)}, expected the name or number of a class.")
+    if label == -1 or not isinstance(label, (str, int, float)) or label != label:
+        raise DataError(
+            f"{where}: field '{answer}' is {short(label)}, expected the name or number of a class, or a number."
+        )
     asked_and_told = {"user": "\n".join(texts), "assistant": str(label)}
     return system_turn(raw, where) + [{"role": role, "content": text} for role, text in asked_and_told.items()]
 
@@ -158,6 +160,7 @@ FORMS = (
     Form("label", ("question1", "question2", "label"), _label),
     Form("label", ("text", "label"), _label),
     Form("label", ("sentence", "label"), _label),
+    Form("label", ("prompt", "label"), _label),
 )
 
 

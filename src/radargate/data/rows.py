@@ -133,6 +133,11 @@ def rows_hash(rows: Iterable[Row]) -> str:
     return digest.hexdigest()[:16]
 
 
+def row_hash(row: Row) -> str:
+    """Short sha256 of what a row asks and wants."""
+    return hashlib.sha256(repr((row.prompt, row.target)).encode()).hexdigest()[:10]
+
+
 def _encodable(text: str) -> bool:
     try:
         text.encode()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from radargate.base_models.kinds import answers_with
+from radargate.base_models.limits import Limits
 from radargate.base_models.offload import device_of
 from radargate.data.batches import pad
 from radargate.data.labels import Labels
@@ -36,6 +37,14 @@ class LabelScorer:
         self.labels = Labels.of(self.config)
         if self.config.pad_token_id is None:
             self.config.pad_token_id = tokenizer.pad_token_id
+
+    def check(self, rows: Iterable[Row]) -> None:
+        """Raise `DataError` at the first row that does not fit into the model or has no label of the head's."""
+        rows = list(rows)
+        for row in rows:
+            self.labels.target(row)
+        limits = Limits.of(self.model)
+        limits.check_rows(rows, lambda row: self.tokenizer.encode(row.prompt), self.tokenizer, lambda row: 0)
 
     def cost(self, row: Row) -> float:
         """Roughly how long a row takes, in characters read."""

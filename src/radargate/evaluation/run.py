@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 from radargate.base_models.dtype import QUANTISED
 from radargate.base_models.loading import base_name, load_base, load_tokenizer
 from radargate.composition.composing import compose, load, radar_config
-from radargate.data.rows import Row, rows_hash
+from radargate.data.rows import Row, row_hash, rows_hash
 from radargate.data.sources import load_rows
 from radargate.evaluation.answers import check_metrics
 from radargate.evaluation.harness import check_hub, evaluate_tasks, load_tasks, task_manager
@@ -147,6 +148,7 @@ def evaluate(
     """
     work = plan_work(scoring, data=data, tasks=tasks, lm_eval_tasks=lm_eval_tasks, **more)
     check_writable(out, "the records")
+    _warn_of_seen_rows(target, work)
     records: list[dict[str, Any]] = []
     with Progress("scoring", max(len(adapters), 1)) as progress:
         for name, model, tokenizer in _systems(target, adapters, dtype, device, base):
@@ -161,6 +163,21 @@ def evaluate(
                     append_records(out, part)  # at once: a later benchmark that fails loses nothing
                     records += part
     return records
+
+
+def _warn_of_seen_rows(target: str, work: Work) -> None:
+    """One line where a bundle was trained on rows that it is to be scored on."""
+    file = Path(target) / "record.json"
+    if not file.is_file():
+        return
+    seen = set(json.loads(file.read_text(encoding="utf-8")).get("metrics", {}).get("rows_seen") or ())
+    rows = [row for by_task in work.rows.values() for group in by_task.values() for row in group]
+    known = sum(row_hash(row) in seen for row in rows)
+    if known:
+        logger.warning(
+            f"{known} of {len(rows)} rows are ones that {Path(target).name} was trained on, so that its score on them says little. "
+            "Score it on rows that it has not seen."
+        )
 
 
 def _systems(
@@ -222,6 +239,7 @@ def score_system(
 ) -> list[dict[str, Any]]:
     """Score one loaded model on every task; one record a task, and one for their mean, ``facts`` in each."""
     scorer = scorer_for(model, tokenizer, scoring)
+    scorer.check(row for rows in by_task.values() for row in rows)
     scores: dict[str, list[RowScore]] = {}
     records = []
     costs = {task: sum(map(scorer.cost, rows)) for task, rows in by_task.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from radargate.base_models.kinds import answers_with
+from radargate.base_models.limits import Limits
 from radargate.base_models.loading import straight_head
 from radargate.base_models.offload import device_of
 from radargate.composition.model import RadarModel
 from radargate.data.batches import pad, positions
 from radargate.data.prompts import EncodedPair, encode_row, stop_tokens
 from radargate.data.rows import Row
-from radargate.errors import BaseModelError
+from radargate.errors import BaseModelError, shown
 from radargate.evaluation.answers import check_metrics, judge, metric_of
 from radargate.evaluation.metrics import RowScore
 from radargate.io.progress import Progress
@@ -55,6 +56,19 @@ class Scorer:
         self.seq2seq = bool(inner.config.is_encoder_decoder)
         self.accepted = set(inspect.signature(inner.forward).parameters)
         self.device = device_of(model)
+        self.limits = Limits.of(inner)
+
+    def check(self, rows: Iterable[Row]) -> None:
+        """Raise `DataError` at the first row that does not fit into the model, before any is scored."""
+
+        def longest(row: Row) -> list[int]:
+            pairs = [
+                encode_row(row.prompt, text, self.tokenizer, self.seq2seq) for text in row.candidates or (row.target,)
+            ]
+            return max((pair.context if self.seq2seq else pair.context + pair.continuation for pair in pairs), key=len)
+
+        new = 0 if self.seq2seq else self.max_new_tokens
+        self.limits.check_rows(rows, longest, self.tokenizer, lambda row: 0 if row.choices else new)
 
     @torch.no_grad()
     def score(self, rows: Sequence[Row], work: Progress | None = None) -> list[RowScore]:
@@ -209,6 +223,9 @@ def generate(
     pairs = [encode_row(prompt, "x", tokenizer, seq2seq) for prompt in prompts]
     # a generated answer starts after the whole rendered context, white space included
     contexts = [p.context + p.continuation[: p.lead] for p in pairs]
+    limits = Limits.of(inner)
+    for prompt, context in zip(prompts, contexts, strict=True):
+        limits.check(context, f"prompt {shown(prompt, 40)!r}", tokenizer, 0 if seq2seq else max_new_tokens)
     ids, mask = pad(contexts, tokenizer.pad_token_id, left=not seq2seq)
     device = device_of(model)
     with straight_head(model):

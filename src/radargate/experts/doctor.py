@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Mapping
@@ -13,7 +14,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from radargate.base_models.loading import base_dtype, load_base, meta_base
+from radargate.base_models.limits import Limits
+from radargate.base_models.loading import base_dtype, load_base, load_tokenizer, meta_base
 from radargate.errors import RadarGateError
 from radargate.experts.adapters import Adapter, base_sites, read_adapter
 from radargate.experts.fit import fit
@@ -84,6 +86,7 @@ def examine(
     empty = meta_base(base)
     shapes = base_sites(empty)
     logger.info(f"{base}: {len(shapes)} linear layers.")
+    _check_tokenizer(base, empty)
     results, good = [], []
     for name, source in adapters.items():
         result = Diagnosis(name, str(source))
@@ -117,6 +120,17 @@ def examine(
         for result, _ in good:
             result.ok = True
     return results
+
+
+def _check_tokenizer(base: str, empty: nn.Module) -> None:
+    """Say where the base's tokenizer has tokens that its embeddings do not have; a base without one is fine here."""
+    with contextlib.suppress(RadarGateError):
+        tokenizer, limits = load_tokenizer(base), Limits.of(empty)
+        if limits.lacks(tokenizer):
+            logger.warning(
+                f"{base}: its tokenizer has {len(tokenizer)} tokens, its embeddings {limits.tokens}. Rows and prompts with a token that "
+                "is not there are refused; resize the embeddings, or use the base's own tokenizer."
+            )
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from radargate import ops
 from radargate.architectures.mole import MoLE
+from radargate.base_models.limits import Limits
 from radargate.base_models.loading import load_tokenizer
 from radargate.base_models.offload import device_of
 from radargate.composition.composing import radar_config, radar_layers
@@ -171,6 +172,7 @@ class _Text:
             context = ids.reshape(-1).tolist()
         if not context:
             raise OptionError("the text has no tokens; give a prompt or token ids.")
+        Limits.of(model).check([*context, *continuation], "the text", tokenizer, 0 if seq2seq else new)
         if answer is None and new:
             device = device_of(model)
             read = torch.tensor([context], device=device)

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from radargate.base_models.limits import Limits
 from radargate.base_models.loading import base_name, load_tokenizer, straighten_head
 from radargate.composition.composing import load, radar_config, read_config
 from radargate.composition.config import RadarConfig
@@ -64,6 +65,7 @@ class LoadedBundles:
             )
         straighten_head(inner)
         self.base, self.tokenizer = inner.eval(), tokenizer or load_tokenizer(base or base_name(inner))
+        self._limits = Limits.of(inner)
         for name in self.names:
             self.activate(name).base_model.check_decodes()
 
@@ -88,7 +90,7 @@ class LoadedBundles:
     @property
     def context(self) -> int | None:
         """How many tokens the base model can read, where it says so."""
-        return getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
+        return self._limits.positions
 
     def mask(self, name: str, factors: Mapping[str, float]) -> Mask:
         """Expert factors of a request, checked; those of 1 change nothing and are left out.
@@ -105,13 +107,18 @@ class LoadedBundles:
         Raises:
             DataError: the tokenizer's chat template refuses it.
         """
-        return encode_to_answer(render_messages(messages, self.tokenizer), self.tokenizer)
+        return self._known(encode_to_answer(render_messages(messages, self.tokenizer), self.tokenizer))
 
     def text_ids(self, prompt: str) -> list[int]:
         """Token ids of a prompt that is taken as it is."""
         if getattr(self.tokenizer, "chat_template", None):
-            return self.tokenizer.encode(prompt)
-        return encode_to_answer(prompt, self.tokenizer)
+            return self._known(self.tokenizer.encode(prompt))
+        return self._known(encode_to_answer(prompt, self.tokenizer))
+
+    def _known(self, ids: list[int]) -> list[int]:
+        """Raise `DataError` where the base has no embedding of a token; its length is the request's to check."""
+        Limits(self._limits.tokens, None).check(ids, "the prompt", self.tokenizer)
+        return ids
 
 
 @contextmanager

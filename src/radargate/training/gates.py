@@ -17,7 +17,7 @@ from radargate.base_models.loading import load_tokenizer
 from radargate.composition.composing import compose, load_for, radar_config, radar_layers
 from radargate.composition.config import gate_class
 from radargate.data.batches import EncodedRows
-from radargate.data.rows import rows_hash
+from radargate.data.rows import row_hash, rows_hash
 from radargate.data.sources import load_rows
 from radargate.experts.adapters import Adapter, read_adapter
 from radargate.gates.base import ByTask, make_options
@@ -110,6 +110,7 @@ def train_gates(
             )
         metrics["mean_angle"] = mean_angle(model, encoded, options.batch_size)
         log_angle(metrics["mean_angle"])
+        metrics["rows_seen"] = [row_hash(row) for row in encoded.rows.seen()]
         facts = record_facts(cast(Any, model.get_base_model()), data, rows, encoded, options)
         facts |= {"base": base, "experts": {n: f["sha256"] for n, f in radar_config(model).expert_facts.items()}}
         facts["dtype"] = known or facts["dtype"]
