@@ -8,6 +8,26 @@ from typing import Any
 from radargate.server.decoder import Decoder
 
 
+def prompt_text(ids: Sequence[int], tokenizer: Any) -> tuple[str, list[int]]:
+    """A prompt as a text, and where in it each token begins.
+
+    Special tokens are shown, as an answer that begins with its prompt repeats all of it; those are not which the
+    tokenizer puts in front of every text by itself.
+    """
+    added = tokenizer.encode("")
+    hidden = next((i for i, pair in enumerate(zip(ids, added, strict=False)) if pair[0] != pair[1]), len(added))
+    special = {token for token, known in tokenizer.added_tokens_decoder.items() if known.special}
+    text, starts, decoder = "", list[int](), Decoder(tokenizer)
+    for place, token in enumerate(ids):
+        if token in special:
+            text, decoder = text + decoder.finish(), Decoder(tokenizer)
+        starts.append(len(text) + decoder.waiting)
+        text += decoder.add(token)
+        if token in special and place >= hidden:
+            text += tokenizer.convert_ids_to_tokens(token)
+    return text + decoder.finish(), starts
+
+
 class Writer:
     """The text of one answer as it grows.
 
