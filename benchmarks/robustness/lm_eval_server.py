@@ -1,9 +1,10 @@
 """Score the same rows with ``radargate eval``'s scorer and with lm-eval's ``local-completions`` through ``radargate serve``.
 
-    python benchmarks/robustness/lm_eval_server.py BUNDLE DATA OUT
+    python benchmarks/robustness/lm_eval_server.py DATA OUT
 
+The bundle is made of the shipped experts, with gates as they are before any training.
 lm-eval runs as its own command, ``lm_eval --model local-completions``, on a task made of the rows, and reads the server's log-probabilities
-of the prompt's tokens (``echo`` with ``logprobs``). Recorded is how many decisions are the same.
+of the prompt's tokens (``echo`` with ``logprobs``); it needs ``pip install 'lm-eval[api]'``. Recorded is how many decisions are the same.
 """
 
 from __future__ import annotations
@@ -27,22 +28,26 @@ import yaml
 import radargate
 from lm_eval_decisions import rows_task
 from radargate.base_models.loading import load_tokenizer, resolve_base
-from radargate.data.rows import Row
+from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import load_rows
 from radargate.evaluation.scoring import Scorer
+from radargate.experts.shipped import BASE, shipped_experts
 from radargate.io.records import append_records, make_record
 
-BASE, ROWS = "smollm2-135m", 50
+ROWS = 50
 
 
-def main(bundle: str, data: str, out: str) -> None:
+def main(data: str, out: str) -> None:
     """Compare on 50 multiple-choice test rows, as many of each task as of the others, in float32."""
-    rows = choose(data)
-    tokenizer = load_tokenizer(BASE)
-    model = radargate.load(None, bundle, dtype=torch.float32)
-    ours = [(score.correct, score.correct_norm) for score in Scorer(model, tokenizer).score(rows)]
-    with tempfile.TemporaryDirectory() as work, serving(bundle) as url:
-        theirs = lm_eval(rows, tokenizer, url, Path(work))
+    rows, tokenizer = choose(data), load_tokenizer(BASE)
+    experts = shipped_experts()
+    with tempfile.TemporaryDirectory() as work:
+        bundle = f"{work}/bundle"
+        model = radargate.compose(BASE, experts, gate="radar", top_k=2, seed=0, dtype=torch.float32)
+        model.save_pretrained(bundle)
+        ours = [(score.correct, score.correct_norm) for score in Scorer(model, tokenizer).score(rows)]
+        with serving(bundle) as url:
+            theirs = lm_eval(rows, tokenizer, url, Path(work))
     metrics = {
         "n": len(rows),
         "same_acc": sum(a[0] == b[0] for a, b in zip(ours, theirs, strict=True)),
@@ -53,7 +58,19 @@ def main(bundle: str, data: str, out: str) -> None:
     tasks = sorted({row.task for row in rows})
     name = f"local-completions on {len(rows)} rows of {Path(data).name}"
     append_records(
-        out, [make_record("lm-eval-server", name, metrics, bundle=Path(bundle).name, base=BASE, tasks=tasks)]
+        out,
+        [
+            make_record(
+                "lm-eval-server",
+                name,
+                metrics,
+                experts=list(experts),
+                gate="radar",
+                base=BASE,
+                tasks=tasks,
+                data_hash=rows_hash(rows),
+            )
+        ],
     )
     print(metrics)
 
