@@ -9,6 +9,8 @@ import httpx
 import openai
 import pytest
 import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 import radargate
 from conftest import HANG, tiny_tokenizer
@@ -186,6 +188,15 @@ def test_an_echo_shows_special_tokens_but_those_of_the_tokenizer_itself():
     encode = tokenizer.encode
     tokenizer.encode = lambda text, **more: [1, *encode(text, **more)]  # as one that begins every text by itself
     assert prompt_text(ids, tokenizer) == ("aé</s>b", [0, 0, 1, 1, 2, 6])
+
+
+def test_a_written_prompt_comes_back_as_it_was_written():
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "is": 1, "it": 2}, unk_token="<unk>"))
+    words.normalizer, words.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
+    assert prompt_text([1, 2], tokenizer, "IS  it") == ("IS  it", [0, 4])
+    assert prompt_text([1, 2, 1], tokenizer, "is") == ("is", [0, 2, 2])  # other tokens than those of the text alone
+    assert prompt_text([1, 2], tokenizer)[0] == "is it"
 
 
 BODY = json.dumps({**TEXT, "prompt": PROMPT})

@@ -128,7 +128,7 @@ class _Running:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 loop.call_soon_threadsafe(self._queue.put_nowait, chunk)
 
-        self._job = Job(request.group, request.prompts, request.sampling, send)
+        self._job = Job(request.group, request.prompts, request.sampling, send, request.texts)
         engine.submit(self._job)
 
     async def chunks(self) -> AsyncIterator[Chunk]:

@@ -51,6 +51,7 @@ class Job:
         prompts: token ids, one entry a sequence.
         sampling: the same for all.
         send: called by the engine's thread with each `Chunk`.
+        texts: the prompts as they were written, None for those sent as tokens; nothing for a conversation.
         cancelled: set it to free the slots; no more chunks come then.
     """
 
@@ -58,6 +59,7 @@ class Job:
     prompts: list[list[int]]
     sampling: Sampling
     send: Callable[[Chunk], None]
+    texts: list[str | None] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
@@ -116,7 +118,7 @@ class Sequence:
         return finish is not None
 
     def _send_prompt(self) -> None:
-        text, starts = prompt_text(self.prompt, self.tokenizer)
+        text, starts = prompt_text(self.prompt, self.tokenizer, self.job.texts[self.index])
         self._begins = len(text)
         tokens = tuple(zip(self._read, starts, strict=True)) if self.reports_prompt else ()
         self.job.send(Chunk(self.index, text, tokens))

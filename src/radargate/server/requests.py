@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
@@ -149,12 +149,14 @@ class AnswerRequest:
         group: bundle and mask.
         prompts: token ids, one entry an answer: each prompt n times.
         sampling: how.
+        texts: the prompts as they were written, None for those sent as tokens; nothing for a conversation.
     """
 
     body: CompletionBody | ChatBody
     group: Group
     prompts: list[list[int]]
     sampling: Sampling
+    texts: list[str | None] = field(default_factory=list)
 
 
 def read_request(
@@ -168,10 +170,12 @@ def read_request(
     fields = parse(model, body, bundles)
     group = fields.group(bundles)
     if isinstance(fields, ChatBody):
-        prompts = _chat_prompt(fields.messages, bundles)
+        prompts, texts = _chat_prompt(fields.messages, bundles), []
         logprobs = fields.top_logprobs or 0 if fields.logprobs else None
     else:
-        prompts, logprobs = _text_prompts(fields.prompt, bundles), fields.logprobs
+        many, logprobs = _many(fields.prompt), fields.logprobs
+        prompts = [_ids(one, bundles) for one in many]
+        texts = [one if isinstance(one, str) else None for one in many]
     if fields.n * len(prompts) > MAX_ANSWERS:
         problem = f"{len(prompts)} prompts × n={fields.n} are more than {MAX_ANSWERS} answers. Send them in parts."
         raise ApiError(400, problem, "n")
@@ -180,7 +184,8 @@ def read_request(
     echo = isinstance(fields, CompletionBody) and fields.echo
     how = (fields.temperature, fields.top_p, fields.seed, stops, logprobs, echo, fields.repetition_penalty)
     sampling = Sampling(max_tokens, *how)
-    return AnswerRequest(fields, group, [prompt for prompt in prompts for _ in range(fields.n)], sampling)
+    each = [prompt for prompt in prompts for _ in range(fields.n)]
+    return AnswerRequest(fields, group, each, sampling, [text for text in texts for _ in range(fields.n)])
 
 
 def check_model(name: Any, bundles: LoadedBundles) -> None:
@@ -215,11 +220,16 @@ def _chat_prompt(messages: list[Message], bundles: LoadedBundles) -> list[list[i
         return [bundles.chat_ids(said)]
 
 
-def _text_prompts(prompt: Any, bundles: LoadedBundles) -> list[list[int]]:
+def _many(prompt: Any) -> list[str | list[int]]:
+    """The prompts of a request, which may be one."""
     many = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
     if len(many) > MAX_ANSWERS:
         raise ApiError(400, f"{len(many)} prompts are more than {MAX_ANSWERS}. Send them in parts.", "prompt")
-    return [bundles.text_ids(one) if isinstance(one, str) else check_ids(one, "prompt", bundles) for one in many]
+    return many
+
+
+def _ids(prompt: str | list[int], bundles: LoadedBundles) -> list[int]:
+    return bundles.text_ids(prompt) if isinstance(prompt, str) else check_ids(prompt, "prompt", bundles)
 
 
 def _max_tokens(fields: CompletionBody | ChatBody, prompts: list[list[int]], context: int | None, limit: int) -> int:
