@@ -72,9 +72,8 @@ class Running:
 
     def raw(self, fields, path="/v1/completions", **more):
         content = fields if isinstance(fields, (str, bytes)) else json.dumps(fields)
-        return httpx.post(
-            self.url + path, content=content, headers={"Authorization": f"Bearer {KEY}"}, timeout=HANG, **more
-        )
+        headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json", **more.pop("headers", {})}
+        return httpx.post(self.url + path, content=content, headers=headers, timeout=HANG, **more)
 
     def complete(self, prompt="1+1=", model="first", max_tokens=12, temperature=0, experts=None, **more):
         body = {"experts": experts} if experts else {}
@@ -353,11 +352,11 @@ MESSAGES = [{"role": "user", "content": "x"}]
             "expected text",
         ),
         (
-            {"model": "first", "messages": [{**MESSAGES[0], "name": "Ada"}]},
+            {"model": "first", "messages": [{**MESSAGES[0], "nmae": "Ada"}]},
             "chat/completions",
             400,
             "messages[0]",
-            "'name'",
+            "'nmae'",
         ),
         (
             {"model": "first", "messages": [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]},

@@ -92,7 +92,9 @@ def test_a_client_that_leaves_while_it_sends_is_no_failure(server, caplog):
     before, logger = server.metrics().get(key, 0), logging.getLogger("uvicorn.error")
     logger.addHandler(caplog.handler)
     with socket.create_connection(("127.0.0.1", httpx.URL(server.url).port)) as half:
-        half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: here\r\nContent-Length: 1000\r\n\r\n{")
+        half.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
+        )
     assert wait_until(lambda: server.metrics().get(key, 0) == before + 1, 10)
     logger.removeHandler(caplog.handler)
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]

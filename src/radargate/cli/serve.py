@@ -34,10 +34,10 @@ def run(args: argparse.Namespace) -> int:
     key = args.api_key if args.api_key is not None else os.environ.get(KEY_VARIABLE) or None
     if key == "":
         raise OptionError("`api_key` is empty. Give a key, or leave it out to ask for none.")
-    device = flags.pick_device(args.device)
+    limits, device = flags.build(args, Limits, api_key=key), flags.pick_device(args.device)
     named = flags.named_adapters(args.bundles, "bundles")
     bundles = LoadedBundles(named, base=args.base, dtype=args.dtype, device=device)
-    return serve(bundles, flags.build(args, Limits, api_key=key), args.host, args.port)
+    return serve(bundles, limits, args.host, args.port)
 
 
 def port(text: str) -> int:

@@ -93,7 +93,7 @@ class Answer:
         finish: str | None = None,
     ) -> dict[str, Any]:
         # token ids as vLLM sends them
-        ids = {"token_ids": [chosen.id for chosen, _ in tokens]} if self._with_ids else {}
+        ids = {"token_ids": [chosen.id for chosen, _ in tokens if not chosen.read]} if self._with_ids else {}
         return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish, **ids}
 
     def _prompt_ids(self, index: int = 0, in_choice: bool = False) -> dict[str, Any]:
@@ -118,7 +118,10 @@ class Answer:
         return {
             "tokens": [self._name(chosen.id) for chosen, _ in tokens],
             "token_logprobs": [chosen.logprob for chosen, _ in tokens],
-            "top_logprobs": [{self._name(token): logprob for token, logprob in chosen.top} for chosen, _ in tokens],
+            "top_logprobs": [
+                None if chosen.logprob is None else {self._name(token): logprob for token, logprob in chosen.top}
+                for chosen, _ in tokens
+            ],
             "text_offset": [start for _, start in tokens],
         }
 

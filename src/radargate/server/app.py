@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import secrets
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -21,6 +21,7 @@ from radargate.server.bodies import ApiError, read_body
 from radargate.server.clients import answer_unless_gone
 from radargate.server.engine import Engine, QueueFull
 from radargate.server.explore import PATH, add_page
+from radargate.server.guard import Guard
 from radargate.server.jobs import Chunk, Job
 from radargate.server.limits import Limits
 from radargate.server.loaded import LoadedBundles
@@ -30,8 +31,8 @@ from radargate.server.requests import ChatBody, CompletionBody, check_model, rea
 ENDPOINTS = ("/", PATH, "/health", "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions")
 
 
-def make_app(bundles: LoadedBundles, limits: Limits) -> FastAPI:
-    """The application, with an engine of its own that ends with it (``app.state.engine``)."""
+def make_app(bundles: LoadedBundles, limits: Limits, host: str) -> FastAPI:
+    """The application for an address, with an engine of its own that ends with it (``app.state.engine``)."""
     metrics = Metrics()
     engine = Engine(bundles, slots=limits.slots, queue=limits.queue, count=metrics.count)
     metrics.watch(engine)
@@ -45,7 +46,10 @@ def make_app(bundles: LoadedBundles, limits: Limits) -> FastAPI:
     app = FastAPI(title="RadarGate", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.engine = engine
 
-    app.add_middleware(_Middleware, metrics=metrics, key=limits.api_key)
+    app.add_middleware(_Middleware, metrics=metrics, guard=Guard(limits, host))
+    if limits.allow_origin:  # outside, because a browser's question before a request holds no key
+        origins, methods = list(limits.allow_origin), ["GET", "POST"]
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=["*"])
     add_page(app, bundles, engine, limits.body_bytes)
 
     @app.exception_handler(ApiError)
@@ -124,7 +128,7 @@ class _Running:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 loop.call_soon_threadsafe(self._queue.put_nowait, chunk)
 
-        self._job = Job(request.group, request.prompts, request.sampling, send)
+        self._job = Job(request.group, request.prompts, request.sampling, send, request.texts)
         engine.submit(self._job)
 
     async def chunks(self) -> AsyncIterator[Chunk]:
@@ -178,10 +182,10 @@ def _event(data: dict[str, Any]) -> str:
 
 
 class _Middleware:
-    """Checks the key of every request, and counts it."""
+    """Guards against requests that may not be made, and counts all."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, key: str | None) -> None:
-        self.app, self.metrics, self.key = app, metrics, key
+    def __init__(self, app: ASGIApp, metrics: Metrics, guard: Guard) -> None:
+        self.app, self.metrics, self.guard = app, metrics, guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -196,19 +200,12 @@ class _Middleware:
             await send(message)
 
         try:
-            if scope["path"].startswith("/v1/") and not self._may(scope):
-                words = "the API key is missing or wrong. Send 'Authorization: Bearer KEY'."
-                refusal = JSONResponse(ApiError(401, words, code="invalid_api_key").body(), 401)
-                await refusal(scope, receive, noting)
-            else:
-                await self.app(scope, receive, noting)
+            refusal = self.guard.refusal(scope)
+            answer = self.app if refusal is None else JSONResponse(refusal.body(), refusal.status)
+            await answer(scope, receive, noting)
         except Exception:  # it is answered further out
             status = 500
             raise
         finally:
             endpoint = scope["path"] if scope["path"] in ENDPOINTS else "other"
             self.metrics.request(endpoint, status, time.monotonic() - begun)
-
-    def _may(self, scope: Scope) -> bool:
-        given = dict(scope["headers"]).get(b"authorization", b"").removeprefix(b"Bearer ")
-        return self.key is None or secrets.compare_digest(given, self.key.encode())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from transformers import DynamicCache
 
 from radargate.data.batches import pad, positions
 from radargate.gates.router.running_text import add_rows, keep_rows
+
+PIECE = 256  # tokens of a prompt whose logits are held at a time
 
 
 class Batch:
@@ -36,7 +38,21 @@ class Batch:
         """Read prompts, without a change here: logits [prompts, vocabulary], and cache and mask for `merge`."""
         ids, mask = (part.to(self.device) for part in pad(prompts, self.pad, left=True))
         cache = DynamicCache()
-        return self._read(model, ids, mask, cache), cache, mask
+        return self._read(model, ids, mask, cache)[:, -1], cache, mask
+
+    @torch.no_grad()
+    def read_watched(
+        self, model: Any, prompt: Sequence[int], watch: Callable[[int, Tensor], None]
+    ) -> tuple[Tensor, DynamicCache, Tensor]:
+        """The same for one prompt, piece by piece: ``watch`` gets each piece's start and logits [tokens, vocabulary]."""
+        ids = torch.tensor([prompt], device=self.device)
+        mask, cache = torch.ones_like(ids), DynamicCache()
+        for start in range(0, len(prompt), PIECE):
+            piece = ids[:, start : start + PIECE]
+            end = start + piece.shape[1]
+            logits = self._read(model, piece, mask[:, :end], cache, keep=piece.shape[1])[0]
+            watch(start, logits)
+        return logits[-1:], cache, mask
 
     def merge(self, cache: DynamicCache, mask: Tensor) -> None:
         """Add sequences that were read behind those that are here."""
@@ -58,7 +74,7 @@ class Batch:
         assert self.cache is not None
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
         ids = torch.tensor(tokens, device=self.device)[:, None]
-        return self._read(model, ids, self.mask, self.cache)
+        return self._read(model, ids, self.mask, self.cache)[:, -1]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all sequences but these, and the columns that nobody needs any more."""
@@ -78,11 +94,11 @@ class Batch:
             layer.keys = layer.keys[at, :, unused:]
             layer.values = layer.values[at, :, unused:]
 
-    def _read(self, model: Any, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
-        extras = {"position_ids": positions(mask)[:, -ids.shape[1] :], "logits_to_keep": 1}
+    def _read(self, model: Any, ids: Tensor, mask: Tensor, cache: DynamicCache, keep: int = 1) -> Tensor:
+        extras = {"position_ids": positions(mask)[:, -ids.shape[1] :], "logits_to_keep": keep}
         taken = {name: value for name, value in extras.items() if name in self.accepted}
         out = model.base_model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **taken)
-        return out.logits[:, -1].float().cpu()
+        return out.logits[:, -keep:].float().cpu()
 
 
 def _widened(states: Tensor, length: int) -> Tensor:

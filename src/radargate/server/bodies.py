@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import reprlib
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from radargate.errors import RadarGateError
 from radargate.registry import unknown_name
+from radargate.server.neutral import Values
 
 Model = TypeVar("Model", bound="Body")
 
@@ -33,11 +34,23 @@ class Body(BaseModel):
     """An object in a request. The description of each field continues the sentence "NAME is VALUE, expected …"."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    neutral: ClassVar[Values] = {}  # see `radargate.server.neutral`
+    within: ClassVar[str | None] = None  # the parameter of a request that this is a part of
 
     @classmethod
     def ignores(cls, name: str, value: Any) -> bool:
-        """Whether a field asks for nothing and is passed over."""
-        return value is None
+        """Whether a field is null or neutral, and passed over.
+
+        Raises:
+            ApiError: 400, it asks for what this server does not offer.
+        """
+        if value is None or name in cls.model_fields or name not in cls.neutral:
+            return value is None
+        harmless = cls.neutral[name]
+        if harmless is not None and value not in harmless:
+            problem = f"{name} is not supported by this server. Leave it out."
+            raise ApiError(400, problem, cls.within or name, "unsupported_parameter")
+        return True
 
     @model_validator(mode="before")
     @classmethod
@@ -51,8 +64,11 @@ async def read_body(request: Request, limit: int) -> bytes:
     """A request's body.
 
     Raises:
-        ApiError: 413, it has more bytes than ``limit``.
+        ApiError: 413, it has more bytes than ``limit``; 415, it is packed.
     """
+    packed = request.headers.get("content-encoding", "identity")
+    if packed != "identity":
+        raise ApiError(415, f"the body has the encoding {packed!r}, which is not read. Send it as it is.")
     body = bytearray()
     async for part in request.stream():
         body += part

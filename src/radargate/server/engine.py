@@ -179,7 +179,8 @@ class Engine:
                 joining: list[Sequence] = []
                 for sequence in [s for s in self._waiting if s.job.group == group][: max(1, free // others)]:
                     width = max(len(s.prompt) for s in [*joining, sequence])
-                    if joining and width * (len(joining) + 1) > PREFILL_TOKENS:
+                    alone = sequence.reports_prompt or any(s.reports_prompt for s in joining)
+                    if joining and (alone or width * (len(joining) + 1) > PREFILL_TOKENS):
                         break
                     joining.append(sequence)
                 chosen = set(map(id, joining))
@@ -191,7 +192,10 @@ class Engine:
             try:
                 with masked(group.mask):
                     model = self.bundles.activate(group.bundle)
-                    logits, cache, mask = batch.read(model, [s.prompt for s in joining])
+                    if joining[0].reports_prompt:
+                        logits, cache, mask = batch.read_watched(model, joining[0].prompt, joining[0].read)
+                    else:
+                        logits, cache, mask = batch.read(model, [s.prompt for s in joining])
             except Exception as error:  # running out of memory, above all: those asked for it, the others go on
                 self._fail(group, error, before)
                 continue

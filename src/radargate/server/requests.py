@@ -4,46 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
 
 from radargate.errors import RadarGateError
 from radargate.registry import unknown_name
+from radargate.server import neutral
 from radargate.server.bodies import ApiError, Body, parse
 from radargate.server.jobs import Group
 from radargate.server.loaded import LoadedBundles
 from radargate.server.sampling import Sampling
 
 MAX_ANSWERS = 64
-# fields that this server does not offer, with the values that ask for nothing; None: no value changes an answer
-NEUTRAL: dict[str, tuple[Any, ...] | None] = {
-    "user": None,
-    "store": None,
-    "metadata": None,
-    "service_tier": None,
-    "safety_identifier": None,
-    "prompt_cache_key": None,
-    "parallel_tool_calls": None,
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
-    "echo": (False,),
-    "best_of": (1,),
-    "suffix": ("",),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
-    "reasoning_effort": (),
-    "verbosity": (),
-    "web_search_options": (),
-}
 
 
 def _from(low: int, high: int, default: float | None, kind: str = "a whole number") -> Any:
@@ -62,6 +36,8 @@ class TextPart(Body):
 
     type: Literal["text"] = Field("text", description="'text': this model reads nothing else")
     text: str = Field(description="text")
+    neutral = neutral.PART
+    within = "messages"
 
 
 class Message(Body):
@@ -70,23 +46,26 @@ class Message(Body):
     role: Literal["system", "developer", "user", "assistant"] = Field(description="system, user or assistant")
     content: list[TextPart] = Field(fail_fast=True, description="text or a list of {type: text, text}")
 
-    @classmethod
-    def ignores(cls, name: str, value: Any) -> bool:
-        """Clients send back what an answer left empty, such as ``tool_calls: []``."""
-        return value is None or (value == [] and name not in cls.model_fields)
+    neutral = neutral.MESSAGE
+    within = "messages"
 
     @model_validator(mode="before")
     @classmethod
     def _text_is_a_part(cls, fields: Any) -> Any:
-        if isinstance(fields, dict) and isinstance(fields.get("content"), str):
-            return {**fields, "content": [{"text": fields["content"]}]}
-        return fields
+        if not isinstance(fields, dict):
+            return fields
+        content = fields.get("content")
+        if content is None and fields.get("role") == "assistant":
+            content = ""
+        return {**fields, "content": [{"text": content}] if isinstance(content, str) else content}
 
 
 class StreamOptions(Body):
     """How a stream ends."""
 
     include_usage: Flag = False
+    neutral = neutral.STREAM
+    within = "stream_options"
 
 
 class BundleBody(Body):
@@ -126,18 +105,8 @@ class AnswerBody(BundleBody):
     stream: Flag = False
     stream_options: StreamOptions = Field(StreamOptions(), description="an object {include_usage}")
     return_token_ids: Flag = False
-
-    @classmethod
-    def ignores(cls, name: str, value: Any) -> bool:
-        """Whether a field is null or neutral.
-
-        Raises:
-            ApiError: 400, it asks for what this server does not offer.
-        """
-        neutral = NEUTRAL.get(name)
-        if value is not None and neutral is not None and value not in neutral:
-            raise ApiError(400, f"{name} is not supported by this server. Leave it out.", name, "unsupported_parameter")
-        return value is None or name in NEUTRAL
+    repetition_penalty: float | None = Field(None, gt=0, le=10, description="a number above 0 and at most 10")
+    neutral = neutral.REQUEST
 
     @model_validator(mode="after")
     def _options_are_for_a_stream(self) -> AnswerBody:
@@ -153,6 +122,7 @@ class CompletionBody(AnswerBody):
         union_mode="left_to_right", description="text, token ids, or a list of either"
     )
     logprobs: int | None = _from(0, 20, None)
+    echo: Flag = False
 
 
 class ChatBody(AnswerBody):
@@ -165,7 +135,7 @@ class ChatBody(AnswerBody):
 
     @model_validator(mode="after")
     def _logprobs_are_wanted(self) -> ChatBody:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true.", "top_logprobs")
         return self
 
@@ -179,12 +149,14 @@ class AnswerRequest:
         group: bundle and mask.
         prompts: token ids, one entry an answer: each prompt n times.
         sampling: how.
+        texts: the prompts as they were written, None for those sent as tokens; nothing for a conversation.
     """
 
     body: CompletionBody | ChatBody
     group: Group
     prompts: list[list[int]]
     sampling: Sampling
+    texts: list[str | None] = field(default_factory=list)
 
 
 def read_request(
@@ -198,17 +170,22 @@ def read_request(
     fields = parse(model, body, bundles)
     group = fields.group(bundles)
     if isinstance(fields, ChatBody):
-        prompts = _chat_prompt(fields.messages, bundles)
+        prompts, texts = _chat_prompt(fields.messages, bundles), []
         logprobs = fields.top_logprobs or 0 if fields.logprobs else None
     else:
-        prompts, logprobs = _text_prompts(fields.prompt, bundles), fields.logprobs
+        many, logprobs = _many(fields.prompt), fields.logprobs
+        prompts = [_ids(one, bundles) for one in many]
+        texts = [one if isinstance(one, str) else None for one in many]
     if fields.n * len(prompts) > MAX_ANSWERS:
         problem = f"{len(prompts)} prompts × n={fields.n} are more than {MAX_ANSWERS} answers. Send them in parts."
         raise ApiError(400, problem, "n")
     max_tokens = _max_tokens(fields, prompts, bundles.context, max_tokens_limit)
     stops = (fields.stop,) if isinstance(fields.stop, str) else tuple(fields.stop)
-    sampling = Sampling(max_tokens, fields.temperature, fields.top_p, fields.seed, stops, logprobs)
-    return AnswerRequest(fields, group, [prompt for prompt in prompts for _ in range(fields.n)], sampling)
+    echo = isinstance(fields, CompletionBody) and fields.echo
+    how = (fields.temperature, fields.top_p, fields.seed, stops, logprobs, echo, fields.repetition_penalty)
+    sampling = Sampling(max_tokens, *how)
+    each = [prompt for prompt in prompts for _ in range(fields.n)]
+    return AnswerRequest(fields, group, each, sampling, [text for text in texts for _ in range(fields.n)])
 
 
 def check_model(name: Any, bundles: LoadedBundles) -> None:
@@ -243,11 +220,16 @@ def _chat_prompt(messages: list[Message], bundles: LoadedBundles) -> list[list[i
         return [bundles.chat_ids(said)]
 
 
-def _text_prompts(prompt: Any, bundles: LoadedBundles) -> list[list[int]]:
+def _many(prompt: Any) -> list[str | list[int]]:
+    """The prompts of a request, which may be one."""
     many = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
     if len(many) > MAX_ANSWERS:
         raise ApiError(400, f"{len(many)} prompts are more than {MAX_ANSWERS}. Send them in parts.", "prompt")
-    return [bundles.text_ids(one) if isinstance(one, str) else check_ids(one, "prompt", bundles) for one in many]
+    return many
+
+
+def _ids(prompt: str | list[int], bundles: LoadedBundles) -> list[int]:
+    return bundles.text_ids(prompt) if isinstance(prompt, str) else check_ids(prompt, "prompt", bundles)
 
 
 def _max_tokens(fields: CompletionBody | ChatBody, prompts: list[list[int]], context: int | None, limit: int) -> int:
@@ -257,15 +239,17 @@ def _max_tokens(fields: CompletionBody | ChatBody, prompts: list[list[int]], con
     if len(set(given.values())) > 1:
         raise ApiError(400, "max_tokens and max_completion_tokens differ. Give one of them.", next(iter(given)))
     default = None if isinstance(fields, ChatBody) else min(16, limit)
+    least = 0 if isinstance(fields, CompletionBody) and fields.echo else 1
     name, wanted = next(iter(given.items()), ("max_tokens", default))
-    if wanted is not None and not 1 <= wanted <= limit:
-        raise ApiError(400, f"{name} is {wanted}, expected a whole number from 1 to {limit}.", name)
+    if wanted is not None and not least <= wanted <= limit:
+        raise ApiError(400, f"{name} is {wanted}, expected a whole number from {least} to {limit}.", name)
     if not min(map(len, prompts)):
         raise ApiError(400, "the prompt has no tokens. Write something.", "prompt")
     longest = max(map(len, prompts))
+    wanted, needed = limit if wanted is None else wanted, least if wanted is None else wanted
     room = limit if context is None else context - longest
-    if room < (wanted or 1):
-        problem = f"the prompt has {longest} tokens and {name} is {wanted or 1}, the model's context {context}."
+    if room < needed:
+        problem = f"the prompt has {longest} tokens and {name} is {needed}, the model's context {context}."
         remedy = "Shorten the prompt or ask for fewer tokens."
         raise ApiError(400, f"{problem} {remedy}", name, "context_length_exceeded")
-    return min(room, wanted or limit)
+    return min(room, wanted)

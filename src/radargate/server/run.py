@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 def make_server(bundles: LoadedBundles, limits: Limits, host: str, port: int) -> uvicorn.Server:
     """A server that is not running yet; its ``should_exit`` stops it after the requests that run."""
     config = uvicorn.Config(
-        make_app(bundles, limits),
+        make_app(bundles, limits, host),
         host=host,
         port=port,
         log_level="warning",

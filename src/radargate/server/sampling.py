@@ -22,6 +22,8 @@ class Sampling:
         seed: of the random numbers; None takes fresh ones.
         stops: strings before which the answer ends.
         logprobs: how many alternatives to report for each token; None reports nothing.
+        echo: whether the answer begins with its prompt, whose tokens are then reported too.
+        repetition_penalty: in place of the model's own.
     """
 
     max_tokens: int = 128
@@ -30,6 +32,8 @@ class Sampling:
     seed: int | None = None
     stops: tuple[str, ...] = ()
     logprobs: int | None = None
+    echo: bool = False
+    repetition_penalty: float | None = None
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,22 @@ class Chosen:
         id: the token.
         logprob: its log-probability under the model itself, whatever the temperature; None if nobody asked.
         top: the likeliest tokens with theirs.
+        read: whether it is a token of the prompt.
     """
 
     id: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    read: bool = False
+
+
+def reported(logits: Tensor, tokens: Sequence[int], count: int, read: bool = False) -> list[Chosen]:
+    """Tokens with their log-probabilities and ``count`` alternatives, from logits [tokens, vocabulary] in float32."""
+    logs = logits.log_softmax(-1).clamp(min=LEAST)
+    best = logs.topk(min(count, logs.shape[-1]), -1)
+    own = logs.gather(-1, torch.tensor(tokens, dtype=torch.long)[:, None])[:, 0].tolist()
+    tops = (tuple(zip(*pair, strict=True)) for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    return [Chosen(*one, read) for one in zip(tokens, own, tops, strict=True)]
 
 
 class Chooser:
@@ -79,10 +94,7 @@ class Chooser:
             self._seen = torch.cat([self._seen, self._seen.new_tensor([token])])
         if self.sampling.logprobs is None:
             return Chosen(token)
-        logs = logits.log_softmax(-1).clamp(min=LEAST)
-        best = logs.topk(min(self.sampling.logprobs, len(logs)))
-        top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-        return Chosen(token, float(logs[token]), top)
+        return reported(logits[None], [token], self.sampling.logprobs)[0]
 
     def _sample(self, logits: Tensor) -> int:
         """One random number through the cumulative distribution, in double precision.

@@ -8,6 +8,38 @@ from typing import Any
 from radargate.server.decoder import Decoder
 
 
+def prompt_text(ids: Sequence[int], tokenizer: Any, written: str | None = None) -> tuple[str, list[int]]:
+    """A prompt as a text, and where in it each token begins.
+
+    Args:
+        ids: its tokens. Special ones are shown, but for those that the tokenizer puts in front of every text by itself.
+        tokenizer: made them.
+        written: the prompt where it was sent as a text, which is then repeated as it is.
+    """
+    if written is None:
+        return _decoded(ids, tokenizer)
+    if tokenizer.is_fast:
+        read = tokenizer(written, return_offsets_mapping=True)
+        if read["input_ids"] == list(ids):
+            return written, [start for start, _ in read["offset_mapping"]]
+    return written, [min(start, len(written)) for start in _decoded(ids, tokenizer)[1]]
+
+
+def _decoded(ids: Sequence[int], tokenizer: Any) -> tuple[str, list[int]]:
+    added = tokenizer.encode("")
+    hidden = next((i for i, pair in enumerate(zip(ids, added, strict=False)) if pair[0] != pair[1]), len(added))
+    special = {token for token, known in tokenizer.added_tokens_decoder.items() if known.special}
+    text, starts, decoder = "", list[int](), Decoder(tokenizer)
+    for place, token in enumerate(ids):
+        if token in special:
+            text, decoder = text + decoder.finish(), Decoder(tokenizer)
+        starts.append(len(text) + decoder.waiting)
+        text += decoder.add(token)
+        if token in special and place >= hidden:
+            text += tokenizer.convert_ids_to_tokens(token)
+    return text + decoder.finish(), starts
+
+
 class Writer:
     """The text of one answer as it grows.
 
