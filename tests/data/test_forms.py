@@ -131,7 +131,7 @@ def test_turns_before_the_last_answer_are_the_prompt(raw, turns, tmp_path):
         ({"promt": "Hi", "target": "Ho"}, "fields promt, target fit no form.*prompt/target.*prompt is missing"),
         ({"problem": "Hi", "solution": "Ho"}, "fields problem, solution fit no form"),
         ({"text": "Hi", "label": -1}, "field 'label' is -1"),
-        ({"text": "Hi", "label": 3.5}, "field 'label' is 3.5"),
+        ({"text": "Hi", "label": {"a": 1}}, "field 'label' is "),
         ({"text": "Hi", "label": [0, 1]}, r"field 'label' is \[0, 1\]"),
         ({"instruction": "Hi", "output": "Ho", "history": ["Hi"]}, "field 'history'"),
         ({}, "no field with a value fit"),
