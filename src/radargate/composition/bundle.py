@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,6 +15,7 @@ from radargate.base_models.loading import fingerprint
 from radargate.errors import AdapterError, BundleError, shown
 from radargate.experts.adapters import locate
 from radargate.experts.files import CONFIG_FILE, WEIGHTS_FILE, WeightsFile, check_inside, read_json, weights_file
+from radargate.io.places import place_of
 from radargate.io.records import content_hash, file_hash, provenance, write_atomic
 
 if TYPE_CHECKING:
@@ -59,6 +62,21 @@ def check_files(folder: Path) -> dict[str, Any]:
             f"{folder} is a {shown(config.get('peft_type'), 30)} adapter, not a RadarGate bundle. Compose it first."
         )
     return config
+
+
+def config_with_place(path: str) -> str:
+    """The path of a bundle's config in which the base's folder stands, where this machine knows it; else the path as it is."""
+    config = read_json(Path(path), MAX_BYTES)
+    name = config.get("base_model_name_or_path")
+    if config.get("peft_type") != "RADAR" or not isinstance(name, str):
+        return path
+    place = place_of(name, config.get("base_fingerprint"))
+    if place == name:
+        return path
+    with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False, encoding="utf-8") as file:
+        json.dump({**config, "base_model_name_or_path": place}, file)
+    atexit.register(Path(file.name).unlink, missing_ok=True)
+    return file.name
 
 
 class Described(Protocol):
@@ -201,7 +219,7 @@ def check_fingerprint(bundle: str | Path, expected: str | None, base: nn.Module,
 def write_card(folder: Path, config: Described, scores: str = "") -> None:
     """Write the model card: what the bundle is, how to load it, its experts, and its scores."""
     experts = "\n".join(
-        f"| {name} | `{facts.get('source', '')}` | `{str(facts.get('sha256', ''))[:16]}` |"
+        f"| {name} | {facts.get('source', '')} | `{str(facts.get('sha256', ''))[:16]}` |"
         for name, facts in {**config.expert_facts, **config.adapter_facts()}.items()
     )
     text = f"""---
@@ -215,15 +233,14 @@ tags:
 # RadarGate composition of {len(config.experts)} experts
 
 Base `{config.base_model_name_or_path}`, architecture `{config.architecture}`, gate `{config.gate}`, top-k {config.top_k},
-{len(config.sites)} sites. It holds {"its gates only; the experts are found by source and hash" if config.gate_only else "its experts"}; only the gates were trained.
+{len(config.sites)} sites. It holds {"its gates only; the experts are found by hash" if config.gate_only else "its experts"}; only the gates were trained.
 
 ```python
 import radargate                      # tells PEFT what this bundle is
 model = radargate.load(None, "{folder.name}")
 ```
 
-Another tool's command knows it under `radargate run`, such as
-`radargate run lm_eval --model hf --model_args pretrained=BASE,peft={folder.name} --tasks piqa`.
+Another tool's command, such as lm_eval with `peft={folder.name}`, knows it when `radargate run` starts it.
 
 | expert | source | sha256 |
 |---|---|---|

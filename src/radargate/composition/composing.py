@@ -23,6 +23,7 @@ from radargate.composition.bundle import bundle_folder, check_files, check_finge
 from radargate.composition.config import (
     DEFAULT_TOP_K,
     RadarConfig,
+    check_composition_name,
     check_top_k,
     check_works_under,
     gate_class,
@@ -37,6 +38,7 @@ from radargate.experts.bank import ExpertBank, SiteBank, check_equal_ranks, head
 from radargate.experts.files import WeightsFile, weights_file
 from radargate.experts.heads import Head, check_head, choose_head, wanted_base
 from radargate.gates.base import make_options
+from radargate.io.places import place_of, recall, remember
 
 
 def compose(
@@ -83,6 +85,7 @@ def compose(
         OptionError: an option or combination that cannot work.
         UnknownNameError: no such gate or architecture; the nearest are named.
     """
+    check_composition_name(adapter_name)
     arrangement = ARCHITECTURES.get(architecture)
     arrangement_options = make_options(arrangement, dict(architecture_options or {}))
     kind = gate_class(gate)
@@ -189,17 +192,20 @@ def load(
     Raises:
         BundleError: the bundle is incomplete or altered, or belongs to another base, or its experts changed.
     """
+    check_composition_name(adapter_name)
     folder = bundle_folder(bundle)
     lock = read_lock(folder)
     config = read_config(folder)
     if base is None:
-        base = lock.get("base", {}).get("name") or config.base_model_name_or_path
+        known = lock.get("base", {})
+        base = place_of(known.get("name"), known.get("fingerprint")) or config.base_model_name_or_path
         if not base:
             raise BundleError(f"{bundle} names no base model; give one.")
     labels = bundle_labels(folder, config.modules_to_save, WeightsFile(weights_file(folder)).tensors)
     model = load_base(base, dtype, device, task=str(config.task_type or ""), labels=labels)
     if not allow_other_base:
         check_fingerprint(bundle, config.base_fingerprint, model, config.modules_to_save)
+    remember(config.base_fingerprint, base if isinstance(base, str) else "")
     bank = _experts_of(config, adapters, model) if config.gate_only else None
     token = banks_come_later.set(bank is not None)
     try:
@@ -208,6 +214,7 @@ def load(
             composed = PeftModel.from_pretrained(model, str(folder), adapter_name=adapter_name, is_trainable=trainable)
     finally:
         banks_come_later.reset(token)
+    radar_config(composed, adapter_name).base_model_name_or_path = base_name(model)
     if bank is not None:
         _fill(composed, bank, adapter_name)
     return _finish(composed)
@@ -279,7 +286,14 @@ def _experts_of(config: RadarConfig, adapters: Mapping[str, str | Path] | None, 
     """Find the experts of a bundle with gates only, and check that they are the very ones."""
     # by the list of names: PEFT sorts the keys of tables when it writes a config
     expected = config.adapter_facts()
-    sources = {name: (adapters or {}).get(name) or str(facts.get("source", name)) for name, facts in expected.items()}
+    sources: dict[str, str | Path] = {}
+    for name, facts in expected.items():
+        place = (adapters or {}).get(name) or facts.get("source") or recall(facts.get("sha256"))
+        if place is None:
+            raise BundleError(
+                f"this bundle holds gates only, and nobody knows here where expert {name!r} lies. Give its place with adapters={{...}}."
+            )
+        sources[name] = place
     bank = load_bank(sources, model, allow_inactive=True)
     for name, facts in bank.facts.items():
         if facts["sha256"] != expected[name].get("sha256"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import tempfile
@@ -22,6 +23,7 @@ from radargate.gates import GATES
 from radargate.gates.base import make_options
 from radargate.gates.rules import RULES
 from radargate.io.disk import writing
+from radargate.io.places import place_of, public_name, remember
 
 PRESETS: dict[str, dict[str, Any]] = {
     # the printed form: unscaled relation, top-k from the first step
@@ -66,6 +68,7 @@ class RadarConfig(PeftConfig):
         """Check names and options."""
         super().__post_init__()
         self.peft_type = RADAR
+        self.base_model_name_or_path = place_of(self.base_model_name_or_path, self.base_fingerprint)
         self.modules_to_save = kept_modules(self.modules_to_save, self.task_type)
         if not self.experts:
             return  # PEFT builds empty configs while it reads files
@@ -109,10 +112,33 @@ class RadarConfig(PeftConfig):
         with writing("the bundle", folder, "choose another folder"):
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder, prefix=".config-") as work:
-                super().save_pretrained(work, **kwargs)
+                PeftConfig.save_pretrained(public := self.public(), work, **kwargs)
                 os.replace(Path(work) / "adapter_config.json", folder / "adapter_config.json")
-            write_lock(folder, self)
-            write_card(folder, self)
+            write_lock(folder, public)
+            write_card(folder, public)
+
+    def public(self) -> RadarConfig:
+        """A copy without folders of this machine, which notes for itself where they are."""
+        copy = dataclasses.replace(self)
+        remember(self.base_fingerprint, self.base_model_name_or_path or "")
+        copy.base_model_name_or_path = public_name(self.base_model_name_or_path)
+        copy.expert_facts = {name: _public_facts(facts) for name, facts in self.expert_facts.items()}
+        copy.expert_configs = {
+            name: {**told, "base_model_name_or_path": public_name(told.get("base_model_name_or_path"))}
+            for name, told in self.expert_configs.items()
+        }
+        return copy
+
+
+def _public_facts(facts: dict[str, Any]) -> dict[str, Any]:
+    """What is known of an expert, by name, hash and, where it came from there, Hub id."""
+    source, kept = str(facts.get("source", "")), dict(facts)
+    if Path(source).is_absolute() or Path(source).is_dir():
+        remember(facts.get("sha256"), source)
+        kept.pop("source", None)
+    if "merged_from" in facts:
+        kept["merged_from"] = [_public_facts(each) for each in facts["merged_from"]]
+    return kept
 
 
 def check_table(config: RadarConfig) -> None:
@@ -192,6 +218,15 @@ def gate_class(name: str) -> Any:
     if name in RULES:
         return RULES.get(name)
     return GATES.get(name)
+
+
+def check_composition_name(name: str) -> None:
+    """Raise `OptionError` where PyTorch cannot call a module so."""
+    if not isinstance(name, str) or not name or "." in name:
+        raise OptionError(
+            f"adapter_name is {shown(repr(name), 40)}, expected a text without a dot, as PyTorch wants of a module's name. Choose "
+            "another name for the composition."
+        )
 
 
 def check_top_k(top_k: int | None, adapters: int) -> int | None:

@@ -298,6 +298,7 @@ def check_factors(experts: Mapping[str, Any], known: Sequence[str]) -> dict[str,
     """
     checked = {}
     for name, given in experts.items():
+        name = str(name)  # numbers may be names
         if name not in known:
             raise OptionError(unknown_name("expert", name, list(known)))
         try:

@@ -6,12 +6,13 @@ PEFT itself is, so that no module of ours can meet another one half imported.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -54,11 +55,12 @@ class StandIn:
 
 
 def register_with_peft() -> None:
-    """Register now, or as soon as somebody imports PEFT."""
-    if "peft" in sys.modules:
-        _fill_tables(sys.modules["peft"])
-    elif not any(isinstance(finder, _AfterPeft) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AfterPeft())
+    """Register now, or as soon as somebody imports PEFT; the same for what in transformers reads a bundle's config by itself."""
+    for name, action in _ACTIONS.items():
+        if name in sys.modules:
+            action(sys.modules[name])
+    if not any(isinstance(finder, _After) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _After())
 
 
 def _fill_tables(peft: Any) -> None:
@@ -68,37 +70,56 @@ def _fill_tables(peft: Any) -> None:
     peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING[RADAR] = PREFIX
 
 
-class _AfterPeft(importlib.abc.MetaPathFinder):
-    """Finds ``peft`` as usual, and has radargate's tuner registered once it is loaded."""
+def _find_bases(module: Any) -> None:
+    """Let ``AutoModel`` and ``pipeline`` find the base that a bundle names without its folder, see `radargate.io.places`."""
+    find = getattr(module, "find_adapter_config_file", None)
+    if find is None or hasattr(find, "__wrapped__"):
+        return
+
+    @functools.wraps(find)
+    def found(*args: Any, **kwargs: Any) -> Any:
+        path = find(*args, **kwargs)
+        return path and importlib.import_module("radargate.composition.bundle").config_with_place(path)
+
+    module.find_adapter_config_file = found
+
+
+_ACTIONS: dict[str, Callable[[Any], None]] = {
+    "peft": _fill_tables,
+    "transformers.models.auto.auto_factory": _find_bases,
+    "transformers.pipelines": _find_bases,
+}
+
+
+class _After(importlib.abc.MetaPathFinder):
+    """Finds these modules as usual, and has something done once one is loaded."""
 
     def __init__(self) -> None:
-        self.looking = False
+        self.looking: set[str] = set()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != "peft" or self.looking:
+        if fullname not in _ACTIONS or fullname in self.looking:
             return None
-        self.looking = True
+        self.looking.add(fullname)
         try:
-            spec = importlib.util.find_spec("peft")
+            spec = importlib.util.find_spec(fullname)
         finally:
-            self.looking = False
+            self.looking.discard(fullname)
         # whoever only asks whether PEFT is there, as transformers does, gets the same answer and loads nothing
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, self)
+            spec.loader = _Loader(spec.loader, _ACTIONS[fullname])
         return spec
 
 
 class _Loader(importlib.abc.Loader):
-    def __init__(self, inner: importlib.abc.Loader, finder: _AfterPeft) -> None:
-        self.inner, self.finder = inner, finder
+    def __init__(self, inner: importlib.abc.Loader, action: Callable[[Any], None]) -> None:
+        self.inner, self.action = inner, action
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return self.inner.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
         self.inner.exec_module(module)
-        if self.finder in sys.meta_path:
-            sys.meta_path.remove(self.finder)
-        _fill_tables(module)
+        self.action(module)

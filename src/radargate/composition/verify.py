@@ -12,6 +12,7 @@ from radargate.composition.bundle import LOCK_FILE, MAX_BYTES, bundle_folder, op
 from radargate.errors import AdapterError, BundleError, RadarGateError, shown
 from radargate.experts.adapters import locate
 from radargate.experts.files import CONFIG_FILE, WEIGHTS_FILE, read_json
+from radargate.io.places import place_of, recall
 from radargate.io.records import file_hash
 
 # what of a base decides its answers; a README may change
@@ -144,9 +145,9 @@ def _experts(folder: Path, lock: Mapping[str, Any], adapters: Mapping[str, str |
         return []
     findings = []
     for name, facts in known.items():
-        if not isinstance(facts, dict) or "source" not in facts:
+        if not isinstance(facts, dict):
             continue
-        source = adapters.get(name) or str(facts["source"])
+        source = adapters.get(name) or facts.get("source") or recall(facts.get("sha256")) or name
         try:
             same = file_hash(locate(source) / WEIGHTS_FILE) == facts.get("sha256")
             words = "unchanged" if same else f"{source} holds another adapter; give its place, or download it again."
@@ -158,7 +159,7 @@ def _experts(folder: Path, lock: Mapping[str, Any], adapters: Mapping[str, str |
 
 def _base(lock: Mapping[str, Any], base: str | None) -> list[Finding]:
     known = lock.get("base") or {}
-    name = base or known.get("name")
+    name = base or place_of(known.get("name"), known.get("fingerprint"))
     if not name:
         return [Finding("base", "(unnamed)", False, "the bundle names no base; give it as `base`.")]
     files = known.get("files")

@@ -15,6 +15,7 @@ from radargate.base_models.loading import base_dtype
 from radargate.composition.verify import lock_base
 from radargate.errors import RadarGateError
 from radargate.io.disk import flush, writing
+from radargate.io.places import public_name
 from radargate.io.processes import is_main_process
 from radargate.io.records import append_records, file_hash, make_record, read_records, write_atomic
 from radargate.training import processes
@@ -113,7 +114,11 @@ class RunFolder:
         try:
             model.save_pretrained(str(work), save_embedding_layers=False)
             lock_base(work, facts["base"])
-            facts = {**facts, "gate_sha256": file_hash(work / "adapter_model.safetensors")}
+            facts = {
+                **facts,
+                "base": public_name(facts["base"]),
+                "gate_sha256": file_hash(work / "adapter_model.safetensors"),
+            }
             record = make_record("train", facts["options"]["gate"], metrics, **facts)
             write_atomic(work / "record.json", json.dumps(record, indent=2))
             if curve.exists():
