@@ -68,9 +68,16 @@ class LossTrainer(Trainer):
 
 def train(model, case: Case, folder) -> None:
     arguments = TrainingArguments(
-        str(folder), max_steps=2, learning_rate=0.05, report_to=[], use_cpu=True, save_strategy="no",
-        remove_unused_columns=False, disable_tqdm=True, per_device_train_batch_size=1,
-    )  # fmt: skip
+        str(folder),
+        max_steps=2,
+        learning_rate=0.05,
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        per_device_train_batch_size=1,
+    )
     LossTrainer(model, arguments, train_dataset=[0, 1], data_collator=lambda rows: dict(case.inputs)).train()
 
 

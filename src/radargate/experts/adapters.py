@@ -189,6 +189,16 @@ def check_fit(adapter: Adapter, sites: dict[str, SiteShape]) -> None:
         AdapterError: some do not; site, found and expected shapes are named.
     """
     unknown = [site for site in adapter.sites if site not in sites]
+    below = (
+        next((site.removesuffix(f".{unknown[0]}") for site in sites if site.endswith(f".{unknown[0]}")), None)
+        if unknown
+        else None
+    )
+    if len(unknown) == len(adapter.sites) and below is not None:
+        raise InactiveExpertError(
+            f"adapter {adapter.name!r} was made for a part of the base model: its layers stand below {shown(below)} there. Give "
+            f"that part as the base, base.get_submodule({shown(below)!r})."
+        )
     if len(unknown) == len(adapter.sites):
         raise InactiveExpertError(
             f"adapter {adapter.name!r} matches no linear layer of the base model (it adapts {shown(unknown[0])}, …). "
