@@ -70,6 +70,7 @@ def load_base(
     *,
     task: str | None = None,
     labels: int | None = None,
+    site: str | None = None,
 ) -> PreTrainedModel:
     """Load a base model in evaluation mode, as the class that its checkpoint was saved from; a model object is returned as it is.
 
@@ -80,6 +81,7 @@ def load_base(
         device: where to put it; None means CPU or the current default.
         task: a task whose head adapters bring to a checkpoint without one (see `radargate.base_models.kinds`).
         labels: how many that head tells apart.
+        site: a layer that adapters name.
 
     Raises:
         BaseModelError: it cannot be found or loaded; the message names what to do.
@@ -93,7 +95,7 @@ def load_base(
     name = base_dtype(base, dtype, device).name
     folder = resolve_base(base)
     config = load_config(folder)
-    auto, more = model_class(config, task), {"num_labels": labels} if labels and task else {}
+    auto, more = model_class(config, task, site), {"num_labels": labels} if labels and task else {}
     if drawing_bars():  # on a terminal the Hub shows a download; a bar for reading each file would only flicker
         transformers_logging.disable_progress_bar()
         enable_progress_bars()

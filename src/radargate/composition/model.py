@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, MutableMapping
 from typing import Any, cast
 
 import torch
@@ -229,7 +229,7 @@ class RadarModel(BaseTuner):
                 auxiliary_terms.reset(token)
         if terms:
             auxiliary = auxiliary_loss(terms)
-            if not isinstance(outputs, Mapping):
+            if not isinstance(outputs, MutableMapping):
                 raise OptionError(
                     f"{type(terms[0][0]).__name__} adds an auxiliary loss to outputs with names, and {type(self.model).__name__} gave "
                     f"{type(outputs).__name__}. Use auxiliary_weight=0 or another gate, or leave return_dict on."

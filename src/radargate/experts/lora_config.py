@@ -197,7 +197,7 @@ def _check_imports(config: Mapping[str, Any]) -> None:
     library = mapping.get("parent_library") if isinstance(mapping, dict) else mapping
     if library is not None and not (
         isinstance(library, str)
-        and re.fullmatch(r"(transformers|peft|sentence_transformers|timm|__main__)(\.\w+)*", library)
+        and re.fullmatch(r"(transformers|peft|torch|sentence_transformers|timm|__main__)(\.\w+)*", library)
     ):
         raise AdapterError(
             f"{CONFIG_FILE}: auto_mapping names {shown(library, 60)!r}, which PEFT would import. Nothing is imported that a "
