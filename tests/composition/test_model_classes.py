@@ -13,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, Trainer, Traini
 
 import radargate
 from model_classes import CASES, Case
+from radargate.cli import main
 from radargate.composition.composing import radar_config, radar_layers
 from radargate.errors import InactiveExpertError, OptionError
 
@@ -226,3 +227,11 @@ def test_any_module_is_composed_and_a_part_of_the_base_is_named(tmp_path):
     torch.testing.assert_close(radargate.load(copy.deepcopy(part), tmp_path / "bundle")(x), model(x))
     with pytest.raises(InactiveExpertError, match=r"its layers stand below 0 there. Give that part as the base"):
         radargate.compose(whole, adapters)
+
+
+@pytest.mark.parametrize("name", ("vit classifier", "clip", "bert features", "llava"))
+def test_doctor_examines_adapters_of_any_class(name, made, tmp_path, capsys):
+    _, base, adapters = made(name)
+    base.save_pretrained(tmp_path / "base")
+    assert main(["doctor", str(tmp_path / "base"), *(f"{n}={folder}" for n, folder in adapters.items())]) == 0
+    assert "3 of 3 adapters can be used" in capsys.readouterr().out

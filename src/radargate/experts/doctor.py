@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from radargate.base_models.kinds import can_generate, other_inputs
 from radargate.base_models.loading import base_dtype, load_base, meta_base
 from radargate.errors import RadarGateError
 from radargate.experts.adapters import Adapter, base_sites, check_fit, read_adapter
@@ -78,7 +79,13 @@ def examine(
         BaseModelError: the base cannot be found.
     """
     choice = base_dtype(base, dtype, device)
-    shapes = base_sites(meta_base(base))
+    whole = meta_base(base)
+    shapes = base_sites(whole)
+    if probe and other_inputs(whole) and not can_generate(whole):
+        logger.info(
+            f"{type(whole).__name__} reads {', '.join(other_inputs(whole))}: adapters are not tried out on a probe."
+        )
+        probe = False
     logger.info(f"{base}: {len(shapes)} linear layers.")
     results, good = [], []
     for name, source in adapters.items():
@@ -117,7 +124,7 @@ def effect(model: PreTrainedModel, adapter: Adapter) -> float:
     inputs = {"input_ids": ids[None]}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids[None, :4]
-    before = model(**inputs).logits.float()
+    before = model(**inputs)[0].float()
     hooks = []
     modules = dict(model.named_modules())
     for site, tensors in adapter.sites.items():
@@ -130,7 +137,7 @@ def effect(model: PreTrainedModel, adapter: Adapter) -> float:
 
         hooks.append(modules[site].register_forward_hook(add))
     try:
-        after = model(**inputs).logits.float()
+        after = model(**inputs)[0].float()
     finally:
         for hook in hooks:
             hook.remove()
