@@ -73,7 +73,7 @@ def test_every_option_of_every_gate_and_rule_is_in_the_method_page():
             assert f"`{field.name}`" in text, f"docs/method.md does not explain {field.name}"
 
 
-@pytest.mark.parametrize("example", ["own_adapters", "trl_sft", "own_gate"])
+@pytest.mark.parametrize("example", ["own_adapters", "trl_sft", "own_gate", "image_classifier", "speech"])
 def test_examples_run(example, zoo, tmp_path):
     tiny = zoo["llama"]
     words = [

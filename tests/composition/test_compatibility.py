@@ -191,6 +191,37 @@ def test_a_function_we_import_from_inside_peft_is_there(place):
     assert f"`{name}`" in PAGE
 
 
+def test_pefts_classes_for_classifiers_add_to_the_names_of_a_config():
+    from peft import PeftModelForSequenceClassification
+    from peft.utils.other import ModulesToSaveWrapper
+
+    source = inspect.getsource(PeftModelForSequenceClassification.__init__)
+    assert "peft_config.modules_to_save.extend(" in source, f"{version('peft')}: heads are added in another way"
+    wrapper = ModulesToSaveWrapper(torch.nn.Linear(2, 2), "default")
+    assert set(wrapper.modules_to_save) == {"default"} and isinstance(wrapper.original_module, torch.nn.Linear)
+    assert "`ModulesToSaveWrapper`" in PAGE
+
+
+def test_classes_stand_in_the_tables_of_transformers():
+    from transformers import LlamaForCausalLM
+
+    from radargate.base_models.kinds import _CLASSES, _tasks
+
+    modeling_auto = importlib.import_module("transformers.models.auto.modeling_auto")
+    for table in (name for names in _CLASSES.values() for name in names):
+        assert getattr(modeling_auto, table, None), f"{version('transformers')}: modeling_auto has no {table}"
+    assert _tasks()["LlamaForCausalLM"] == "CAUSAL_LM" and "`LOSS_MAPPING`" in PAGE
+    assert LlamaForCausalLM.main_input_name == "input_ids"
+
+
+def test_a_hook_of_accelerate_knows_weights_and_device():
+    from accelerate import cpu_offload
+
+    layer = cpu_offload(torch.nn.Sequential(torch.nn.Linear(2, 2)), execution_device=torch.device("cpu"))[0]
+    assert layer.weight.is_meta and layer._hf_hook.weights_map["weight"].shape == (2, 2), version("accelerate")
+    assert torch.device(layer._hf_hook.execution_device) == torch.device("cpu") and "`weights_map`" in PAGE
+
+
 def test_a_cache_has_layers_of_keys_and_values(load_tiny):
     cache = DynamicCache()
     load_tiny()(input_ids=torch.zeros(1, 3, dtype=torch.long), past_key_values=cache, use_cache=True)

@@ -9,12 +9,13 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, Trainer, TrainingArguments
 
 import radargate
 from model_classes import CASES, Case
+from radargate.cli import main
 from radargate.composition.composing import radar_config, radar_layers
-from radargate.errors import OptionError
+from radargate.errors import InactiveExpertError, OptionError
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +69,16 @@ class LossTrainer(Trainer):
 
 def train(model, case: Case, folder) -> None:
     arguments = TrainingArguments(
-        str(folder), max_steps=2, learning_rate=0.05, report_to=[], use_cpu=True, save_strategy="no",
-        remove_unused_columns=False, disable_tqdm=True, per_device_train_batch_size=1,
-    )  # fmt: skip
+        str(folder),
+        max_steps=2,
+        learning_rate=0.05,
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        per_device_train_batch_size=1,
+    )
     LossTrainer(model, arguments, train_dataset=[0, 1], data_collator=lambda rows: dict(case.inputs)).train()
 
 
@@ -152,3 +160,78 @@ def test_a_text_router_is_refused_at_once_where_the_input_is_not_only_text(name,
         OptionError, match=r"router='text' decides by the text that a model reads, and .* reads (pixel|input)_"
     ):
         radargate.compose(copy.deepcopy(base), adapters, router="text")
+
+
+FOLDERS = (
+    "llama",
+    "t5",
+    "llama reward",
+    "bert masked",
+    "bert features",
+    "vit classifier",
+    "clip",
+    "wav2vec2 ctc",
+    "llava",
+)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_loads_as_the_class_it_was_saved_from(name, made, tmp_path):
+    case, base, adapters = made(name)
+    base.save_pretrained(tmp_path / "base")
+    model = radargate.compose(str(tmp_path / "base"), adapters).eval()
+    assert type(model.get_base_model()) is type(base)
+    model.save_pretrained(tmp_path / "bundle")
+    again = radargate.load(None, tmp_path / "bundle").eval()
+    assert type(again.get_base_model()) is type(base) and torch.equal(told(again, case), told(model, case))
+
+
+def test_a_backbone_with_all_weights_of_a_language_model_is_what_its_adapters_name(tmp_path):
+    """BART's checkpoints are saved as backbones, and used with the head that is tied to their embeddings."""
+    torch.manual_seed(0)
+    shape = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=64, eos_token_id=1, bos_token_id=1)
+    GPT2Model(shape).save_pretrained(tmp_path / "base")
+    for kind in (GPT2Model, GPT2LMHeadModel):
+        config = LoraConfig(target_modules=["c_attn"], init_lora_weights=False, fan_in_fan_out=True)
+        folder = tmp_path / kind.__name__
+        get_peft_model(kind.from_pretrained(tmp_path / "base"), config).save_pretrained(folder)
+        composed = radargate.compose(str(tmp_path / "base"), {"a": folder}, top_k=1)
+        assert type(composed.get_base_model()) is kind
+        composed.save_pretrained(tmp_path / f"{kind.__name__} bundle")
+        assert type(radargate.load(None, tmp_path / f"{kind.__name__} bundle").get_base_model()) is kind
+
+
+def test_a_layer_of_one_output_is_adapted_with_nothing_to_turn(tmp_path):
+    base = CASES["llama reward"].build().eval()
+    for name in "ab":
+        config = LoraConfig(target_modules=["score", "q_proj"], init_lora_weights=False)
+        get_peft_model(copy.deepcopy(base), config).save_pretrained(tmp_path / name)
+    model = radargate.compose(base, {name: tmp_path / name for name in "ab"})
+    train(model.train(), CASES["llama reward"], tmp_path / "run")
+    assert told(model.eval(), CASES["llama reward"]).isfinite().all()
+
+
+def test_any_module_is_composed_and_a_part_of_the_base_is_named(tmp_path):
+    torch.manual_seed(0)
+    part = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).requires_grad_(False)
+    whole = nn.Sequential(part, nn.Tanh())
+    for name in "ab":
+        config = LoraConfig(target_modules=["0"], init_lora_weights=False)
+        get_peft_model(copy.deepcopy(part), config).save_pretrained(tmp_path / name)
+    adapters, x = {name: tmp_path / name for name in "ab"}, torch.randn(3, 4)
+    model = radargate.compose(copy.deepcopy(part), adapters)
+    with model.disable_adapter():
+        assert torch.equal(model(x), part(x))
+    assert not torch.equal(model(x), part(x))
+    model.save_pretrained(tmp_path / "bundle")
+    torch.testing.assert_close(radargate.load(copy.deepcopy(part), tmp_path / "bundle")(x), model(x))
+    with pytest.raises(InactiveExpertError, match=r"its layers stand below 0 there. Give that part as the base"):
+        radargate.compose(whole, adapters)
+
+
+@pytest.mark.parametrize("name", ("vit classifier", "clip", "bert features", "llava"))
+def test_doctor_examines_adapters_of_any_class(name, made, tmp_path, capsys):
+    _, base, adapters = made(name)
+    base.save_pretrained(tmp_path / "base")
+    assert main(["doctor", str(tmp_path / "base"), *(f"{n}={folder}" for n, folder in adapters.items())]) == 0
+    assert "3 of 3 adapters can be used" in capsys.readouterr().out

@@ -85,13 +85,14 @@ def _tasks() -> Mapping[str, str]:
     return found
 
 
-def model_class(config: Any, task: str | None = None) -> Any:
+def model_class(config: Any, task: str | None = None, site: str | None = None) -> Any:
     """The class that a checkpoint is to be loaded with: the one it was saved from.
 
     Args:
         config: of the checkpoint.
         task: a task type whose head is put onto it, where adapters bring that head; or ``FEATURE_EXTRACTION`` for a backbone as
             it is.
+        site: a layer that adapters name, by which a backbone is told from the language model around it.
 
     Returns:
         A class of transformers; where the checkpoint names none that is known, the Auto class for language models. A backbone
@@ -109,6 +110,8 @@ def model_class(config: Any, task: str | None = None) -> Any:
     with torch.device("meta"):
         whole = auto.from_config(config)
     body = f"{whole.base_model_prefix}."
+    if site is not None and not site.startswith(body):
+        return named
     return type(whole) if all(name.startswith(body) for name, _ in whole.named_parameters()) else named
 
 

@@ -70,6 +70,7 @@ def load_base(
     *,
     task: str | None = None,
     labels: int | None = None,
+    site: str | None = None,
 ) -> PreTrainedModel:
     """Load a base model in evaluation mode, as the class that its checkpoint was saved from; a model object is returned as it is.
 
@@ -80,6 +81,7 @@ def load_base(
         device: where to put it; None means CPU or the current default.
         task: a task whose head adapters bring to a checkpoint without one (see `radargate.base_models.kinds`).
         labels: how many that head tells apart.
+        site: a layer that adapters name.
 
     Raises:
         BaseModelError: it cannot be found or loaded; the message names what to do.
@@ -93,7 +95,7 @@ def load_base(
     name = base_dtype(base, dtype, device).name
     folder = resolve_base(base)
     config = load_config(folder)
-    auto = model_class(config, task)
+    auto = model_class(config, task, site)
     more: dict[str, Any] = {"num_labels": labels} if labels and task else {}
     if drawing_bars():  # on a terminal the Hub shows a download; a bar for reading each file would only flicker
         transformers_logging.disable_progress_bar()
@@ -104,7 +106,7 @@ def load_base(
         else:
             more["dtype"] = name
         model, info = auto.from_pretrained(folder, output_loading_info=True, **more)
-    if task is None or model_class(config) is auto:  # adapters bring the head that a checkpoint of another class lacks
+    if model_class(config, None, site) is auto:  # adapters bring the head that a checkpoint of another class lacks
         _check_whole(base, model, config, info["missing_keys"])
     if base in PACKAGED_MODELS:
         model.config.radargate_name = base  # a bundle then records the name, not this machine's cache path

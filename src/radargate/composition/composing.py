@@ -202,7 +202,9 @@ def load(
         if not base:
             raise BundleError(f"{bundle} names no base model; give one.")
     labels = bundle_labels(folder, config.modules_to_save, WeightsFile(weights_file(folder)).tensors)
-    model = load_base(base, dtype, device, task=str(config.task_type or ""), labels=labels)
+    model = load_base(
+        base, dtype, device, task=str(config.task_type or ""), labels=labels, site=next(iter(config.sites), None)
+    )
     if not allow_other_base:
         check_fingerprint(bundle, config.base_fingerprint, model, config.modules_to_save)
     remember(config.base_fingerprint, base if isinstance(base, str) else "")

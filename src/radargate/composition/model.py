@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from typing import Any, cast
 
 import torch
@@ -222,6 +222,11 @@ class RadarModel(BaseTuner):
             outputs = forward(*args, **kwargs)
         if terms:
             auxiliary = auxiliary_loss(terms)
+            if not isinstance(outputs, MutableMapping):
+                raise OptionError(
+                    f"{type(terms[0][0]).__name__} adds an auxiliary loss to outputs with names, and {type(self.model).__name__} gave "
+                    f"{type(outputs).__name__}. Use auxiliary_weight=0 or another gate, or leave return_dict on."
+                )
             outputs["aux_loss"] = auxiliary
             if outputs.get("loss") is not None:
                 shifts = shifts_labels(self.model)

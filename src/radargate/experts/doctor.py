@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from radargate.base_models.kinds import can_generate, other_inputs
 from radargate.base_models.limits import Limits
 from radargate.base_models.loading import base_dtype, load_base, load_tokenizer, meta_base
 from radargate.errors import RadarGateError
@@ -83,10 +84,15 @@ def examine(
         BaseModelError: the base cannot be found.
     """
     choice = base_dtype(base, dtype, device)
-    empty = meta_base(base)
-    shapes = base_sites(empty)
+    whole = meta_base(base)
+    shapes = base_sites(whole)
+    if probe and other_inputs(whole) and not can_generate(whole):
+        logger.info(
+            f"{type(whole).__name__} reads {', '.join(other_inputs(whole))}: adapters are not tried out on a probe."
+        )
+        probe = False
     logger.info(f"{base}: {len(shapes)} linear layers.")
-    _check_tokenizer(base, empty)
+    _check_tokenizer(base, whole)
     results, good = [], []
     for name, source in adapters.items():
         result = Diagnosis(name, str(source))
@@ -94,7 +100,7 @@ def examine(
         try:
             adapter = read_adapter(name, source)
             result.notes = list(adapter.notes)
-            _describe(result, fit(adapter, empty, shapes))
+            _describe(result, fit(adapter, whole, shapes))
             good.append((result, adapter))
         except RadarGateError as error:
             result.problem = _without_name(str(error), name)
@@ -141,7 +147,7 @@ def effect(model: PreTrainedModel, adapter: Adapter) -> float:
     inputs = {"input_ids": ids[None]}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids[None, :4]
-    before = model(**inputs).logits.float()
+    before = model(**inputs)[0].float()
     hooks = []
     modules = dict(model.named_modules())
     for site, tensors in adapter.sites.items():
@@ -154,7 +160,7 @@ def effect(model: PreTrainedModel, adapter: Adapter) -> float:
 
         hooks.append(modules[site].register_forward_hook(add))
     try:
-        after = model(**inputs).logits.float()
+        after = model(**inputs)[0].float()
     finally:
         for hook in hooks:
             hook.remove()

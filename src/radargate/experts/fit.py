@@ -88,6 +88,12 @@ def _check_layers(adapter: Adapter, shapes: Mapping[str, SiteShape], base_prefix
             f"adapter {adapter.name!r} adapts {shown(unknown[0])}, and the base is a bare backbone without the head that the adapter was "
             "trained with. Give the whole checkpoint."
         )
+    below = next((site.removesuffix(f".{unknown[0]}") for site in shapes if site.endswith(f".{unknown[0]}")), None)
+    if len(unknown) == len(adapter.sites) and below is not None:
+        raise InactiveExpertError(
+            f"adapter {adapter.name!r} was made for a part of the base model: its layers stand below {shown(below)} there. Give "
+            f"that part as the base, base.get_submodule({shown(below)!r})."
+        )
     if len(unknown) == len(adapter.sites):
         raise InactiveExpertError(
             f"adapter {adapter.name!r} matches no linear layer of the base model (it adapts {shown(unknown[0])}, …). "

@@ -48,12 +48,13 @@ def labels_of(shapes: Iterable[tuple[int, ...]]) -> int | None:
 
 
 def wanted_base(adapters: Sequence[Adapter], head: Head | None) -> dict[str, Any]:
-    """What `load_base` is to make of a checkpoint for these adapters: ``task`` and ``labels``."""
+    """What `load_base` is to make of a checkpoint for these adapters: ``task``, ``labels`` and ``site``."""
     tasks = {adapter.config.get("task_type") for adapter in adapters}
     task = tasks.pop() if len(tasks) == 1 else None
+    site = next((site for adapter in adapters for site in adapter.sites), None)
     if head is None:
-        return {"task": task if task == "FEATURE_EXTRACTION" else None}
-    return {"task": task, "labels": None if task == "QUESTION_ANS" else head.labels}
+        return {"task": task if task == "FEATURE_EXTRACTION" else None, "site": site}
+    return {"task": task, "site": site, "labels": None if task == "QUESTION_ANS" else head.labels}
 
 
 def split_head(

@@ -227,7 +227,10 @@ def _check_imports(config: Mapping[str, Any]) -> None:
     """Refuse what PEFT would import or download for a user who loads this adapter elsewhere; we never would."""
     mapping = config.get("auto_mapping")
     library = mapping.get("parent_library") if isinstance(mapping, dict) else mapping
-    if library is not None and not (isinstance(library, str) and re.fullmatch(r"(transformers|peft)(\.\w+)*", library)):
+    if library is not None and not (
+        isinstance(library, str)
+        and re.fullmatch(r"(transformers|peft|torch|sentence_transformers|timm|__main__)(\.\w+)*", library)
+    ):
         raise AdapterError(
             f"{CONFIG_FILE}: auto_mapping names {shown(library, 60)!r}, which PEFT would import. Nothing is imported that a "
             "config names; remove auto_mapping from it where you trust the rest."

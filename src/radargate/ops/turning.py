@@ -34,6 +34,8 @@ def angle(code: Tensor, up: Tensor, indices: Tensor | None, slot: int, angle_nor
 def turn_pairs(v: Tensor, alpha: Tensor) -> Tensor:
     """``v`` [tokens, d] with every pair (2m, 2m+1) turned by ``alpha`` [tokens, d // 2]. Source: Eq. 18."""
     pairs = alpha.shape[-1]
+    if not pairs:
+        return v  # a single output, as a reward model's score, has nothing to turn with
     both = v[:, : 2 * pairs].view(-1, pairs, 2)
     even, odd = both.unbind(-1)
     cos, sin = alpha.cos(), alpha.sin()

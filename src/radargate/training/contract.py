@@ -114,7 +114,9 @@ def _excused(model: nn.Module) -> Iterator[tuple[str, str]]:
             if constant and hasattr(gate, "router"):
                 yield f"{prefix}router.softmax_router", "renormalised top-1 weights are always 1 (renormalize='always')"
             for key, _ in gate.named_parameters(recurse=False):
-                if key.startswith("softmax_") and key != "softmax_length" and constant:
+                if key.startswith("rotation_") and gate.site.d_out < 2:
+                    yield prefix + key, "a single output has nothing to turn with"
+                elif key.startswith("softmax_") and key != "softmax_length" and constant:
                     yield prefix + key, "renormalised top-1 weights are always 1 (renormalize='always')"
                 elif (
                     key in ("rotation_up", "rotation_down")
