@@ -6,6 +6,7 @@ import copy
 import gzip
 import json
 import pickle
+import shutil
 
 import pyarrow
 import pyarrow.parquet
@@ -319,3 +320,22 @@ def test_a_conversation_survives_copies_and_its_roles_count_in_hashes(tmp_path):
         assert isinstance(again.prompt, Conversation) and again.prompt.messages == row.prompt.messages
     other = first(tmp_path, {"messages": [{**SYSTEM, "role": "user"}, USER, ASSISTANT]})
     assert other.prompt == row.prompt and rows_hash([other]) != rows_hash([row])
+
+
+def test_chats_train_and_labels_are_scored_through_the_command_line(zoo, tmp_path, capsys):
+    base = tmp_path / "base"
+    shutil.copytree(zoo["llama"]["base"], base)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEMPLATE.replace("<end>", "</s>").replace("<s>", "")
+    tokenizer.save_pretrained(base)
+    talk = write(tmp_path / "talk.jsonl", [{"messages": [SYSTEM, USER, ASSISTANT, BUT, ASSISTANT]}] * 8)
+    adapters = [str(path) for path in zoo["llama"]["adapters"].values()]
+    words = ["--data", str(talk), "--steps", "2", "--batch-size", "2", "--out", str(tmp_path / "bundle")]
+    assert main(["train", str(base), *adapters, *words]) == 0
+    assert "8 rows as messages" in capsys.readouterr().err
+    (tmp_path / "t.csv").write_text("review,stars\ngood,1\nbad,0\nfine,1\n")
+    words = ["--data", str(tmp_path / "t.csv"), "--column", "text=review", "--column", "label=stars"]
+    assert main(["eval", str(tmp_path / "bundle"), *words, "--out", str(tmp_path / "scores.jsonl")]) == 0
+    record = json.loads((tmp_path / "scores.jsonl").read_text().splitlines()[0])
+    assert record["task"] == "t" and set(record["rows"]["prediction"]) <= {0, 1}
+    assert main(["eval", str(tmp_path / "bundle"), "--data", str(talk), "--out", str(tmp_path / "chat.jsonl")]) == 0
