@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import adapters_page
 import answers_section
 import compare_section
 import experiments_section
@@ -41,7 +42,7 @@ QUICKSTART = RESULTS / "quickstart" / "records.jsonl"
 
 
 def main() -> int:
-    """Write docs/results.md, docs/speed.md, docs/scale.md, the README's made parts and the pictures."""
+    """Write docs/results.md, docs/speed.md, docs/scale.md, docs/adapters.md, the README's made parts and the pictures."""
     for name, text in pages().items():
         (ROOT / name).write_text(text)
     (ROOT / "docs" / "quickstart.svg").write_text(quickstart_picture())
@@ -57,6 +58,7 @@ def pages() -> dict[str, str]:
     """File → its text, made anew from the records."""
     return {
         "docs/results.md": page(),
+        "docs/adapters.md": adapters_page.page(),
         "docs/scale.md": scale_page.page(),
         "docs/speed.md": speed_tables.page(),
         "README.md": with_blocks((ROOT / "README.md").read_text()),

@@ -74,7 +74,7 @@ def page() -> str:
     parts = [
         "# Speed",
         "Made by `benchmarks/pages/results_table.py` from the records in `benchmarks/results/speed/`; `make bench` makes new ones on your machine.",
-        f"All figures: {machine['cpu']} ({machine.get('vectors', '?')}), {found[0]['threads']} threads, float32. Every ratio is the median over rounds in which all systems "
+        f"All figures: {machine['cpu']} ({machine['vectors']}), {found[0]['threads']} threads, float32. Every ratio is the median over rounds in which all systems "
         "take turns; brackets are quartiles over rounds. Before anything is timed its result is checked against float64. "
         "No GPU figure has been measured yet.",
         "## Goals",

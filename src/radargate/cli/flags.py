@@ -13,7 +13,6 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from radargate.data.sources import with_columns
 from radargate.errors import OptionError, RadarGateError
-from radargate.gates import GATES
 from radargate.registry import read_options
 
 _NAMED = re.compile(r"`(\w+)`")
@@ -168,14 +167,6 @@ def name_columns(args: argparse.Namespace) -> None:
             raise OptionError(f"--column {field}{equals}: expected FIELD=COLUMN, such as prompt=problem.")
     if pairs:
         args.data = with_columns(args.data, {field: column for field, _, column in pairs})
-
-
-def gate_names() -> str:
-    """Names of all gates for ``--help``: those to choose from, and apart what they are measured against."""
-    controls = GATES.within("radargate.gates.controls")
-    return (
-        f"{', '.join(name for name in GATES if name not in controls)}; controls, to compare with: {', '.join(controls)}"
-    )
 
 
 def machine_flags(parser: argparse.ArgumentParser) -> None:

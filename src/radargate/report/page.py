@@ -84,11 +84,6 @@ def heading(text: str) -> str:
     return f"<h3>{html.escape(text)}</h3>"
 
 
-def bullets(lines: Sequence[str]) -> str:
-    """A list of plain words."""
-    return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"
-
-
 def folded(title: str, *parts: str, unfolded: bool = False) -> str:
     """Parts that open on a click, for what is long."""
     return (
