@@ -343,6 +343,7 @@ def _body(folder: Path) -> Callable[[Any], None]:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
+    from radargate.base_models.limits import Limits
     from radargate.server.loaded import LoadedBundles
     from radargate.server.requests import ChatBody, CompletionBody, read_request
 
@@ -356,7 +357,7 @@ def _body(folder: Path) -> Callable[[Any], None]:
         """The server's readers over a tokenizer, without a model."""
 
         def __init__(self) -> None:
-            self.names = ["first"]
+            self.names, self._limits = ["first"], Limits(258, 512)
             self.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
             self.base = SimpleNamespace(
                 get_input_embeddings=lambda: embeddings, config=SimpleNamespace(get_text_config=lambda: text)

@@ -97,7 +97,14 @@ def test_a_cache_that_cannot_be_written_is_no_fault(zoo, tmp_path, monkeypatch):
 def test_names_that_are_no_folders_stay(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "here").mkdir(parents=True)
-    names = {"org/name": "org/name", "gpt2": "gpt2", "org/here": "here", str(tmp_path): tmp_path.name, None: None}
+    names = {
+        "org/name": "org/name",
+        "gpt2": "gpt2",
+        "org/here": "here",
+        str(tmp_path): tmp_path.name,
+        None: None,
+        "": "",
+    }
     assert {name: public_name(name) for name in names} == names
 
 

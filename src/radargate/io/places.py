@@ -15,7 +15,7 @@ MOST = 2_000  # the latest are kept
 
 def remember(key: str | None, path: str | Path) -> None:
     """Note where something lies that has this hash; a cache folder that cannot be written is no fault."""
-    if key is None or not Path(path).is_dir():
+    if key is None or not str(path) or not Path(path).is_dir():
         return
     known = _known()
     known.pop(key, None)
@@ -33,14 +33,14 @@ def recall(key: str | None) -> str | None:
 
 def place_of(name: str | None, key: str | None) -> str | None:
     """The folder that a bundle means by a `public_name`, where this machine knows it; else the name."""
-    if name is None or "/" in name or Path(name).is_dir():
+    if not name or "/" in name or Path(name).is_dir():
         return name
     return recall(key) or name
 
 
 def public_name(name: str | None) -> str | None:
     """A base's or adapter's name without this machine's folders: the last part of a path, anything else as it is."""
-    if name is None or not (Path(name).is_absolute() or name.startswith((".", "~")) or Path(name).is_dir()):
+    if not name or not (Path(name).is_absolute() or name.startswith((".", "~")) or Path(name).is_dir()):
         return name
     return Path(name).resolve().name or None
 
