@@ -92,7 +92,7 @@ def test_where_every_checkpoint_is_torn_training_says_so_and_begins_anew(halfway
     caplog.set_level("INFO", logger="radargate")
     train(zoo, tasks, out, resume=True)
     lines = caplog.messages
-    assert any("is whole: training begins anew" in line for line in lines)
+    assert any("is whole: training begins again" in line for line in lines)
     whole, torn = (load_file(f / "adapter_model.safetensors") for f in (halfway / "whole", out))
     assert all(torch.equal(whole[name], torn[name]) for name in whole)
 

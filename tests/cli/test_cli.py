@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -183,3 +184,13 @@ def test_every_command_is_in_the_readme():
     for command in COMMANDS:
         assert f"`radargate {command}" in readme
     assert build_parser()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_speaks_the_fields_words(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    words = re.sub(r"\s+", " ", capsys.readouterr().out.lower())
+    for own in ("told apart", "anew", "errand", "gate numbers"):
+        assert own not in words
+    assert not re.search(r"(?<!learning )(?<!win )\brates?\b", words)

@@ -162,7 +162,7 @@ def test_a_static_rule_under_a_shared_a_is_one_lora_of_one_rank(zoo, load_tiny, 
 def test_what_depends_on_the_token_is_not_exported(zoo, load_tiny, tmp_path):
     adapters = zoo["llama"]["adapters"]
     for gate in ("radar", "arrow"):
-        with pytest.raises(RadarGateError, match="anew for each token"):
+        with pytest.raises(RadarGateError, match="differently for each token"):
             radargate.save_as_lora(radargate.compose(load_tiny(), adapters, gate=gate), tmp_path / "lora")
     with pytest.raises(RadarGateError, match="orthogonal"):
         model = radargate.compose(load_tiny(), adapters, gate="uniform", architecture="omoe")
@@ -181,4 +181,4 @@ def test_train_and_export_from_the_command_line(zoo, tasks, tmp_path, capsys):
     assert main(["doctor", base, str(tmp_path / "lora")]) == 0
     assert main([*words, "--gate", "radar", "--out", str(tmp_path / "radar")]) == 0
     assert main(["export", str(tmp_path / "radar"), "--out", str(tmp_path / "no")]) == 1
-    assert "anew for each token" in capsys.readouterr().err
+    assert "differently for each token" in capsys.readouterr().err

@@ -31,7 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 DEFAULT_TOP_K = 2
-_DAMAGED = "It is damaged, or no bundle; download it again or compose anew."
+_DAMAGED = "The file is damaged or is not a RadarGate bundle. Download it again, or run compose again."
 
 
 @dataclass

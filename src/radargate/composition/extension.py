@@ -47,7 +47,7 @@ def add_experts(
         able = [name for name in GATES if GATES.get(name).joins]
         raise OptionError(
             f"gate {config.gate!r} has weights for {len(config.experts)} experts and cannot take another. Gates that can: "
-            f"{', '.join(able)}. Or compose all experts anew and train."
+            f"{', '.join(able)}. Or compose all experts again and train."
         )
     taken = [name for name in adapters if name in config.experts]
     if taken:

@@ -189,5 +189,5 @@ def _change(name: str, files: Mapping[str, Any], found: Mapping[str, str]) -> st
     if name not in found:
         return "is missing; download the base again."
     if name not in files:
-        return "was not there when the gates were trained; remove it, or train anew."
+        return "was not there when the gates were trained; remove it, or train again."
     return "was changed after the gates were trained; download the base again."

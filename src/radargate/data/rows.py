@@ -95,7 +95,7 @@ def parse_row(raw: Any, where: str, task: str = "", position: int = 0) -> Row:
     for text in (raw["prompt"], raw["target"], str(raw.get("task")), str(raw.get("id")), *(choices or ())):
         if not _encodable(text):
             raise DataError(
-                f"{where}: {_shown(text)} holds half a surrogate pair, which is no text. Write the file anew as UTF-8."
+                f"{where}: {_shown(text)} holds half a surrogate pair, which is no text. Write the file again as UTF-8."
             )
     row = Row(
         prompt=raw["prompt"],

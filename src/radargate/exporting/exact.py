@@ -62,7 +62,7 @@ def _factors(layer: RadarLayer, adapter_name: str) -> tuple[Tensor, Tensor]:
         return gate.lora(A, B)
     names = [name for name in (*RULES, *GATES) if gate_class(name).static]
     raise RadarGateError(
-        f"gate {layer.entries[adapter_name][0].gate!r} weighs experts anew for each token (here at {layer.site}), so no "
+        f"gate {layer.entries[adapter_name][0].gate!r} weighs experts differently for each token (here at {layer.site}), so no "
         "single LoRA equals it. Save it as a bundle with save_pretrained, or fit one to data (`rank` and `data`); "
         f"one LoRA is exact for: {', '.join(names)}."
     )

@@ -302,6 +302,6 @@ def make_options(kind: type, values: dict[str, Any]) -> Any:
         OverflowError,
     ) as error:  # a comparison that a value of another kind does not know
         raise OptionError(
-            f"an option of {kind.__name__} has a value of the wrong kind ({error}); found {shown(values)}. Give numbers as "
-            "numbers and words as words."
+            f"an option of {kind.__name__} has a value of the wrong kind ({error}); found {shown(values)}. Expected a number, got "
+            "a string (or the reverse): check the option's type."
         ) from error

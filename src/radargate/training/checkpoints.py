@@ -102,7 +102,7 @@ def newest(out: str | Path) -> Path | None:
             return folder
         logger.info(f"{folder} is damaged ({fault}): its {step} steps are passed over.")
     if found:
-        logger.info(f"no checkpoint in {out} is whole: training begins anew.")
+        logger.info(f"no checkpoint in {out} is whole: training begins again.")
     return None
 
 

@@ -91,7 +91,7 @@ class RunFolder:
                 raise ValueError(f"found {type(found).__name__}, expected an object")
         except (OSError, ValueError, RecursionError) as error:
             raise RadarGateError(
-                f"{file} is damaged ({error}). Delete it to begin anew with `resume`, or choose another `out`."
+                f"{file} is damaged ({error}). Delete it to begin again with `resume`, or choose another `out`."
             ) from error
         return found
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from radargate.errors import OptionError
 from radargate.gates.router.examples import learn
 
-GAIN = 10.0  # so that the rate that suits the gates of single sites suits φ too: 4 learnt less in as many steps
-PRIOR_TOKENS = 16  # as many tokens of an average text go before each one: a few words do not say what a text is about
+GAIN = 10.0  # scales the logits so that φ trains well at the gates' learning rate; a gain of 4 learned less in the same number of steps
+PRIOR_TOKENS = 16  # pseudo-count: prepend 16 average tokens, so that the first few words do not decide the routing
 
 
 class TextRouter(nn.Module):
