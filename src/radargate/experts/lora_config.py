@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 
 from radargate.errors import AdapterError, shown
 from radargate.experts.files import CONFIG_FILE, MAX_RANK
-from radargate.experts.names import plain_pattern, plain_targets
+from radargate.experts.names import PREFIX, plain_pattern, plain_targets
 from radargate.experts.patterns import check_pattern, check_time
 
 MAX_SCALE = 1e4
@@ -204,7 +204,7 @@ def plain_lora(config: Mapping[str, Any]) -> PlainLora:
     notes: list[str] = []
     for field in ("target_modules", "exclude_modules"):
         value = config.get(field)
-        plain = value
+        plain = bare = value
         if isinstance(value, str):
             check_pattern(value, f"{CONFIG_FILE}: {field}")
             plain = plain_pattern(value)
@@ -213,9 +213,12 @@ def plain_lora(config: Mapping[str, Any]) -> PlainLora:
                 f"{CONFIG_FILE}: {field} is {shown(value, 60)}, neither text nor a list of names. Save it again with PEFT."
             )
         if isinstance(value, list):
-            plain = plain_targets(value)
-        if plain != value:
-            notes.append(f"{field} without PEFT's prefix or what a wrapper put into names")
+            bare = [name.removeprefix(PREFIX) for name in value]
+            plain = plain_targets(bare)
+        if bare != value:
+            notes.append(f"{field} without PEFT's prefix {PREFIX}")
+        if plain != bare:
+            notes.append(f"{field} without what a wrapper put into names")
         targets[field] = set(plain) if isinstance(plain, list) else plain
     return PlainLora(
         rank=_rank(config.get("r"), "r"),

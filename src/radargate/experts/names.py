@@ -124,7 +124,7 @@ def _check_tool(header: Mapping[str, TensorInfo]) -> None:
 
 
 def plain_targets(targets: Iterable[str]) -> list[str]:
-    """Names of modules in a config without PEFT's own prefix and what wrapped the model."""
+    """Names of modules in a config without what wrapped the model."""
     return [_plain_target(name) for name in targets]
 
 
@@ -134,6 +134,6 @@ def plain_pattern(pattern: str) -> str:
 
 
 def _plain_target(name: str) -> str:
-    plain = plain_pattern(name.removeprefix(PREFIX))
+    plain = plain_pattern(name)
     full = any(part.isdigit() for part in plain.split("."))  # shorter ones are ends of names, where any word may stand
     return re.sub(r"^(module\.)+", "", plain) if full else plain
