@@ -385,14 +385,13 @@ def _body(folder: Path) -> Callable[[Any], None]:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
+    from radargate.base_models.limits import Limits
     from radargate.server.loaded import LoadedBundles
     from radargate.server.requests import ChatBody, CompletionBody, read_request
 
     alphabet = {c: i + 2 for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab={"<pad>": 0, "</s>": 1, **alphabet}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    embeddings = SimpleNamespace(num_embeddings=258)
-    text = SimpleNamespace(max_position_embeddings=512)
 
     class Stub(LoadedBundles):
         """The server's readers over a tokenizer, without a model."""
@@ -400,9 +399,7 @@ def _body(folder: Path) -> Callable[[Any], None]:
         def __init__(self) -> None:
             self.names = ["first"]
             self.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
-            self.base = SimpleNamespace(
-                get_input_embeddings=lambda: embeddings, config=SimpleNamespace(get_text_config=lambda: text)
-            )
+            self._limits = Limits(tokens=258, positions=512)
 
         def config(self, name: str) -> Any:
             return SimpleNamespace(experts=["math", "law"])
