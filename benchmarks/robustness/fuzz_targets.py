@@ -192,6 +192,48 @@ def _header(folder: Path) -> Callable[[Any], None]:
     return one
 
 
+# what wrappers, trainers and other layouts put into names, at any place and any number of times
+_WORDS = [
+    "_orig_mod",
+    "module",
+    "_fsdp_wrapped_module",
+    "base_model.model",
+    "default",
+    "lora_A",
+    "weight",
+    "0",
+    "x",
+    "",
+]
+_RENAMED = st.lists(
+    st.tuples(st.integers(0, 50), st.integers(0, 9), st.sampled_from(_WORDS), st.booleans()), min_size=1, max_size=5
+)
+
+
+def renamed(names: list[str], edits: list[tuple[int, int, str, bool]]) -> list[str]:
+    """Names with words put into them: into one, or into all."""
+    for which, place, word, everywhere in edits:
+        for index in range(len(names)) if everywhere else [which % len(names)]:
+            parts = names[index].split(".")
+            names[index] = ".".join([*parts[:place], word, *parts[place:]])
+    return names
+
+
+def _names(folder: Path) -> Callable[[Any], None]:
+    read = _adapter(write_good(folder / "adapter"))
+    sound = good_tensors()
+
+    def one(edits: Any) -> None:
+        tensors, targets = edits
+        names = renamed(list(sound), tensors)
+        (folder / "adapter" / WEIGHTS).write_bytes(packed(dict(zip(names, sound.values(), strict=True))))
+        config = {**GOOD, "target_modules": renamed(list(SITES), targets)} if targets else GOOD
+        (folder / "adapter" / CONFIG).write_text(json.dumps(config))
+        read()
+
+    return one
+
+
 def _config(folder: Path) -> Callable[[Any], None]:
     read = _adapter(write_good(folder / "adapter"))
 
@@ -350,8 +392,6 @@ def _body(folder: Path) -> Callable[[Any], None]:
     alphabet = {c: i + 2 for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab={"<pad>": 0, "</s>": 1, **alphabet}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    embeddings = SimpleNamespace(num_embeddings=258)
-    text = SimpleNamespace(max_position_embeddings=512)
 
     class Stub(LoadedBundles):
         """The server's readers over a tokenizer, without a model."""
@@ -359,9 +399,7 @@ def _body(folder: Path) -> Callable[[Any], None]:
         def __init__(self) -> None:
             self.names, self._limits = ["first"], Limits(258, 512)
             self.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
-            self.base = SimpleNamespace(
-                get_input_embeddings=lambda: embeddings, config=SimpleNamespace(get_text_config=lambda: text)
-            )
+            self._limits = Limits(tokens=258, positions=512)
 
         def config(self, name: str) -> Any:
             return SimpleNamespace(experts=["math", "law"])
@@ -380,6 +418,7 @@ def _body(folder: Path) -> Callable[[Any], None]:
 TARGETS = {
     "weights": Target(_EDITS, _weights),
     "header": Target(near(_HEADER), _header),
+    "names": Target(st.tuples(_RENAMED, st.just([]) | _RENAMED), _names),
     "config": Target(near(_FULL), _config),
     "rows": Target(st.tuples(st.none() | near(_ROW), _EDITS, st.booleans()), _rows),
     "bundle": Target(near(_BUNDLE), _bundle),

@@ -27,7 +27,7 @@ class Limits:
         base = base.get_base_model() if hasattr(base, "get_base_model") else base
         config = getattr(base, "config", None)
         text: Any = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
-        positions = getattr(text, "max_position_embeddings", None)
+        positions = _positions(text)
         places = [m for name, m in base.named_modules() if name.endswith("embeddings.position_embeddings")]
         offset = getattr(places[0], "padding_idx", None) if places else None
         if positions and offset is not None:  # RoBERTa and its kind count positions from behind the padding token
@@ -81,6 +81,14 @@ class Limits:
             letters = len(row.prompt.encode()) + max(map(len, (row.target, *(row.choices or ()))))
             if every or (self.positions is not None and letters + more(row) + AROUND > self.positions):
                 self.check(encode(row), f"row {row.id}", tokenizer, more(row))
+
+
+def _positions(config: Any) -> Any:
+    """The positions that a config gives, as many as its rotary embeddings are stretched to (linear ones give the longer count themselves)."""
+    positions, rope = getattr(config, "max_position_embeddings", None), getattr(config, "rope_parameters", None)
+    if not positions or not isinstance(rope, dict) or rope.get("rope_type") not in ("dynamic", "yarn"):
+        return positions
+    return max(positions, int((rope.get("original_max_position_embeddings") or positions) * (rope.get("factor") or 1)))
 
 
 AROUND = 200  # tokens that a chat template may add; a token holds at least one byte

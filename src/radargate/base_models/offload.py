@@ -23,6 +23,14 @@ def real_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, parameter if kept is None else kept[own]
 
 
+def real_tensor(model: nn.Module, name: str) -> Tensor:
+    """One parameter or buffer by name, with its data also where a hook holds it; without data where nobody does."""
+    owner, _, own = name.rpartition(".")
+    module = model.get_submodule(owner)
+    there, kept = getattr(module, own), _weights(module)
+    return kept[own] if there.is_meta and kept is not None else there
+
+
 def place_of(module: nn.Module) -> torch.device:
     """The device that a layer computes on."""
     device = next(module.parameters()).device

@@ -26,6 +26,7 @@ MAX_FILE_BYTES = 64 << 30
 MAX_DEPTH = 32
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+_POINTER = b"version "  # of its specification; a header of so many bytes would be far over the limit
 PICKLED = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
 
 
@@ -56,6 +57,7 @@ def read_json(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
         raise AdapterError(
             f"{path} has more than {limit:,} bytes: no config is that long. Download it again, or ask who made it."
         )
+    check_pointer(path, raw)
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise AdapterError(f"{path} is UTF-16, expected UTF-8. Save it again as UTF-8.")
     value = parse_json(raw.removeprefix(codecs.BOM_UTF8), str(path))
@@ -79,6 +81,14 @@ def parse_json(raw: bytes, where: str) -> Any:
     if _too_deep(value):
         raise AdapterError(f"{where} is not valid JSON for us: it nests more than {MAX_DEPTH} deep. Download it again.")
     return value
+
+
+def check_pointer(path: Path, start: bytes) -> None:
+    """Raise `AdapterError` where a file begins as what Git LFS leaves in the place of one that was not fetched."""
+    if start.startswith(_POINTER):
+        raise AdapterError(
+            f"{path} is a pointer of Git LFS, not the file itself. Fetch it (git lfs pull), or download it from the Hub."
+        )
 
 
 def check_inside(path: Path) -> None:
@@ -203,6 +213,7 @@ def _mapped(path: Path) -> tuple[mmap.mmap, bytes]:
                     f"{path} is a pickle or zip archive under a safetensors name; it was not opened. "
                     "Ask for a real safetensors file."
                 )
+            check_pointer(path, start)
             (length,) = struct.unpack("<Q", start)
             if length > MAX_HEADER_BYTES or size > MAX_FILE_BYTES:
                 raise AdapterError(
@@ -212,6 +223,8 @@ def _mapped(path: Path) -> tuple[mmap.mmap, bytes]:
             if length > size - 8:
                 raise AdapterError(f"{path} is cut off inside its header. Download it again.")
             whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except AdapterError:
+        raise
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise AdapterError(f"{path} cannot be read ({reason}). Give yourself access to it.") from error

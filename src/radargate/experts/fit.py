@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 from torch import Tensor, nn
 
+from radargate.base_models.offload import real_tensor
 from radargate.errors import AdapterError, InactiveExpertError, shown
 from radargate.experts.adapters import Adapter, SiteShape, base_sites
 from radargate.experts.names import PREFIX
@@ -45,8 +47,8 @@ def fit(
                 f"{shape.d_in} to {shape.d_out}. It was made for a model of another size; choose that one."
             )
     if not partial:
-        _check_whole(adapter, base, shapes)
-    return _without_copies(adapter, base)
+        adapter = _check_whole(adapter, base, shapes)
+    return _without_copies(_as_written(adapter), base)
 
 
 def _by_base_names(adapter: Adapter, base: nn.Module, shapes: Mapping[str, SiteShape]) -> Adapter:
@@ -105,12 +107,19 @@ def _check_layers(adapter: Adapter, shapes: Mapping[str, SiteShape], base_prefix
     )
 
 
-def _check_whole(adapter: Adapter, base: nn.Module, shapes: Mapping[str, SiteShape]) -> None:
+def _check_whole(adapter: Adapter, base: nn.Module, shapes: Mapping[str, SiteShape]) -> Adapter:
     """Raise `AdapterError` where the config names layers of the base that the file has no tensors for."""
-    named = adapter.plain.named(list(shapes), _head_names(base))
+    usual = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(
+        getattr(getattr(base, "config", None), "model_type", ""), ()
+    )
+    named = adapter.plain.named(list(shapes), _head_names(base), usual)
     if adapter.plain.by_pattern:  # which may well name kinds of modules that nobody trained
         kinds = {site.rpartition(".")[2] for site in adapter.sites}
+        others = sorted({site.rpartition(".")[2] for site in named} - kinds)
         named = [site for site in named if site.rpartition(".")[2] in kinds]
+        if others:
+            note = f"no tensors of {shown(', '.join(others), 100)}, which the pattern in its config names too"
+            adapter = replace(adapter, notes=(*adapter.notes, note))
     missing = [site for site in named if site not in adapter.sites]
     if missing:
         raise AdapterError(
@@ -118,6 +127,23 @@ def _check_whole(adapter: Adapter, base: nn.Module, shapes: Mapping[str, SiteSha
             f"the first is {shown(missing[0])}. They were lost when it was saved or sent: save it again from the whole model, or "
             "accept what is there with `allow_inactive`."
         )
+    return adapter
+
+
+def _as_written(adapter: Adapter) -> Adapter:
+    """The adapter with a config that names its layers as they are called now, where names were read otherwise than they stand."""
+    if not adapter.notes:
+        return adapter
+    ranks, alphas = {}, {}
+    for site, tensors in adapter.sites.items():
+        key = "^" + site.replace(".", r"\.")  # anchored, or it could match the end of another's name
+        alpha = tensors.scale * (tensors.rank**0.5 if adapter.plain.rslora else tensors.rank)
+        ranks[key], alphas[key] = tensors.rank, float(f"{alpha:.12g}")
+    ranks = {key: rank for key, rank in ranks.items() if rank != adapter.plain.rank}
+    alphas = {key: alpha for key, alpha in alphas.items() if alpha != adapter.plain.alpha}
+    free = dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"))
+    named = {"target_modules": list(adapter.sites), "rank_pattern": ranks, "alpha_pattern": alphas}
+    return replace(adapter, config={**adapter.config, **free, **named})
 
 
 def _head_names(base: Any) -> set[str]:
@@ -136,25 +162,27 @@ def _without_copies(adapter: Adapter, base: nn.Module) -> Adapter:
     """
     if not adapter.copies:
         return adapter
-    own = {name.replace("base_layer.", ""): tensor for name, tensor in base.state_dict(keep_vars=True).items()}
+    own = {name.replace("base_layer.", ""): name for name in base.state_dict(keep_vars=True)}
+    config = LoraConfig(target_modules=["none"])
     for name, info in adapter.copies.items():
-        there = own.get(name.replace("base_layer.", ""))
-        if there is None:
+        plain = name.replace("base_layer.", "")
+        module, _, last = plain.rpartition(".")
+        place = own.get(plain) or own.get(f"{_converted(module, base, config)}.{last}")
+        if place is None:
             raise AdapterError(
                 f"adapter {adapter.name!r}: its file holds {shown(name)}, expected only lora_A and lora_B weights of linear layers, "
                 "and the base has no tensor of that name to compare it with. Save it again with PEFT."
             )
+        there = real_tensor(base, place)
+        if not there.is_floating_point():  # quantised
+            continue
         if tuple(there.shape) != info.shape:
             raise AdapterError(
                 f"adapter {adapter.name!r} brings its own {shown(name)} of shape {info.shape}, the base's has {tuple(there.shape)}. "
                 "Tokens were added when it was trained: resize the base's embeddings as then, or save the adapter again with "
                 "save_embedding_layers=False if the new tokens were not trained."
             )
-        if (
-            there.device.type != "meta"
-            and not getattr(base, "is_quantized", False)
-            and not _same(adapter.tensor(name), there)
-        ):
+        if not there.is_meta and not _same(adapter.tensor(name), there):
             raise AdapterError(
                 f"adapter {adapter.name!r} brings its own {shown(name)}, which differs from the base's: it was trained, or belongs to "
                 "another base. A composition keeps the base's. Save it again with save_embedding_layers=False if it was not trained."
@@ -164,6 +192,6 @@ def _without_copies(adapter: Adapter, base: nn.Module) -> Adapter:
 
 
 def _same(copy: Tensor, own: Tensor) -> bool:
-    """Whether two tensors are equal in the narrower of their dtypes."""
-    narrow = min(copy.dtype, own.dtype, key=lambda dtype: dtype.itemsize)
-    return torch.equal(copy.to(narrow), own.detach().cpu().to(narrow))
+    """Whether two tensors are equal in the dtype of either: one may have been rounded when it was loaded or saved."""
+    own = own.detach().cpu()
+    return torch.equal(copy.to(own.dtype), own) or torch.equal(copy, own.to(copy.dtype))

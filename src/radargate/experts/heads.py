@@ -121,7 +121,7 @@ def read_head(adapter: Adapter) -> Head | None:
     if not adapter.head:
         return None
     named = adapter.config["modules_to_save"]
-    tensors = {name.removeprefix(PREFIX): adapter.file.tensor(name) for name in adapter.head}
+    tensors = {name.removeprefix(PREFIX): adapter.tensor(name) for name in adapter.head}
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise AdapterError(

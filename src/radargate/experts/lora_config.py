@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 
 from radargate.errors import AdapterError, shown
 from radargate.experts.files import CONFIG_FILE, MAX_RANK
-from radargate.experts.names import PREFIX, without_prefix
+from radargate.experts.names import PREFIX, plain_pattern, plain_targets
 from radargate.experts.patterns import check_pattern, check_time
 
 MAX_SCALE = 1e4
@@ -125,15 +125,17 @@ class PlainLora:
         """Whether the layers are named by one regular expression."""
         return isinstance(self.targets.target_modules, str) and self.targets.target_modules != "all-linear"
 
-    def named(self, layers: Sequence[str], outputs: set[str]) -> list[str]:
-        """Layers of a base that the config names; none where it leaves the choice to PEFT's own list for a model type.
+    def named(self, layers: Sequence[str], outputs: set[str], usual: Sequence[str] = ()) -> list[str]:
+        """Layers of a base that the config names.
 
         Args:
             layers: linear layers of the base.
             outputs: those among them that ``all-linear`` leaves out.
+            usual: what PEFT targets in this type of model where a config names nothing.
         """
         if self.targets.target_modules is None:
-            return []
+            chosen = SimpleNamespace(**{**vars(self.targets), "target_modules": set(usual)})
+            return replace(self, targets=chosen).named(layers, outputs) if usual else []
         if self.targets.target_modules == "all-linear":
             return [layer for layer in layers if layer not in outputs]
         self.check_time(layers)
@@ -167,6 +169,11 @@ def plain_lora(config: Mapping[str, Any]) -> PlainLora:
             raise AdapterError(
                 f"{CONFIG_FILE} is that of an MLX adapter, expected PEFT's. Merge it with mlx_lm.fuse, or convert it to PEFT's form."
             )
+        if config.get("peft_type") == "RADAR":
+            raise AdapterError(
+                f"{CONFIG_FILE} is that of a RadarGate bundle, expected a LoRA adapter. Load it as a bundle, or give the adapters that "
+                "it was composed from."
+            )
         raise AdapterError(
             f"{CONFIG_FILE}: peft_type is {shown(config.get('peft_type'), 30)!r}, expected 'LORA'. Train a plain LoRA."
         )
@@ -197,16 +204,22 @@ def plain_lora(config: Mapping[str, Any]) -> PlainLora:
     notes: list[str] = []
     for field in ("target_modules", "exclude_modules"):
         value = config.get(field)
+        plain = bare = value
         if isinstance(value, str):
             check_pattern(value, f"{CONFIG_FILE}: {field}")
+            plain = plain_pattern(value)
         elif value is not None and not (isinstance(value, list) and all(isinstance(v, str) for v in value)):
             raise AdapterError(
                 f"{CONFIG_FILE}: {field} is {shown(value, 60)}, neither text nor a list of names. Save it again with PEFT."
             )
-        if isinstance(value, list) and without_prefix(value) != value:
+        if isinstance(value, list):
+            bare = [name.removeprefix(PREFIX) for name in value]
+            plain = plain_targets(bare)
+        if bare != value:
             notes.append(f"{field} without PEFT's prefix {PREFIX}")
-            value = without_prefix(value)
-        targets[field] = set(value) if isinstance(value, list) else value
+        if plain != bare:
+            notes.append(f"{field} without what a wrapper put into names")
+        targets[field] = set(plain) if isinstance(plain, list) else plain
     return PlainLora(
         rank=_rank(config.get("r"), "r"),
         alpha=_alpha(config.get("lora_alpha", 8), "lora_alpha"),
@@ -285,7 +298,12 @@ def _table(config: Mapping[str, Any], field: str) -> dict[str, Any]:
         raise AdapterError(f"{CONFIG_FILE}: {field} is {shown(table, 60)}, expected a table of numbers. Save it again.")
     for key in table:
         check_pattern(key, f"{CONFIG_FILE}: a key of {field}")
-    return table
+    plain = {plain_pattern(key): value for key, value in table.items()}
+    if len(plain) < len(table):
+        raise AdapterError(
+            f"{CONFIG_FILE}: {field} names a layer twice, with and without what a wrapper puts into names. Save it again."
+        )
+    return plain
 
 
 def _layers(config: Mapping[str, Any]) -> dict[str, Any]:

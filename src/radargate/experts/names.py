@@ -16,6 +16,8 @@ _WRAPPERS = {
     "_fsdp_wrapped_module": "FSDP",
     "_checkpoint_wrapped_module": "activation checkpointing",
 }
+# in a pattern a full stop may be escaped, and one with a repeat behind it is more than part of the word
+_WRAPPER = re.compile(rf"(?:{'|'.join(_WRAPPERS)})\\?\.(?![*+?{{])")
 _KEPT_NAME = re.compile(r"(.+\.lora_[AB])\.(.+)\.(weight|bias)")
 _FOREIGN = (
     (
@@ -82,15 +84,24 @@ def plain_names(header: Mapping[str, TensorInfo]) -> PlainNames:
 
 def _unwrapped(name: str, found: Counter[str]) -> str:
     parts = name.split(".")
+    words = {_WRAPPERS[part] for part in parts if part in _WRAPPERS}
     plain = [part for part in parts if part not in _WRAPPERS]
-    for wrapper in {part for part in parts if part in _WRAPPERS}:
-        found[_WRAPPERS[wrapper]] += 1
-    # DDP and DeepSpeed wrap the whole model, outside or inside of PEFT's own class
+    lead, plain = _lead(plain)
+    # DDP and DeepSpeed wrap the whole model, outside or inside of PEFT's own class; trainers hold it under names of their own
+    if lead:
+        words.add("DDP" if set(lead) == {"module"} else f"a wrapper called {shown('.'.join(lead), 40)}")
     start = 2 if plain[:2] == ["base_model", "model"] else 0
     while len(plain) > start + 1 and plain[start] == "module":
         del plain[start]
-        found["DDP"] += 1
+        words.add("DDP")
+    found.update(words)
     return ".".join(plain)
+
+
+def _lead(parts: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before the class that PEFT puts around a model, and the rest."""
+    starts = [i for i in range(len(parts) - 1) if parts[i : i + 2] == ["base_model", "model"]]
+    return (parts[: starts[0]], parts[starts[0] :]) if starts else ([], parts)
 
 
 def _check_tool(header: Mapping[str, TensorInfo]) -> None:
@@ -112,6 +123,17 @@ def _check_tool(header: Mapping[str, TensorInfo]) -> None:
                 raise AdapterError(f"{WEIGHTS_FILE} holds {shown(name)}, which is not PEFT's form. {remedy}.")
 
 
-def without_prefix(targets: Iterable[str]) -> list[str]:
-    """Names of modules without the prefix that PEFT's own class adds."""
-    return [name.removeprefix(PREFIX) for name in targets]
+def plain_targets(targets: Iterable[str]) -> list[str]:
+    """Names of modules in a config without what wrapped the model."""
+    return [_plain_target(name) for name in targets]
+
+
+def plain_pattern(pattern: str) -> str:
+    """A pattern over names of modules without the words that wrappers put into them."""
+    return _WRAPPER.sub("", pattern)
+
+
+def _plain_target(name: str) -> str:
+    plain = plain_pattern(name)
+    full = any(part.isdigit() for part in plain.split("."))  # shorter ones are ends of names, where any word may stand
+    return re.sub(r"^(module\.)+", "", plain) if full else plain
