@@ -33,6 +33,7 @@ from transformers import (
 import sweeps
 from radargate.composition.config import gate_class
 from radargate.gates.base import make_options
+from radargate.gates.call_state import current
 
 torch.set_num_threads(1)
 HANG = 900  # seconds that nothing takes but a hang, however busy the machine
@@ -173,6 +174,14 @@ def make_adapter(model_path: Path, folder: Path, seed: int, **config) -> Path:
                 parameter.normal_(std=0.3)
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_call_stays_open():
+    """What a call sets for its duration is gone when it ends, however it ends."""
+    yield
+    left, current.blocks = current.blocks, 0
+    assert left == 0, "a call or a block of `radargate.using` was left open"
 
 
 @pytest.fixture(scope="session")

@@ -399,7 +399,6 @@ def _body(folder: Path) -> Callable[[Any], None]:
         def __init__(self) -> None:
             self.names, self._limits = ["first"], Limits(258, 512)
             self.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
-            self._limits = Limits(tokens=258, positions=512)
 
         def config(self, name: str) -> Any:
             return SimpleNamespace(experts=["math", "law"])

@@ -94,7 +94,7 @@ def expected(bundle):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_the_running_answer_end_and_takes_no_new_one(bundle, number):
-    server = Process(bundle)
+    server = Process(bundle, "--shutdown-seconds", str(HANG))
     http, lines = server.stream(max_tokens=400)
     server.process.send_signal(number)
 

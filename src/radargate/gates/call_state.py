@@ -24,12 +24,14 @@ class CallState:
         experts: what `radargate.using` set: expert → factor on its weight; None where nothing is changed.
         text: what was read so far, where a composition has a router (`TextSoFar`).
         noted: what this forward has gathered for auxiliary losses: (gate, statistic); None outside of training.
+        depth: blocks that are open around here.
     """
 
     masks: Masks | None = None
     experts: Mapping[str, float] | None = None
     text: Any = None
     noted: list[Any] | None = None
+    depth: int = 0
 
 
 NOTHING = CallState()
@@ -52,15 +54,17 @@ class CallVariable:
 
     def open(self, **changes: Any) -> Token[CallState]:
         """Begin a block in which some fields differ."""
+        state = self._value.get()
         with self._lock:
             self.blocks += 1
-        return self._value.set(replace(self.get(), **changes))
+        return self._value.set(replace(state, depth=state.depth + 1, **changes))
 
     def close(self, token: Token[CallState]) -> None:
-        """End it: the state is as it was before."""
+        """End it, and what an interruption left open inside: the state is as it was before."""
+        inside = self._value.get().depth
         self._value.reset(token)
         with self._lock:
-            self.blocks -= 1
+            self.blocks -= inside - self._value.get().depth
 
     @contextlib.contextmanager
     def block(self, **changes: Any) -> Iterator[None]:
