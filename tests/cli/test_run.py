@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
+import fresh
 import radargate
 from radargate.cli import main
 
@@ -42,9 +41,7 @@ def bundle(load_tiny, zoo, tmp_path):
 
 def outside(*words: str, **kwargs) -> str:
     """Standard output of ``python -m radargate run …`` in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "radargate", "run", *words], capture_output=True, text=True, timeout=900, **kwargs
-    )
+    done = fresh.run("-m", "radargate", "run", *words, **kwargs)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
