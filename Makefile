@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 SPEED := benchmarks/results/speed
 MEASURED := runs/speed
-AT_ONCE := -n 3 --dist loadfile --no-loadscope-reorder
+AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder
 GRID := --literal-megabytes 256 --rounds 3
 
 .PHONY: install demo test test-all lint bench bench-avx2 format clean
