@@ -397,7 +397,7 @@ def _body(folder: Path) -> Callable[[Any], None]:
         """The server's readers over a tokenizer, without a model."""
 
         def __init__(self) -> None:
-            self.names, self._limits = ["first"], Limits(258, 512)
+            self.names, self.limits = ["first"], Limits(258, 512)
             self.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
 
         def config(self, name: str) -> Any:

@@ -65,7 +65,7 @@ class LoadedBundles:
             )
         straighten_head(inner)
         self.base, self.tokenizer = inner.eval(), tokenizer or load_tokenizer(base or base_name(inner))
-        self._limits = Limits.of(inner)
+        self.limits = Limits.of(inner)
         for name in self.names:
             self.activate(name).base_model.check_decodes()
 
@@ -90,7 +90,7 @@ class LoadedBundles:
     @property
     def context(self) -> int | None:
         """How many tokens the base model can read, where it says so."""
-        return self._limits.positions
+        return self.limits.positions
 
     def mask(self, name: str, factors: Mapping[str, float]) -> Mask:
         """Expert factors of a request, checked; those of 1 change nothing and are left out.
@@ -117,7 +117,7 @@ class LoadedBundles:
 
     def _known(self, ids: list[int]) -> list[int]:
         """Raise `DataError` where the base has no embedding of a token; its length is the request's to check."""
-        Limits(self._limits.tokens, None).check(ids, "the prompt", self.tokenizer)
+        Limits(self.limits.tokens, None).check(ids, "the prompt", self.tokenizer)
         return ids
 
 

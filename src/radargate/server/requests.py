@@ -198,7 +198,7 @@ def check_model(name: Any, bundles: LoadedBundles) -> None:
 
 def check_ids(ids: list[int], name: str, bundles: LoadedBundles) -> list[int]:
     """The same token ids; raises `ApiError` (400) where the model does not have one of them."""
-    size = bundles.base.get_input_embeddings().num_embeddings
+    size = bundles.limits.tokens or 0
     if not all(0 <= token < size for token in ids):
         raise ApiError(400, f"{name} holds a token id outside of 0 to {size - 1}.", name)
     return ids
