@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -137,3 +138,19 @@ def test_unknown_names_give_the_nearest():
     registry = Registry("gate", {"stretch": "a:b", "rotation": "a:c"})
     with pytest.raises(UnknownNameError, match="Did you mean 'stretch'"):
         registry.get("strech")
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    files = {".".join(("radargate", *p.relative_to(SOURCE).with_suffix("").parts)): p for p in SOURCE.rglob("*.py")}
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    graph: dict[str, set[str]] = {}
+    for name, path in files.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("radargate"):
+                dotted = (f"{node.module}.{alias.name}" for alias in node.names)
+                found |= {one if one in files else str(node.module) for one in dotted}
+            elif isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names if alias.name in files}
+        graph[name] = found - {name}
+    graphlib.TopologicalSorter(graph).prepare()  # raises with the circle

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,32 @@ from radargate.errors import AdapterError, OptionError, shown
 from radargate.experts.files import CONFIG_FILE, WEIGHTS_FILE, TensorInfo
 from radargate.registry import unknown_name
 
-if TYPE_CHECKING:
-    from radargate.experts.adapters import Adapter
-
 PREFIX = "base_model.model."
 # PEFT writes these into every config of its task types, whatever the base calls its head
 _AUTOMATIC = {"classifier", "score", "qa_outputs"}
+
+
+class Brings(Protocol):
+    """What an adapter is here (`radargate.experts.adapters.Adapter`)."""
+
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Its adapter_config.json."""
+
+    @property
+    def sites(self) -> Mapping[str, Any]:
+        """Layers that it adapts."""
+
+    @property
+    def head(self) -> Mapping[str, TensorInfo]:
+        """Tensors of its file that replace modules of the base."""
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor by its plain name."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +67,7 @@ def labels_of(shapes: Iterable[tuple[int, ...]]) -> int | None:
     return min((shape[0] for shape in shapes if len(shape) == 2), default=None)
 
 
-def wanted_base(adapters: Sequence[Adapter], head: Head | None) -> dict[str, Any]:
+def wanted_base(adapters: Sequence[Brings], head: Head | None) -> dict[str, Any]:
     """What `load_base` is to make of a checkpoint for these adapters: ``task``, ``labels`` and ``site``."""
     tasks = {adapter.config.get("task_type") for adapter in adapters}
     task = tasks.pop() if len(tasks) == 1 else None
@@ -82,7 +102,7 @@ def split_head(
     return head, {name: info for name, info in header.items() if name not in head}
 
 
-def choose_head(adapters: Sequence[Adapter], wanted: str | None = None) -> Head | None:
+def choose_head(adapters: Sequence[Brings], wanted: str | None = None) -> Head | None:
     """The one head that a composition keeps; None where no adapter brings one.
 
     Args:
@@ -112,7 +132,7 @@ def choose_head(adapters: Sequence[Adapter], wanted: str | None = None) -> Head 
     return brought[0]
 
 
-def read_head(adapter: Adapter) -> Head | None:
+def read_head(adapter: Brings) -> Head | None:
     """The head that an adapter brings, if it brings one.
 
     Raises:
