@@ -7,8 +7,10 @@ import importlib
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 
 import radargate
+from conftest import tiny_tokenizer
 
 COMMON = {
     "max_steps": 2,
@@ -55,8 +57,6 @@ def trainer(method: str, model, tmp_path, tokenizer):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_reference_knows_the_texts_and_stays_where_training_began(method, composed, tmp_path):
-    from conftest import tiny_tokenizer
-
     radargate.describe_texts(composed, TEXTS)
     begun = trainer(method, composed, tmp_path, tiny_tokenizer())
     before = {name: p.detach().clone() for name, p in composed.named_parameters()}
@@ -90,3 +90,33 @@ def test_a_described_composition_keeps_its_texts_when_another_is_described(compo
 def test_one_adapter_needs_no_top_k(load_tiny, zoo):
     model = radargate.compose(load_tiny(), {"math": zoo["llama"]["adapters"]["math"]})
     assert model.peft_config["default"].top_k == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"gate": "stretch", "router": "text"}])
+def test_a_reward_model_is_trained_with_trl(options, tmp_path):
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+    from trl import RewardConfig, RewardTrainer
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 258, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    config = LlamaConfig(**sizes, num_attention_heads=2, num_labels=1, pad_token_id=0, eos_token_id=1)
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path / "base")
+
+    def base():
+        return LlamaForSequenceClassification.from_pretrained(tmp_path / "base")
+
+    adapters = {name: tmp_path / name for name in "ab"}
+    for folder in adapters.values():
+        lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+        get_peft_model(base(), lora).save_pretrained(folder)
+    model = radargate.compose(base(), adapters, **options)
+    if options:
+        radargate.describe_texts(model, TEXTS)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    args = RewardConfig(output_dir=str(tmp_path / "out"), max_length=32, **COMMON)
+    RewardTrainer(
+        model=model, args=args, train_dataset=Dataset.from_list(PAIRS), processing_class=tiny_tokenizer()
+    ).train()
+    moved = {name for name, p in model.named_parameters() if not torch.equal(before[name], p)}
+    assert moved
+    assert all("radar_gate" in name for name in moved)
