@@ -64,10 +64,6 @@ class Registry:
         """Names of the classes with these attributes, such as ``role="control"``; imports all of them."""
         return [name for name in self if all(getattr(self.get(name), key) == v for key, v in attributes.items())]
 
-    def within(self, package: str) -> list[str]:
-        """Names whose classes lie in a package; imports nothing."""
-        return [name for name, target in self._entries.items() if target.startswith(f"{package}.")]
-
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 

@@ -201,7 +201,8 @@ def load(
         base = place_of(known.get("name"), known.get("fingerprint")) or config.base_model_name_or_path
         if not base:
             raise BundleError(f"{bundle} names no base model; give one.")
-    labels = bundle_labels(folder, config.modules_to_save, WeightsFile(weights_file(folder)).tensors)
+    header = WeightsFile(weights_file(folder)).tensors if config.modules_to_save else {}
+    labels = bundle_labels(folder, config.modules_to_save, header)
     model = load_base(
         base, dtype, device, task=str(config.task_type or ""), labels=labels, site=next(iter(config.sites), None)
     )

@@ -17,9 +17,10 @@ def remember(key: str | None, path: str | Path) -> None:
     """Note where something lies that has this hash; a cache folder that cannot be written is no fault."""
     if key is None or not str(path) or not Path(path).is_dir():
         return
-    known = _known()
-    known.pop(key, None)
-    known[key] = str(Path(path).resolve())
+    known, place = _known(), str(Path(path).resolve())
+    if known.pop(key, None) == place:
+        return  # as at every load but the first
+    known[key] = place
     with contextlib.suppress(Exception):
         cache_folder().mkdir(parents=True, exist_ok=True)
         write_atomic(cache_folder() / FILE, json.dumps(dict(list(known.items())[-MOST:]), indent=1))
