@@ -10,7 +10,8 @@ from torch import nn
 
 from radargate.errors import BundleError, shown
 from radargate.experts.files import TensorInfo
-from radargate.experts.heads import PREFIX, Head, labels_of
+from radargate.experts.heads import Head, labels_of
+from radargate.experts.names import PREFIX
 
 NONE = "(none)"  # PEFT's classes of these tasks cannot do without a name
 _NEED_A_NAME = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")

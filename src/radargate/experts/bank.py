@@ -18,7 +18,8 @@ from radargate.errors import AdapterError, InactiveExpertError
 from radargate.experts.adapters import Adapter, base_sites, read_adapter
 from radargate.experts.files import CONFIG_FILE, DTYPES, WEIGHTS_FILE
 from radargate.experts.fit import fit
-from radargate.experts.heads import PREFIX, Head, with_head
+from radargate.experts.heads import Head, with_head
+from radargate.experts.names import PREFIX
 
 logger = logging.getLogger(__name__)
 

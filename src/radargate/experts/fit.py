@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from radargate.base_models.offload import real_tensor
 from radargate.errors import AdapterError, InactiveExpertError, shown
 from radargate.experts.adapters import Adapter, SiteShape, base_sites
-from radargate.experts.names import PREFIX
+from radargate.experts.names import PREFIX, exactly
 
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
@@ -56,8 +56,7 @@ def _by_base_names(adapter: Adapter, base: nn.Module, shapes: Mapping[str, SiteS
     unknown = [site for site in adapter.sites if site not in shapes]
     if not unknown:
         return adapter
-    config = LoraConfig(target_modules=["none"])
-    renamed = {site: _converted(site, base, config) if site in unknown else site for site in adapter.sites}
+    renamed = {site: _converted(site, base) if site in unknown else site for site in adapter.sites}
     moved = [site for site in unknown if renamed[site] in shapes]
     if len(set(renamed.values())) < len(renamed) or not moved:
         return adapter
@@ -66,10 +65,10 @@ def _by_base_names(adapter: Adapter, base: nn.Module, shapes: Mapping[str, SiteS
     return replace(adapter, sites=sites, notes=(*adapter.notes, note))
 
 
-def _converted(site: str, base: nn.Module, config: LoraConfig) -> str:
+def _converted(site: str, base: nn.Module) -> str:
     name = f"{PREFIX}{site}.lora_A.weight"
     try:
-        found = convert_peft_adapter_state_dict_for_transformers(base, config, {name: torch.empty(1, 1)})
+        found = convert_peft_adapter_state_dict_for_transformers(base, LoraConfig(), {name: torch.empty(1, 1)})
     except Exception:  # a class of base that PEFT cannot convert for
         return site
     return next(iter(found), name).removeprefix(PREFIX).removesuffix(".lora_A.weight")
@@ -136,7 +135,7 @@ def _as_written(adapter: Adapter) -> Adapter:
         return adapter
     ranks, alphas = {}, {}
     for site, tensors in adapter.sites.items():
-        key = "^" + site.replace(".", r"\.")  # anchored, or it could match the end of another's name
+        key = exactly(site)
         alpha = tensors.scale * (tensors.rank**0.5 if adapter.plain.rslora else tensors.rank)
         ranks[key], alphas[key] = tensors.rank, float(f"{alpha:.12g}")
     ranks = {key: rank for key, rank in ranks.items() if rank != adapter.plain.rank}
@@ -163,11 +162,10 @@ def _without_copies(adapter: Adapter, base: nn.Module) -> Adapter:
     if not adapter.copies:
         return adapter
     own = {name.replace("base_layer.", ""): name for name in base.state_dict(keep_vars=True)}
-    config = LoraConfig(target_modules=["none"])
     for name, info in adapter.copies.items():
         plain = name.replace("base_layer.", "")
         module, _, last = plain.rpartition(".")
-        place = own.get(plain) or own.get(f"{_converted(module, base, config)}.{last}")
+        place = own.get(plain) or own.get(f"{_converted(module, base)}.{last}")
         if place is None:
             raise AdapterError(
                 f"adapter {adapter.name!r}: its file holds {shown(name)}, expected only lora_A and lora_B weights of linear layers, "

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from radargate.errors import AdapterError, OptionError, shown
 from radargate.experts.files import CONFIG_FILE, WEIGHTS_FILE, TensorInfo
+from radargate.experts.names import PREFIX
 from radargate.registry import unknown_name
 
-PREFIX = "base_model.model."
 # PEFT writes these into every config of its task types, whatever the base calls its head
 _AUTOMATIC = {"classifier", "score", "qa_outputs"}
 

@@ -123,6 +123,11 @@ def _check_tool(header: Mapping[str, TensorInfo]) -> None:
                 raise AdapterError(f"{WEIGHTS_FILE} holds {shown(name)}, which is not PEFT's form. {remedy}.")
 
 
+def exactly(site: str) -> str:
+    """A key of PEFT's patterns for one layer alone: anchored, or it could match the end of another's name."""
+    return "^" + site.replace(".", r"\.")
+
+
 def plain_targets(targets: Iterable[str]) -> list[str]:
     """Names of modules in a config without what wrapped the model."""
     return [_plain_target(name) for name in targets]

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from radargate.errors import AdapterError
 from radargate.experts.bank import ExpertBank, SiteBank
+from radargate.experts.names import PREFIX, exactly
 
 _NAMES = {torch.float32: "F32", torch.float64: "F64"}
-PREFIX = "base_model.model."
 
 
 def plain_bank(name: str, factors: Mapping[str, tuple[Tensor, Tensor]], origin: ExpertBank, made: str) -> ExpertBank:
@@ -54,8 +54,7 @@ def _config(sites: Mapping[str, SiteBank], origin: ExpertBank) -> dict[str, Any]
     """The adapter config of such an expert: alpha = rank at every site, in patterns where ranks differ."""
     ranks = {site: bank.ranks[0] for site, bank in sites.items()}
     usual = Counter(ranks.values()).most_common(1)[0][0]
-    # anchored, or the pattern of one site could match the end of another's name
-    pattern = {_exactly(site): rank for site, rank in ranks.items() if rank != usual}
+    pattern = {exactly(site): rank for site, rank in ranks.items() if rank != usual}
     first = next(iter(origin.configs.values()))
     head = {"modules_to_save": first["modules_to_save"]} if first.get("modules_to_save") else {}
     return {
@@ -75,7 +74,3 @@ def _config(sites: Mapping[str, SiteBank], origin: ExpertBank) -> dict[str, Any]
         "init_lora_weights": True,
         "inference_mode": True,
     }
-
-
-def _exactly(site: str) -> str:
-    return "^" + site.replace(".", r"\.")
