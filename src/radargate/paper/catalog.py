@@ -232,6 +232,7 @@ ROUTED = Experiment(
         "union": False,
         "limit": 50,
         "gates": ("stretch", "radar", "stretch:router=text", "radar:router=text"),
+        "rules": ("uniform", "select", "select:by=centroid"),
     },
     presets={"cpu": {"steps": 60}},
 )
