@@ -165,6 +165,7 @@ def test_systems_scored_on_other_rows_are_not_compared(tmp_path):
         section(make_folder(tmp_path / "run", records))
 
 
+@pytest.mark.whole
 def test_the_page_builds_before_the_run_is_made(tmp_path, monkeypatch):
     assert section(tmp_path / "nothing") == []
     monkeypatch.setattr("results_table.three_seeds", lambda folder: [])

@@ -14,6 +14,7 @@ import radargate
 from radargate.cli import main
 from radargate.composition.verify import verify
 from radargate.errors import BundleError
+from radargate.io import places
 from radargate.training.gates import train_gates
 from radargate.training.options import GateTraining
 
@@ -22,8 +23,17 @@ WEIGHTS, CONFIG, LOCK = "adapter_model.safetensors", "adapter_config.json", "rad
 
 @pytest.fixture(scope="module")
 def world(zoo, tasks, tmp_path_factory):
-    """A base, adapters, and two trained bundles of them: one with its experts, one with gates only."""
+    """A base, adapters, and two trained bundles of them: one with its experts, one with gates only.
+
+    Where they lie is noted apart: other tests know the same base in other places.
+    """
     root = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(places, "cache_folder", lambda: root / "cache")
+        yield build(root, zoo, tasks)
+
+
+def build(root, zoo, tasks):
     shutil.copytree(zoo["llama"]["base"], root / "base")
     adapters = {name: str(shutil.copytree(path, root / name)) for name, path in zoo["llama"]["adapters"].items()}
     for name, gate_only in (("whole", False), ("gates", True)):

@@ -95,6 +95,7 @@ def test_the_doctor_prints_a_table_of_the_whole_corpus(base, tmp_path, capsys):
             assert ("BAD" in line) == (case.reason is not None)
 
 
+@pytest.mark.whole
 def test_the_corpus_is_written_and_recorded_by_one_command(tmp_path):
     signal.alarm(HANG)  # for all cases together
     script = Path(hostile_corpus.__file__)

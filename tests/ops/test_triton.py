@@ -41,6 +41,7 @@ def test_the_kernels_are_the_literal_form():
 
 
 @needs_triton
+@pytest.mark.whole
 def test_every_kernel_compiles_for_a_hopper_gpu(tmp_path):
     done = run([str(HERE / "triton_compiles.py")], TRITON_CACHE_DIR=str(tmp_path))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

@@ -105,6 +105,7 @@ def test_slots_end_with_the_process_that_runs_them(zoo, sources, tmp_path, alone
         time.sleep(0.05)
 
 
+@pytest.mark.whole
 def test_a_ray_cluster_gives_the_same_records_and_a_killed_worker_loses_nothing(zoo, sources, tmp_path, alone, plain):  # noqa: F811
     ray = pytest.importorskip("ray")
     killed, lines = [], []

@@ -192,6 +192,7 @@ def test_the_load_benchmark_counts_a_failed_stream_once():
         assert set(seen.errors) == {kind} and not seen.whole
 
 
+@pytest.mark.whole
 def test_the_load_benchmark_records_one_client_and_many(bundle, tmp_path, capsys):
     words = [bundle, "--clients", "6", "--seconds", "2", "--max-tokens", "8", "--out", str(tmp_path / "records.jsonl")]
     assert serve_load.main(words) == 0

@@ -127,7 +127,7 @@ def same(tensors: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) ->
         torch.testing.assert_close(tensors[name], tensor, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("first,then", [("fsdp2", "one"), ("one", "accelerate")])
+@pytest.mark.parametrize("first,then", [("fsdp2", "one"), pytest.param("one", "accelerate", marks=pytest.mark.whole)])
 def test_a_checkpoint_of_any_number_of_processes_serves_any_other(zoo, tasks, tmp_path, whole, first, then):
     out, words = tmp_path / "stopped", command(zoo, tasks, tmp_path / "stopped", *LONGER)
     if first == "one":

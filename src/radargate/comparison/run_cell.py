@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from radargate.comparison.cells import UNION, Cell
 from radargate.comparison.memory import peak_mb, reset_peak
 from radargate.comparison.options import Comparison
 from radargate.composition.composing import compose, radar_config
-from radargate.composition.config import gate_class
 from radargate.data.batches import EncodedRows
 from radargate.data.rows import Row
 from radargate.evaluation.run import score_system
@@ -29,6 +28,7 @@ from radargate.training.diagnostics import mean_angle
 from radargate.training.experts import train_experts
 from radargate.training.gates import fit_gates
 from radargate.training.options import ExpertOptions
+from radargate.training.own_rows import options_from_rows
 
 RECORDS = "records.jsonl"
 TRAINED = 0.7  # share of a trained cell's time that training takes, for the time left inside the cell
@@ -50,6 +50,7 @@ class Grid:
     work: Path
     device: str | None
     probe: Callable[[PeftModel, Cell, Grid], dict[str, Any]] | None = None  # looks at every trained gate
+    own: dict[str, list[Row]] = field(default_factory=dict)  # of experts whose tasks are not learned
 
 
 @quietly()
@@ -140,8 +141,8 @@ def _composed(cell: Cell, grid: Grid) -> tuple[PeftModel, dict[str, Any], str | 
         gate_options=cell.own_options,
         **cell.training,
     )
-    given = gate_class(cell.system).from_rows(
-        training.gate_options, grid.model, grid.tokenizer, grid.train, list(adapters)
+    given, adapters = options_from_rows(
+        grid.model, adapters, {**grid.own, **grid.train}, grid.tokenizer, training, grid.device
     )
     model = compose(
         grid.model,

@@ -228,10 +228,13 @@ class Gate(nn.Module):
         return given
 
     @classmethod
-    def from_rows(
-        cls, values: dict[str, Any], base: Any, tokenizer: Any, by_task: ByTask, experts: Sequence[str]
-    ) -> dict[str, Any]:
-        """The options that a user gave, with what they ask to be computed from training rows; for who has rows."""
+    def reads_own_rows(cls, values: Mapping[str, Any]) -> bool:
+        """Whether the options that a user gave ask for something that is computed from each expert's own training rows."""
+        return False
+
+    @classmethod
+    def from_rows(cls, values: dict[str, Any], base: Any, tokenizer: Any, own: ByTask) -> dict[str, Any]:
+        """The options that a user gave, with what they ask to be computed from the rows of each expert's own: expert → rows."""
         return values
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:

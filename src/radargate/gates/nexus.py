@@ -95,23 +95,14 @@ class NexusGate(Gate):
         return {**values, "domains": "given", "width": widths.pop()}, vectors
 
     @classmethod
-    def from_rows(
-        cls, values: dict[str, Any], base: Any, tokenizer: Any, by_task: ByTask, experts: Sequence[str]
-    ) -> dict[str, Any]:
-        """Options in which ``domains="hidden"`` has become each expert's vector, from the rows of its own task.
+    def reads_own_rows(cls, values: Mapping[str, Any]) -> bool:
+        """For domain vectors from hidden states."""
+        return bool(values.get("domains") == "hidden")
 
-        Raises:
-            OptionError: an expert has no task of its name, so nobody knows its domain.
-        """
-        if values.get("domains") != "hidden":
-            return values
-        missing = [name for name in experts if name not in by_task]
-        if missing:
-            raise OptionError(
-                f"domains='hidden' reads the rows of each expert's own task, and there is no task named {missing[0]!r}. "
-                "Name the experts like their tasks (NAME=PATH), or use domains=prototype."
-            )
-        texts = {name: [row.prompt for row in by_task[name][:TEXTS]] for name in experts}
+    @classmethod
+    def from_rows(cls, values: dict[str, Any], base: Any, tokenizer: Any, own: ByTask) -> dict[str, Any]:
+        """Options in which ``domains="hidden"`` has become each expert's vector."""
+        texts = {name: [row.prompt for row in rows[:TEXTS]] for name, rows in own.items()}
         return {**values, "domains": domain_vectors(base, tokenizer, texts)}
 
     def prepare(self, A: Tensor, B: Tensor, scales: Sequence[float]) -> None:

@@ -113,7 +113,8 @@ class Workshop:
             if point.left_out is not None:
                 adapters["left out"] = self._folders(point, [point.left_out], "mole")
         work = self.out / f".work-{platform.node()}-{os.getpid()}"  # of a cluster all write there
-        return Grid(model, tokenizer, adapters, train, test, encoded, options, {}, work, self.device, probe)
+        own = {task: self.material.train[task] for task in point.experts}
+        return Grid(model, tokenizer, adapters, train, test, encoded, options, {}, work, self.device, probe, own)
 
 
 def _architectures(places: Sequence[Place]) -> list[str]:

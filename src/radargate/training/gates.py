@@ -31,6 +31,7 @@ from radargate.training.diagnostics import log_angle, mean_angle
 from radargate.training.encoding import encode_for
 from radargate.training.loop import AnswerTrainer, record_facts, training_arguments, training_run
 from radargate.training.options import GateTraining
+from radargate.training.own_rows import options_from_rows
 from radargate.training.run_folder import RunFolder
 from radargate.training.schedule import DenseStart, parameter_groups
 from radargate.training.search import search_weights
@@ -134,7 +135,7 @@ def prepare(
     """
     _searched(options)
     tokenizer, loaded = load_tokenizer(base), load_for(base, adapters, options.head, dtype or CHECKPOINT, device)
-    gate_options = gate_class(options.gate).from_rows(options.gate_options, loaded, tokenizer, by_task, list(adapters))
+    gate_options, adapters = options_from_rows(loaded, adapters, by_task, tokenizer, options, device)
     model = compose(
         loaded,
         adapters,

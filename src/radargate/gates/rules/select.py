@@ -83,30 +83,19 @@ class SelectRule(Gate):
         return example_sums(given, base, load_tokenizer(base.name_or_path) if text else None)
 
     @classmethod
-    def from_rows(
-        cls, values: dict[str, Any], base: Any, tokenizer: Any, by_task: ByTask, experts: Sequence[str]
-    ) -> dict[str, Any]:
-        """Example prompts from the rows of each expert's own task, unless the user gave some.
+    def reads_own_rows(cls, values: Mapping[str, Any]) -> bool:
+        """Unless the user gave examples."""
+        return "examples" not in values
 
-        Raises:
-            OptionError: an expert has no task of its name.
-        """
-        if "examples" in values:
-            return values
-        missing = [name for name in experts if name not in by_task]
-        if missing:
-            raise OptionError(
-                f"gate 'select' reads prompts of each expert's own task, and there is no task named {missing[0]!r}, only "
-                f"{', '.join(by_task)}. Name the experts like their tasks (NAME=PATH), or give examples={{expert: [prompt, …]}}."
-            )
+    @classmethod
+    def from_rows(cls, values: dict[str, Any], base: Any, tokenizer: Any, own: ByTask) -> dict[str, Any]:
+        """Options with the prompts of each expert's own rows as examples."""
         two_stacks, most = bool(base.config.is_encoder_decoder), cls.Options(**values).prompts
         return {
             **values,
             "examples": {
-                name: [
-                    encode_row(row.prompt, row.target, tokenizer, two_stacks).context for row in by_task[name][:most]
-                ]
-                for name in experts
+                name: [encode_row(row.prompt, row.target, tokenizer, two_stacks).context for row in rows[:most]]
+                for name, rows in own.items()
             },
         }
 
