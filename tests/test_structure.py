@@ -34,6 +34,7 @@ ORDER = [
     "explorer",
     "exporting",
     "comparison",
+    "choosing",
     "server",
     "quickstart",
     "paper",

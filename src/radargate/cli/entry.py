@@ -22,6 +22,7 @@ from radargate.registry import unknown_name
 
 COMMANDS = (
     "quickstart",
+    "choose",
     "doctor",
     "plan",
     "experts",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_args, get_origin, get_type_hints
 
 from radargate.data.sources import with_columns
-from radargate.errors import OptionError, RadarGateError
+from radargate.errors import OptionError, RadarGateError, first_line
 from radargate.registry import read_options
 
 _NAMED = re.compile(r"`(\w+)`")
@@ -151,6 +151,53 @@ def data_flag(parser: argparse.ArgumentParser, required: bool = True) -> None:
         help="a column of --data with another name, such as prompt=problem (may be repeated)",
     )
     parser.add_argument("--task", action="append", metavar="TASK", help="use only this task (may be repeated)")
+
+
+def examples_flags(parser: argparse.ArgumentParser) -> None:
+    """``--examples`` and ``--example``."""
+    parser.add_argument(
+        "--examples",
+        metavar="FILE",
+        help="a YAML or JSON table, adapter: [prompts that it is for], by which rule select and the router know what fits",
+    )
+    parser.add_argument(
+        "--example",
+        action="append",
+        default=[],
+        metavar="NAME='PROMPT'",
+        help="one such prompt of an adapter (may be repeated)",
+    )
+
+
+def read_examples(args: argparse.Namespace) -> dict[str, list[str]] | None:
+    """Adapter → example prompts, from both flags; None where neither was given.
+
+    Raises:
+        OptionError: the file cannot be read or holds no such table, or a word is no pair.
+    """
+    if args.examples is None and not args.example:
+        return None
+    found: dict[str, list[str]] = {}
+    if args.examples is not None:
+        import yaml
+
+        try:
+            with open(args.examples, encoding="utf-8") as file:
+                table = yaml.safe_load(file)
+        except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
+            raise OptionError(f"--examples {args.examples}: cannot be read ({first_line(error)}).") from error
+        if not isinstance(table, dict) or not all(isinstance(texts, str | list) for texts in table.values()):
+            raise OptionError(
+                f"--examples {args.examples}: expected a table such as math: [What is 7 + 5?], adapter: list of prompts."
+            )
+        for name, texts in table.items():
+            found[str(name)] = [str(text) for text in ([texts] if isinstance(texts, str) else texts)]
+    for pair in args.example:
+        name, equals, text = pair.partition("=")
+        if not (name and equals and text.strip()):
+            raise OptionError(f"--example {pair}: expected NAME='PROMPT', such as math='What is 7 + 5?'.")
+        found.setdefault(name, []).append(text)
+    return found
 
 
 def name_columns(args: argparse.Namespace) -> None:

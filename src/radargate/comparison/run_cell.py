@@ -51,6 +51,7 @@ class Grid:
     device: str | None
     probe: Callable[[PeftModel, Cell, Grid], dict[str, Any]] | None = None  # looks at every trained gate
     own: dict[str, list[Row]] = field(default_factory=dict)  # of experts whose tasks are not learned
+    keep: Callable[[PeftModel, str], None] | None = None  # saves every composition under its cell's id
 
 
 @quietly()
@@ -79,6 +80,8 @@ def run_cell(cell: Cell, grid: Grid, cell_id: str | None = None) -> list[dict[st
         usage = expert_usage(model, grid.tokenizer, {task: rows[:USAGE_ROWS] for task, rows in grid.test.items()})
         angle = mean_angle(model, grid.encoded, 8)
     cell_id = cell_id or cell.id(grid.conditions)
+    if grid.keep is not None and isinstance(model, PeftModel) and cell.kind != "expert":
+        grid.keep(model, cell_id)
     shown = {
         "id": cell_id,
         "system": cell.system,

@@ -1,0 +1,56 @@
+"""What can win on given adapters, the simplest first: base, each adapter, rules, gates, one LoRA on all rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from radargate.choosing.options import Choosing
+from radargate.comparison.cells import UNION, Cell, all_cells
+from radargate.composition.config import gate_class
+
+RULES = ("uniform", "select", "select:by=centroid")
+GATES = ("stretch", "stretch:router=text", "radar", "radar:router=text")
+ONE_LORA_RULES, ONE_LORA_GATES = ("uniform", "ties", "dare"), ()
+
+
+def candidates(adapters: Sequence[str], options: Choosing, examples: Mapping[str, Any] | None = None) -> list[Cell]:
+    """The systems that are tried, the simplest first; of two that are level the earlier is taken.
+
+    Args:
+        adapters: their names.
+        options: what may be chosen.
+        examples: prompts of each adapter, where the user gave some.
+
+    Raises:
+        OptionError: one adapter only.
+    """
+    one = options.serve_as_one_lora
+    cells, _ = all_cells(
+        adapters,
+        gates=ONE_LORA_GATES if one else GATES,
+        rules=ONE_LORA_RULES if one else RULES,
+        architectures=("mole",),
+        seeds=1,
+    )
+    order = [
+        *(cell for cell in cells if cell.kind == "base"),
+        *(cell for cell in cells if cell.kind == "expert"),
+        *(cell for cell in cells if cell.system == UNION and options.union),
+        *(cell for cell in cells if cell.kind == "rule" and cell.system != UNION),
+        *(cell for cell in cells if cell.kind == "gate"),
+    ]
+    return [replace(_given(cell, examples), label=cell.label.removesuffix(" (mole)")) for cell in order]
+
+
+def _given(cell: Cell, examples: Mapping[str, Any] | None) -> Cell:
+    """A cell with the user's example prompts, where it asks for some."""
+    if cell.kind in ("base", "expert") or cell.system == UNION or not examples:
+        return cell
+    own = dict(cell.options)
+    return (
+        replace(cell, options={**own, "examples": dict(examples)})
+        if gate_class(cell.system).reads_own_rows(own)
+        else cell
+    )

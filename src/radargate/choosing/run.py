@@ -1,0 +1,234 @@
+"""``radargate choose``: try what can win, take the simplest of the best, save it as a bundle."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from radargate.base_models.dtype import CHECKPOINT
+from radargate.choosing.candidates import candidates
+from radargate.choosing.decision import Decision, decide
+from radargate.choosing.held_out import hold_out
+from radargate.choosing.options import Choosing
+from radargate.choosing.page import choice_page
+from radargate.choosing.plan import FINALISTS, Plan, plan_for
+from radargate.choosing.trials import TRIES, Trials, first
+from radargate.comparison.cells import Cell
+from radargate.comparison.forecast import Forecast
+from radargate.composition.composing import compose, load_for, radar_config
+from radargate.data.rows import row_hash
+from radargate.errors import OptionError
+from radargate.evaluation.answers import check_metrics
+from radargate.experts.adapters import Adapter, read_adapter
+from radargate.gates.router.examples import check_examples
+from radargate.io.disk import alone, writing
+from radargate.io.progress import Progress, duration
+from radargate.io.records import append_records, make_record, write_atomic
+from radargate.training.run_folder import RunFolder
+
+PAGE = "report.html"
+SUITE = "choose"  # of the plan's record
+logger = logging.getLogger(__name__)
+
+
+def choose(
+    base: str,
+    adapters: Mapping[str, str | Path],
+    data: str | None,
+    out: str | Path,
+    options: Choosing,
+    *,
+    examples: Mapping[str, Sequence[str]] | None = None,
+    tasks: list[str] | None = None,
+    resume: bool = False,
+    dtype: str | None = None,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Find the best model that these adapters give, and save it as a bundle in ``out`` with its records.
+
+    Args:
+        base: base model name.
+        adapters: name → folder or Hub id, two or more.
+        data: where the rows are; None with ``examples`` builds rule ``select`` and measures nothing.
+        out: the bundle's folder.
+        options: how much is tried, and what may be chosen.
+        examples: adapter → prompts that it is for; rule ``select`` then takes these instead of rows.
+        tasks: only these of the data.
+        resume: go on with an interrupted choice; it ends as an undisturbed one.
+        dtype: of the base.
+        device: where to run.
+
+    Returns:
+        The choice's record: what was taken and why.
+
+    Raises:
+        RadarGateError: something that cannot work; most of it before a model is loaded.
+    """
+    folder = RunFolder(out)
+    if data is None and not examples:
+        raise OptionError(
+            "there is nothing to choose by. Give `data`, rows with answers; or `examples`, a prompt or more for each adapter."
+        )
+    if examples is not None:
+        check_examples(examples, list(adapters))
+    cells = candidates(list(adapters), options, examples)
+    held = hold_out(str(data), tasks) if data is not None else None
+    if held is not None:
+        check_metrics(row for rows in (held.validation | held.test).values() for row in rows)
+    read = {name: read_adapter(name, source) for name, source in adapters.items()}
+    with alone(folder.path), writing("the choice", folder.path):
+        known = folder.dtype(base, dtype, device)
+        request: dict[str, Any] = {
+            "base": base,
+            "adapters": {name: str(source) for name, source in adapters.items()},
+            "data": None if data is None else str(data),
+            "tasks": tasks,
+            "options": asdict(options),
+            "examples": None if examples is None else {name: list(texts) for name, texts in examples.items()},
+            "dtype": known,
+            "experts": {name: adapter.file.sha256 for name, adapter in read.items()},
+        }
+        if folder.claim(request, resume):
+            return folder.read()
+        if held is None:
+            return _select_alone(folder, base, read, examples or {}, known, device)
+        trials = Trials(folder.path, base, read, held, options, known, device)
+        return _choose(folder, base, trials, cells)
+
+
+def _select_alone(
+    folder: RunFolder,
+    base: str,
+    adapters: Mapping[str, Adapter],
+    examples: Mapping[str, Any],
+    dtype: str | None,
+    device: str | None,
+) -> dict[str, Any]:
+    """Rule ``select`` from examples alone, as a bundle."""
+    model = load_for(base, adapters, None, dtype or CHECKPOINT, device)
+    composed = compose(model, adapters, gate="select", examples=examples)
+    return _save(folder, composed, base, {"taken": "select", "measured": False}, {"gate": "select"})
+
+
+def _save(
+    folder: RunFolder, model: PeftModel, base: str, metrics: dict[str, Any], options: dict[str, Any]
+) -> dict[str, Any]:
+    config = radar_config(model)
+    config.gate_only = False
+    known = {name: facts["sha256"] for name, facts in config.expert_facts.items() if "sha256" in facts}
+    dtype = str(model.dtype).removeprefix("torch.")
+    folder.save(model, metrics, {"base": base, "experts": known, "options": options, "dtype": dtype})
+    folder.tidy()
+    return folder.read()
+
+
+def _choose(folder: RunFolder, base: str, trials: Trials, cells: Sequence[Cell]) -> dict[str, Any]:
+    """Try, decide, score what is left on rows that nothing saw, save."""
+    forecast = trials.forecast()
+    plan, begun = _plan(trials, cells, forecast), time.monotonic()
+    with Progress("choosing", plan.seconds, forecast=True) as work:
+        for steps, some in _rounds(trials, cells, plan):
+            grid = trials.grid(steps, plan.validation)
+            for cell in some:
+                trials.run(cell, grid, work, forecast.seconds(cell, grid.options.training, grid.test))
+        records = [record for record in trials.records("cell", "eval") if "cell" in record]
+        decision = decide(records, [cell.label for cell in cells])
+        logger.info(_said(decision))
+        for cell in _finalists(cells, decision):
+            with work.part(forecast.row * plan.test * len(trials.held.test)):
+                trials.report_on(cell, plan.test)
+    return _take(folder, base, trials, cells, decision, plan, time.monotonic() - begun)
+
+
+def _plan(trials: Trials, cells: Sequence[Cell], forecast: Forecast) -> Plan:
+    """The plan that this folder's run began with, or a new one."""
+    if known := trials.records(SUITE):
+        return Plan.of(known[0]["plan"])
+    held, minutes = trials.held, trials.options.minutes * 60
+
+    def cost(cell: Cell, steps: int, rows: int) -> float:
+        return forecast.seconds(cell, replace(trials.training, steps=max(steps, 1)), first(held.validation, rows))
+
+    def row(rows: int) -> float:
+        return forecast.opening + forecast.row * sum(map(len, first(held.test, rows).values()))
+
+    plan = plan_for(cells, minutes, cost, row)
+    steps = f"; the best are trained for {plan.rounds[-1].steps} steps" if plan.rounds else ""
+    logger.info(
+        f"{len(cells) - len(plan.left_out)} systems on {len(held.validation)} tasks, {plan.validation} rows of each to choose by and "
+        f"{plan.test} to report on{steps}. Predicted {duration(plan.seconds)} of the {duration(minutes)} allowed."
+    )
+    if plan.left_out:
+        logger.info(f"not tried, for want of time: {', '.join(plan.left_out)}. Give more `minutes` to try them.")
+    labels = [cell.label for cell in cells]
+    append_records(trials.file, [make_record(SUITE, "plan", {}, plan=plan.record(), cells=labels)])
+    return plan
+
+
+def _rounds(trials: Trials, cells: Sequence[Cell], plan: Plan) -> Iterator[tuple[int, list[Cell]]]:
+    """Steps, and the cells that are run with them: what is not trained, then fewer and fewer of what is."""
+    yield 1, [cell for cell in cells if not cell.trained]
+    left = [cell for cell in cells if cell.trained and cell.label not in plan.left_out]
+    for found in plan.rounds:
+        if found.kept < len(left):
+            means = {r["system"]: r["metrics"]["nll"]["value"] for r in trials.records("eval") if r["task"] == "mean"}
+            best = sorted(left, key=lambda cell: means[cell.label])[: found.kept]
+            left = [cell for cell in left if cell in best]
+        yield found.steps, left
+
+
+def _finalists(cells: Sequence[Cell], decision: Decision) -> list[Cell]:
+    """What is taken, what leads, the best adapter alone and the base."""
+    wanted = [decision.taken, decision.leader, decision.adapter(), cells[0].label]
+    return [next(c for c in cells if c.label == label) for label in dict.fromkeys(wanted) if label][:FINALISTS]
+
+
+def _take(
+    folder: RunFolder,
+    base: str,
+    trials: Trials,
+    cells: Sequence[Cell],
+    decision: Decision,
+    plan: Plan,
+    seconds: float,
+) -> dict[str, Any]:
+    """Save the choice; where the base alone is taken there is nothing but its record to save."""
+    taken = next(cell for cell in cells if cell.label == decision.taken)
+    metrics = {
+        "taken": taken.label,
+        "kind": taken.kind,
+        "leader": decision.leader,
+        "level": list(decision.level),
+        "measured": True,
+        "seconds": round(seconds, 1),
+        "predicted_seconds": round(plan.seconds, 1),
+        "rows_seen": [row_hash(row) for row in trials.seen()],
+    }
+    if taken.kind == "base":
+        record = make_record("train", "base", metrics, base=base, options={"gate": None})
+        folder.note(record)
+        write_atomic(folder.path / "record.json", json.dumps(record, indent=2))
+    else:
+        options = dict(decision.system(taken.label).cells[-1].get("options") or {})
+        record = _save(folder, trials.opened(taken), base, metrics, options)
+    write_atomic(folder.path / PAGE, choice_page(folder.path))
+    shutil.rmtree(folder.path / TRIES, ignore_errors=True)
+    return record
+
+
+def _said(decision: Decision) -> str:
+    """What is taken and why, in a sentence."""
+    if decision.taken == decision.leader:
+        return f"Taken: {decision.taken}. It leads, and nothing simpler is level with it."
+    return (
+        f"Taken: {decision.taken}, the simplest of {len(decision.level)} systems that are not significantly behind the best "
+        f"({decision.leader})."
+    )

@@ -1,0 +1,165 @@
+"""Systems on trial: one resident base, on which each is trained, scored, kept, and opened again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from radargate.base_models.dtype import CHECKPOINT
+from radargate.base_models.loading import fingerprint, load_tokenizer
+from radargate.choosing.held_out import HeldOut, Rows
+from radargate.choosing.options import Choosing
+from radargate.comparison.cells import UNION, Cell
+from radargate.comparison.finished import finished_cells
+from radargate.comparison.forecast import Forecast
+from radargate.comparison.options import Comparison
+from radargate.comparison.run_cell import RECORDS, Grid, run_cell
+from radargate.composition.composing import compose, load, load_for, radar_config
+from radargate.data.rows import Row, rows_hash
+from radargate.evaluation.options import Scoring
+from radargate.evaluation.run import line, score_system
+from radargate.experts.adapters import Adapter
+from radargate.io.progress import Progress, duration, quietly
+from radargate.io.records import append_records, read_records
+from radargate.training.encoding import encode_for
+from radargate.training.options import GateTraining
+
+TRIES = "tries"
+logger = logging.getLogger(__name__)
+
+
+class Trials:
+    """What is tried in one folder; a record that is there is not made again.
+
+    Args:
+        out: the folder.
+        base: the base's name.
+        adapters: that are to be composed.
+        held: rows.
+        options: how much is tried.
+        dtype: of the base.
+        device: where to run.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        base: str,
+        adapters: Mapping[str, Adapter],
+        held: HeldOut,
+        options: Choosing,
+        dtype: str | None,
+        device: str | None,
+    ) -> None:
+        self.out, self.file, self.adapters, self.held = out, out / RECORDS, adapters, held
+        self.options, self.device = options, device
+        self.model: Any = load_for(base, adapters, None, dtype or CHECKPOINT, device)
+        self.tokenizer = load_tokenizer(base)
+        self.training = GateTraining(
+            batch_size=options.batch_size, max_length=options.max_length, seed=options.seed, save_every=0
+        ).resolved()
+        self.rows = [row for rows in held.fit.values() for row in rows]
+        self.encoded = encode_for(self.model, self.rows, self.tokenizer, self.training)
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """Adapter → where it lies."""
+        return {name: adapter.source for name, adapter in self.adapters.items()}
+
+    def forecast(self) -> Forecast:
+        """How long a step and a row take here."""
+        with quietly():
+            return Forecast.measure(
+                self.model, self.folders, self.encoded, self.held.validation, self.tokenizer, self.training, self.device
+            )
+
+    def records(self, *suites: str) -> list[dict[str, Any]]:
+        """Records of these suites so far."""
+        found = read_records(self.file) if self.file.exists() else []
+        return [record for record in found if record["suite"] in suites]
+
+    def grid(self, steps: int, rows: int) -> Grid:
+        """What all cells of one round share."""
+        training, test = replace(self.training, steps=steps), first(self.held.validation, rows)
+        scoring = replace(self._scoring(rows), split="validation")
+        conditions = {
+            "base": fingerprint(self.model),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "experts": {"mole": {name: adapter.file.sha256 for name, adapter in self.adapters.items()}},
+            "training": training.shared(),
+            "scoring": asdict(scoring),
+            "train_hash": rows_hash(self.rows),
+            "test_hash": rows_hash([row for rows in test.values() for row in rows]),
+        }
+        return Grid(
+            self.model,
+            self.tokenizer,
+            {"mole": self.folders},
+            self.held.fit,
+            test,
+            self.encoded,
+            Comparison(training=training, scoring=scoring),
+            conditions,
+            self.out / TRIES / "work",
+            self.device,
+            keep=self._keep,
+        )
+
+    def run(self, cell: Cell, grid: Grid, work: Progress, expected: float) -> None:
+        """Train and score one system, unless that is done."""
+        if cell.id(grid.conditions) in finished_cells(self.file):
+            work.add(expected)
+            return
+        with work.part(expected):
+            records = run_cell(cell, grid)
+        append_records(self.file, records)
+        steps = f" after {grid.options.training.steps} steps" if cell.trained else ""
+        mean, left = next(r for r in records if r.get("task") == "mean")["metrics"], work.left()
+        logger.info(f"{cell.label}{steps}: {line(mean)}{'' if left is None else f'  ({duration(left)} left)'}")
+
+    def report_on(self, cell: Cell, rows: int) -> None:
+        """Score one of the last systems on rows that nothing saw, unless that is done."""
+        if any(r["system"] == cell.label and "cell" not in r and r["task"] == "mean" for r in self.records("eval")):
+            return
+        model = self.opened(cell)
+        with quietly():
+            records = score_system(
+                cell.label, model, self.tokenizer, first(self.held.test, rows), self._scoring(rows), {"report": True}
+            )
+        append_records(self.file, records)
+        logger.info(f"{cell.label}, on rows that nothing saw: {line(records[-1]['metrics'])}")
+        if isinstance(model, PeftModel):
+            model.unload()
+
+    def opened(self, cell: Cell) -> Any:
+        """A system as it was at the end of the last round that it was in."""
+        if cell.kind == "base":
+            return self.model
+        if cell.kind == "expert":
+            return compose(self.model, {cell.system: self.adapters[cell.system]}, gate="uniform", top_k=1)
+        record = [r for r in self.records("cell") if r["cell"]["label"] == cell.label][-1]
+        places = None if cell.system == UNION else self.folders
+        return load(self.model, self.out / TRIES / record["case"], adapters=places)
+
+    def seen(self) -> list[Row]:
+        """Rows that gates learned from or that systems were chosen by."""
+        return [*self.encoded.rows.seen(), *(row for rows in self.held.validation.values() for row in rows)]
+
+    def _scoring(self, rows: int) -> Scoring:
+        return Scoring(limit=rows, max_new_tokens=self.options.max_new_tokens, seed=self.options.seed)
+
+    def _keep(self, model: PeftModel, cell_id: str) -> None:
+        """Save a composition, without adapters that lie elsewhere, before its record is written."""
+        config = radar_config(model)
+        config.gate_only = set(config.experts) <= set(self.adapters)
+        model.save_pretrained(str(self.out / TRIES / cell_id), save_embedding_layers=False)
+
+
+def first(by_task: Rows, count: int) -> Rows:
+    """The first rows of each task."""
+    return {task: rows[:count] for task, rows in by_task.items()}
