@@ -232,9 +232,9 @@ ROUTED = Experiment(
         "union": False,
         "limit": 50,
         "gates": ("stretch", "radar", "stretch:router=text", "radar:router=text"),
-        "rules": ("uniform", "select", "select:by=centroid"),
+        "rules": ("uniform", "select", "select:by=centroid", "select:use=weighted"),
     },
-    presets={"cpu": {"steps": 60}},
+    presets={"cpu": {"steps": 60, "expert_steps": 120}},
 )
 CROWDED = Experiment(
     "crowded",
