@@ -24,6 +24,7 @@ _PUBLIC = {
     "add_experts": "radargate.composition.extension",
     "domain_vectors": "radargate.experts.domains",
     "describe_texts": "radargate.training.texts",
+    "describe_norms": "radargate.training.norms",
     "using": "radargate.composition.layer",
     "RadarConfig": "radargate.composition.config",
     "RadarModel": "radargate.composition.model",

@@ -117,4 +117,5 @@ def test_top_k_of_all_equals_dense(zoo, load_tiny, name, architecture):
     dense = layer.update(x, "default")
     gate = layer.gate("default")
     object.__setattr__(gate.site, "top_k", 2)
-    assert (layer.update(x, "default") - dense).abs().max() > 1e-6, "top-2 of 3 is something else"
+    change = float((layer.update(x, "default") - dense).abs().max())
+    assert change == 0 if gate.static else change > 1e-6, "top-2 of 3 is something else, unless all always act"

@@ -152,6 +152,11 @@ class Gate(nn.Module):
     @classmethod
     def check(cls, options: Any, experts: Sequence[str], architecture: str) -> None:
         """Raise `OptionError` where options do not fit a composition; called before anything is loaded."""
+        if architecture == "omoe" and getattr(options, "renormalize", None) == "straight_through":
+            raise OptionError(
+                "renormalize='straight_through' lets one expert act as it was trained, which outputs made orthogonal "
+                "(architecture 'omoe') are not. Use architecture 'mole' or 'hydra'."
+            )
 
     @classmethod
     def needs_equal_ranks(cls, options: Any) -> bool:

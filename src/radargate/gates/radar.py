@@ -11,6 +11,7 @@ from radargate.errors import OptionError
 from radargate.gates.base import Call
 from radargate.gates.rotation import RotationOptions, Turning, size_of_down
 from radargate.gates.stretch import StretchGate, StretchOptions
+from radargate.ops.selection import check_selection
 
 
 class RadarGate(Turning, StretchGate):
@@ -34,6 +35,7 @@ class RadarGate(Turning, StretchGate):
                     "gate_input='rotated' chooses from rotated outputs, and reference='selected' rotates by the "
                     "chosen experts: a circle. Use reference='all'."
                 )
+            check_selection(1, None, self.temperature, self.renormalize, self.reference)
             if not self.rotate_output and self.gate_input != "rotated":
                 raise OptionError(
                     "rotate_output=False leaves the outputs unrotated, so the rotation must at least steer the weights: "
@@ -59,6 +61,7 @@ class RadarGate(Turning, StretchGate):
         usual = (
             options.gate_input == "input"
             and options.length == "one"
+            and options.renormalize != "straight_through"
             and options.rotation_input == "experts"
             and options.rotate_output
         )

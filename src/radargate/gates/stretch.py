@@ -25,6 +25,8 @@ class StretchOptions:
     Attributes:
         temperature: τ > 0 of the softmax.
         renormalize: kept weights sum to 1: ``"auto"`` (k > 1 only), ``"always"`` (as printed) or ``"never"``.
+            ``"straight_through"``: one expert a token, whatever ``top_k`` and the dense start of training say, of weight
+            exactly 1; gradients are those of the softmax over all experts (Hard-Routed MoR-LoRA, arXiv 2606.31413).
         gate_input: ``"input"`` x (Eq. 1) or ``"experts"``: concatenated outputs (App. B.2).
         norm: ``"layer"`` or ``"rms"``, of the concatenated outputs.
         init_std: spread of the initial θ_s.
@@ -120,6 +122,6 @@ class StretchGate(Gate):
     def recipe(self) -> ops.Recipe | None:
         """Logits from the input, and nothing else."""
         options = self.options
-        if options.gate_input != "input" or options.length != "one":
+        if options.gate_input != "input" or options.length != "one" or options.renormalize == "straight_through":
             return None
         return ops.Recipe(self.softmax_theta, options.temperature, options.renormalize)

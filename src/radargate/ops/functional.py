@@ -50,7 +50,8 @@ def radar(
         indices: [..., k] fixes the chosen experts.
         top_k: experts kept per token; None keeps all.
         temperature: τ > 0 of the softmax.
-        renormalize: ``"auto"``, ``"always"`` or ``"never"`` scale kept weights to sum 1 (auto: for k > 1).
+        renormalize: ``"auto"``, ``"always"`` or ``"never"`` scale kept weights to sum 1 (auto: for k > 1);
+            ``"straight_through"``: one expert of weight 1, see `radargate.ops.select`.
         angle_norm: ``"none"``, ``"unit"``, ``"mean"`` or ``"tanh"``.
         reference: ``"all"`` others, or the other ``"selected"`` ones.
         gate_input: weights from ``"input"`` x, from concatenated ``"experts"`` outputs or ``"rotated"`` outputs.
@@ -71,7 +72,7 @@ def radar(
     """
     n = len(A)
     _check_radar(n, A, B, stretch, down, up, gate_input, rotation_input, angle_norm, reference, norm, route)
-    check_selection(n, top_k, temperature, renormalize)
+    check_selection(n, top_k, temperature, renormalize, None if up is None else reference)
     if weights is not None and indices is None and top_k is not None:
         raise OptionError("weights are given for all experts, so top_k has no meaning; give indices instead.")
     dtype = compute_dtype(x, *A, *B)

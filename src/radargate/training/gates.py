@@ -30,6 +30,7 @@ from radargate.training.contract import TrainContract
 from radargate.training.diagnostics import log_angle, mean_angle
 from radargate.training.encoding import encode_for
 from radargate.training.loop import AnswerTrainer, record_facts, training_arguments, training_run
+from radargate.training.norms import describe_norms, norm_batches, rules_without_norms
 from radargate.training.options import GateTraining
 from radargate.training.own_rows import options_from_rows
 from radargate.training.run_folder import RunFolder
@@ -180,6 +181,9 @@ def fit_gates(
     nothing: dict[str, Any] = {"trained_parameters": 0, "seconds": 0.0, "final_loss": None, "curve": []}
     if _searched(options):
         return {**nothing, **search_weights(model, encoded, seed=options.seed, device=device)}
+    if rules_without_norms(model):
+        describe_norms(model, norm_batches(model, encoded, options.batch_size))
+        return nothing
     logger.info(f"{options.gate} has nothing to train; saved as it is.")
     return nothing
 

@@ -11,6 +11,7 @@ RULES = Registry(
         "pems": "radargate.gates.rules.pems:PEMsRule",
         "lorahub": "radargate.gates.rules.lorahub:LoraHubRule",
         "arrow": "radargate.gates.rules.arrow:ArrowRule",
+        "spectr": "radargate.gates.rules.spectr:SpectrRule",
         "ties": "radargate.gates.rules.merging:TiesRule",
         "dare": "radargate.gates.rules.merging:DareRule",
     },
