@@ -11,6 +11,7 @@ GATES = Registry(
         "mole": "radargate.gates.mole:MoLEGate",
         "nexus": "radargate.gates.nexus:NexusGate",
         "tutel": "radargate.gates.tutel:TutelGate",
+        "phatgoose": "radargate.gates.phatgoose:PhatgooseGate",
         "signed": "radargate.gates.controls.signed:SignedGate",
         "signed-radar": "radargate.gates.signed_radar:SignedRadarGate",
         "mlp": "radargate.gates.controls.mlp:MLPGate",
