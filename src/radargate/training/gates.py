@@ -85,6 +85,7 @@ def train_gates(
     again = AGAIN if resume else f"{AGAIN} with `resume`"
     with training_run(folder.path, options):
         by_task = load_rows(data, "train", tasks)
+        gate_class(options.gate).check_tasks(by_task, list(adapters))
         rows = [row for task_rows in by_task.values() for row in task_rows]
         read = {name: read_adapter(name, source) for name, source in adapters.items()}
         known = folder.dtype(base, dtype, device)
@@ -134,7 +135,6 @@ def prepare(
         RadarGateError: an adapter, an option or the rows do not fit; a missing package before the base is loaded.
     """
     _searched(options)
-    gate_class(options.gate).check_tasks(by_task, list(adapters))
     tokenizer, loaded = load_tokenizer(base), load_for(base, adapters, options.head, dtype or CHECKPOINT, device)
     gate_options = gate_class(options.gate).from_rows(options.gate_options, loaded, tokenizer, by_task, list(adapters))
     model = compose(
@@ -227,7 +227,7 @@ def _train(
     rates = ", ".join(f"{group['name']} learning rate {group['lr']:g}" for group in groups)
     when = f"dense for the first {options.dense_start:.0%} of {options.steps} steps"
     if own:
-        when = f"{options.steps} steps for each of {len(own)} experts alone, on {sum(map(len, own.values()))} rows of its own"
+        when = f"{options.steps} steps for each of {len(own)} experts alone, on {sum(map(len, own.values()))} rows of their own"
     logger.info(f"{count:,} trainable gate parameters; {rates}; {when}.")
     arguments = training_arguments(
         out / "checkpoints", options, save_every=options.save_every, tensorboard=tensorboard, device=device
