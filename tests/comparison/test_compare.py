@@ -228,7 +228,9 @@ def test_a_role_stands_for_all_gates_that_declare_it():
 
     assert gates("paper") == ["stretch", "rotation", "radar", "nexus", "tutel"]
     assert gates("radar", "control") == ["radar", "signed", "mlp", "vector", "lora", "multiplicative"]
-    assert set(gates("all")) == set(GATES) and {GATES.get(name).role for name in GATES} == {"paper", "gate", "control"}
+    assert gates("rival") == ["phatgoose"]
+    roles = {GATES.get(name).role for name in GATES}
+    assert set(gates("all")) == set(GATES) and roles == {"paper", "gate", "control", "rival"}
     assert {RULES.get(name).role for name in RULES} == {"rule"}
 
 

@@ -180,7 +180,7 @@ def test_training_on_rows_of_tasks_named_like_the_experts_calibrates(zoo, tasks,
     assert gates and all(bool((gate.norm_mean > 0).all()) and bool((gate.norm_spread > 0).all()) for gate in gates)
     named[1] = f"odd={adapters[1]}"
     assert main(["train", str(zoo[family]["base"]), *named, *words, "--out", str(tmp_path / "c")]) == 1
-    assert "there is no task named 'odd', only add, even" in capsys.readouterr().err
+    assert "there is none for 'odd', only add, even" in capsys.readouterr().err
 
 
 @torch.no_grad()

@@ -78,7 +78,7 @@ def words(plan: Plan, options: GateTraining, runs: int = 1) -> str:
             f"dtype: {plan.dtype} ({plan.dtype_reason}).",
             *lines,
             f"{plan.trained_parameters:,} parameters to train; roughly {plan.seconds / 60:,.1f} minutes for "
-            f"{f'{runs} × ' if runs > 1 else ''}{options.steps} steps.",
+            f"{f'{runs} × ' if runs > 1 else ''}{plan.steps} steps.",
             "Python and torch take some 500 MB more. For less: a smaller --batch-size or --max-length, --dtype bfloat16.",
         ]
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from radargate.training.options import DEFAULTS, check_share
 # what `--rules all` means beside each rule with its own defaults: the other forms users compare
 VARIANTS = {"lorahub": "form=sane", "arrow": "mixing=ab"}
 UNION = "union LoRA"
-ROLES = ("paper", "control")  # asked for in place of a gate, they stand for all gates of that role
+ROLES = ("paper", "control", "rival")  # asked for in place of a gate, they stand for all gates of that role
 # of a gate's training, said among its options; they win over the grid's
 TRAINING = tuple(DEFAULTS[None])
 
@@ -94,6 +94,7 @@ def all_cells(
     architectures: Sequence[str],
     seeds: int,
     rates: Sequence[str] = (),
+    tasks: Collection[str] | None = None,
 ) -> tuple[list[Cell], list[str]]:
     """All cells of a comparison, and why some combinations are left out.
 
@@ -104,6 +105,7 @@ def all_cells(
         architectures: names, or ``["all"]``.
         seeds: how many seeds everything trained gets.
         rates: `TRAINING` of some gates, in the same form; labels do not say it, and a gate's own text wins over it.
+        tasks: names of those with training rows; None where nobody knows yet.
 
     Raises:
         UnknownNameError: a name is unknown; the nearest are given.
@@ -138,6 +140,8 @@ def all_cells(
             try:
                 check_works_under(name, architecture)
                 gate_class(name).check(made, list(adapters), architecture)
+                if tasks is not None:
+                    gate_class(name).check_tasks(made, tasks, adapters)
             except OptionError as error:
                 left_out.append(str(error))
                 continue

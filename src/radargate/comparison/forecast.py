@@ -13,7 +13,7 @@ from radargate.data.batches import EncodedRows, step_order
 from radargate.data.rows import Row
 from radargate.evaluation.labels import scorer_for
 from radargate.evaluation.options import Scoring
-from radargate.training.cost import SEARCH_STEPS, architecture_factor, rotates
+from radargate.training.cost import SEARCH_STEPS, architecture_factor, rotates, training_steps
 from radargate.training.options import GateTraining
 from radargate.training.schedule import set_dense
 
@@ -28,6 +28,7 @@ class Forecast:
         turning: a step with rotation and top-k.
         row: scoring one row.
         opening: composing, and looking at weights and angles.
+        experts: how many are composed.
     """
 
     plain: float
@@ -35,6 +36,7 @@ class Forecast:
     turning: float
     row: float
     opening: float
+    experts: int
 
     @classmethod
     def measure(
@@ -73,7 +75,8 @@ class Forecast:
                 scorer_for(composed.eval(), tokenizer, Scoring()).score(rows)
                 times["row"] = (time.monotonic() - begun) / len(rows)
             model = composed.unload()
-        return cls(times["stretchFalse"], times["radarTrue"], times["radarFalse"], times["row"], times["opening"])
+        steps = (times["stretchFalse"], times["radarTrue"], times["radarFalse"])
+        return cls(*steps, times["row"], times["opening"], len(adapters))
 
     def seconds(self, cell: Cell, training: GateTraining, test: Mapping[str, Sequence[Row]]) -> float:
         """Predicted seconds of one cell."""
@@ -86,4 +89,5 @@ class Forecast:
         share = training.dense_start or 0.0
         turning = share * self.turning_dense + (1 - share) * self.turning
         step = turning if cell.kind == "gate" and rotates(cell.system) else self.plain
-        return self.opening + scoring + factor * step * training.steps
+        steps = training.steps if cell.system == UNION else training_steps(cell.system, training.steps, self.experts)
+        return self.opening + scoring + factor * step * steps

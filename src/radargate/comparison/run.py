@@ -80,12 +80,14 @@ def compare(
     own = {name: dict(adapters) for name in ("mole", "hydra", "omoe")}
     own.update({name: dict(folders) for name, folders in (experts or {}).items()})
     training = options.training.resolved()
+    train = load_rows(data, "train", tasks)
     cells, left_out = all_cells(
         list(adapters),
         gates=options.gates,
         rules=options.rules,
         architectures=options.architectures,
         seeds=options.seeds,
+        tasks=train,
     )
     check_top_k(training.top_k, len(adapters))
     used = {cell.architecture for cell in cells if cell.architecture} | {"mole"}
@@ -95,7 +97,7 @@ def compare(
         raise RadarGateError(
             f"{out} already holds a comparison. Use `resume` to go on with it, or choose another `out`."
         )
-    train, test = load_rows(data, "train", tasks), load_rows(data, "test", tasks, options.scoring.limit)
+    test = load_rows(data, "test", tasks, options.scoring.limit)
     check_metrics(row for rows in test.values() for row in rows)
     own = {architecture: own[architecture] for architecture in sorted(used)}
     dtype = dtype or _dtype(base, device, file)

@@ -12,6 +12,7 @@ GATES = Registry(
         "nexus": "radargate.gates.nexus:NexusGate",
         "tutel": "radargate.gates.tutel:TutelGate",
         "cat": "radargate.gates.cat:CatGate",
+        "phatgoose": "radargate.gates.phatgoose:PhatgooseGate",
         "signed": "radargate.gates.controls.signed:SignedGate",
         "signed-radar": "radargate.gates.signed_radar:SignedRadarGate",
         "mlp": "radargate.gates.controls.mlp:MLPGate",

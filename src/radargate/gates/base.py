@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -130,9 +130,12 @@ class Gate(nn.Module):
     - ``joins``: a new expert may join the trained gate (see `radargate.add_experts`).
     - ``acts_alone``: it has a say at sites with a single expert too (else that expert has weight 1).
     - ``routes_alone``: the router of the whole model decides alone, and is not trained.
+    - ``trains_alone``: each expert's parameters (``own_parameters``) are trained with that expert alone switched on, on
+      the rows of the task of its name, for as many steps as other gates are trained in all.
     """
 
-    role: ClassVar[str] = "gate"  # "paper": one of the paper's; "control": what a gate is measured against; "rule"
+    # "paper": one of the paper's; "control": what a gate is measured against; "rival": of other papers; "rule"
+    role: ClassVar[str] = "gate"
     order_free: ClassVar[bool] = True
     token_local: bool = True
     whole_sequence: bool = False
@@ -143,6 +146,7 @@ class Gate(nn.Module):
     acts_alone: ClassVar[bool] = False
     beside_weights: ClassVar[tuple[str, ...]] = ()
     routes_alone: ClassVar[bool] = False
+    trains_alone: ClassVar[bool] = False
     Options: ClassVar[type]
 
     def __init__(self, site: GateSite, options: Any) -> None:
@@ -157,6 +161,21 @@ class Gate(nn.Module):
                 "renormalize='straight_through' lets one expert act as it was trained, which outputs made orthogonal "
                 "(architecture 'omoe') are not. Use architecture 'mole' or 'hydra'."
             )
+
+    @classmethod
+    def check_tasks(cls, options: Any, tasks: Collection[str], experts: Sequence[str]) -> None:
+        """Raise `OptionError` where an expert needs training rows of the task of its name and has none; called before anything is loaded."""
+        missing = [name for name in experts if name not in tasks] if cls.names_tasks(options) else []
+        if missing:
+            raise OptionError(
+                f"{cls.__name__} reads each expert's own rows, those of the task of its name, and there is none for {missing[0]!r}, "
+                f"only {', '.join(tasks)}. Name the experts like their tasks (NAME=PATH)."
+            )
+
+    @classmethod
+    def names_tasks(cls, options: Any) -> bool:
+        """Whether each expert needs training rows of the task of its name."""
+        return cls.trains_alone
 
     @classmethod
     def needs_equal_ranks(cls, options: Any) -> bool:
@@ -248,6 +267,10 @@ class Gate(nn.Module):
         for name, parameter in self.named_parameters():
             groups["rotation" if name in self.beside_weights else "softmax"].append(parameter)
         return groups
+
+    def own_parameters(self, expert: int) -> tuple[str, ...]:
+        """Names of the parameters that only one expert has (by its place here), so that they learn nothing where it is silent."""
+        return ()
 
     def receive(self, data: Any) -> None:
         """Called after `prepare` with the data that `take` found, where it found any."""

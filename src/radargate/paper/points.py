@@ -141,6 +141,7 @@ def cells_of(point: Point, design: Design) -> tuple[list[Cell], list[str]]:
         architectures=design.architectures,
         seeds=design.seeds,
         rates=design.rates,
+        tasks=point.learned,
     )
     # alone, an expert says what its own task has to gain
     alone = set(point.learned) if design.benchmarks is None and point.left_out is None else set()

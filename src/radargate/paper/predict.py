@@ -75,7 +75,9 @@ class Rates:
         if cell.system == UNION:
             return seconds + design.training.steps * step
         rotating = cell.kind == "gate" and cost.rotates(cell.system)
-        steps = cost.SEARCH_STEPS if cell.kind == "rule" else design.training.steps
+        steps = (
+            cost.SEARCH_STEPS if cell.kind == "rule" else cost.training_steps(cell.system, design.training.steps, bank)
+        )
         return seconds + steps * step * cost.gate_factor((bank + top_k) / 2, cell.architecture, rotating)
 
     def _step(self, rows: Iterable[Row], options: Training) -> float:

@@ -41,13 +41,15 @@ class TrainContract(TrainerCallback):
 
     Args:
         model: a composed model.
+        turns: steps until every expert has had its turn, where each is trained alone.
 
     Raises:
         TrainContractError: trained parameters are not exactly the gates'; a gradient is not finite, or still zero
-            after three steps without a listed reason; or the base or an expert has changed.
+            after three steps (of each expert that is trained alone) without a listed reason; or the base or an expert has changed.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, turns: int = 1) -> None:
+        self.turns, self.deadline = turns, 0
         self.gates = gate_parameters(model)
         trained = {name for name, p in model.named_parameters() if p.requires_grad}
         if trained != self.gates.keys():
@@ -65,7 +67,9 @@ class TrainContract(TrainerCallback):
             owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
             if owned != {id(p) for p in self.gates.values()}:
                 raise TrainContractError("the optimizer holds other parameters than the gates'.")
-        if not self.unmoved and state.global_step > GRACE_STEPS:
+        if not self.deadline:
+            self.deadline = max(GRACE_STEPS * self.turns, state.global_step + self.turns)
+        if not self.unmoved and state.global_step > self.deadline:
             return
         for name, parameter in self.gates.items():
             if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
@@ -74,10 +78,10 @@ class TrainContract(TrainerCallback):
                 )
             if parameter.grad is not None and bool(parameter.grad.any()):
                 self.unmoved.discard(name)
-        if self.unmoved and state.global_step + 1 >= GRACE_STEPS:
+        if self.unmoved and state.global_step + 1 >= self.deadline:
             raise TrainContractError(
                 f"{min(self.unmoved)} and {len(self.unmoved) - 1} more gate tensors have had no gradient in "
-                f"{GRACE_STEPS} steps: they would not be trained."
+                f"{self.deadline} steps: they would not be trained."
             )
 
     def finish(self, model: nn.Module) -> list[str]:
@@ -110,17 +114,20 @@ def _excused(model: nn.Module) -> Iterator[tuple[str, str]]:
             options = gate.options
             prefix = f"{names[id(gate)]}."
             constant = getattr(options, "renormalize", "auto") == "always" and gate.site.top_k == 1
-            acting = sum(bool(block.any()) for block in bank.B.split(list(bank.ranks)))
+            acts = [bool(block.any()) for block in bank.B.split(list(bank.ranks))]
+            idle = {key for i, moves in enumerate(acts) if not moves for key in gate.own_parameters(i)}
             if constant and hasattr(gate, "router"):
                 yield f"{prefix}router.softmax_router", "renormalised top-1 weights are always 1 (renormalize='always')"
             for key, _ in gate.named_parameters(recurse=False):
-                if key.startswith("rotation_") and gate.site.d_out < 2:
+                if key in idle:
+                    yield prefix + key, "its expert changes nothing at that site"
+                elif key.startswith("rotation_") and gate.site.d_out < 2:
                     yield prefix + key, "a single output has nothing to turn with"
                 elif key.startswith("softmax_") and key != "softmax_length" and constant:
                     yield prefix + key, "renormalised top-1 weights are always 1 (renormalize='always')"
                 elif (
                     key in ("rotation_up", "rotation_down")
-                    and acting < 2
+                    and sum(acts) < 2
                     and getattr(options, "rotation_input", "input") == "experts"
                 ):
                     yield (

@@ -41,6 +41,11 @@ def rotates(gate: str) -> bool:
     return issubclass(gate_class(gate).Options, RotationOptions)
 
 
+def training_steps(gate: str, steps: int, experts: int) -> int:
+    """Optimizer steps in all: as many for each expert where each is trained alone."""
+    return steps * experts if gate_class(gate).trains_alone else steps
+
+
 def gate_factor(experts: float, architecture: str | None, rotating: bool) -> float:
     """A step of a gate that mixes so many experts, beside a LoRA's step."""
     return (GATE + EXPERT * experts) * architecture_factor(architecture) * (ROTATION if rotating else 1.0)

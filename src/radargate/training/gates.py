@@ -19,6 +19,7 @@ from radargate.composition.config import gate_class
 from radargate.data.batches import EncodedRows
 from radargate.data.rows import row_hash, rows_hash
 from radargate.data.sources import load_rows
+from radargate.errors import DataError
 from radargate.experts.adapters import Adapter, read_adapter
 from radargate.gates.base import ByTask, make_options
 from radargate.gates.rules.searched import SearchedRule
@@ -86,6 +87,7 @@ def train_gates(
     again = AGAIN if resume else f"{AGAIN} with `resume`"
     with training_run(folder.path, options):
         by_task = load_rows(data, "train", tasks)
+        _check_tasks(options, by_task, adapters)
         rows = [row for task_rows in by_task.values() for row in task_rows]
         read = {name: read_adapter(name, source) for name, source in adapters.items()}
         known = folder.dtype(base, dtype, device)
@@ -118,6 +120,12 @@ def train_gates(
         facts["dtype"] = known or facts["dtype"]
         radar_config(model).gate_only = gate_only
         return _save(folder, model, metrics, facts, again)
+
+
+def _check_tasks(options: GateTraining, by_task: ByTask, adapters: Mapping[str, Any]) -> None:
+    kind = gate_class(options.gate)
+    made = make_options(kind, kind.take(dict(options.gate_options))[0])
+    kind.check_tasks(made, by_task.keys(), list(adapters))
 
 
 def prepare(
@@ -194,6 +202,24 @@ def _searched(options: GateTraining) -> bool:
     return issubclass(kind, SearchedRule) and kind.searches(make_options(kind, options.gate_options))
 
 
+def _own_rows(model: PeftModel, encoded: EncodedRows) -> dict[str, list[int]]:
+    """Expert → indices of the rows of the task of its name.
+
+    Raises:
+        DataError: an expert has none.
+    """
+    tasks = [row.task for row in encoded.rows.source]
+    own = {name: [i for i, task in enumerate(tasks) if task == name] for name in radar_config(model).experts}
+    for name, rows in own.items():
+        if not rows:
+            lost = f", {encoded.dropped[name]} are longer than `max_length`" if name in encoded.dropped else ""
+            raise DataError(
+                f"expert {name!r} is trained alone on the rows of the task of its name, and there are none{lost}. Name the "
+                "experts like their tasks (NAME=PATH), or raise `max_length`."
+            )
+    return own
+
+
 def _train(
     model: PeftModel,
     encoded: EncodedRows,
@@ -205,19 +231,22 @@ def _train(
 ) -> dict[str, Any]:
     """Train the gates under the train contract; returns trained parameters, seconds, last loss and curve."""
     assert options.dense_start is not None
-    contract = TrainContract(model)
+    own = _own_rows(model, encoded) if gate_class(options.gate).trains_alone else {}
+    contract = TrainContract(model, max(1, len(own)))
     count = sum(p.numel() for p in contract.gates.values())
     groups = parameter_groups(model, *options.rates)
     rates = ", ".join(f"{group['name']} learning rate {group['lr']:g}" for group in groups)
-    logger.info(
-        f"{count:,} trainable gate parameters; {rates}; dense for the first {options.dense_start:.0%} of "
-        f"{options.steps} steps."
-    )
+    when = f"dense for the first {options.dense_start:.0%} of {options.steps} steps"
+    if own:
+        when = f"{options.steps} steps for each of {len(own)} experts alone, on {sum(map(len, own.values()))} rows of their own"
+    logger.info(f"{count:,} trainable gate parameters; {rates}; {when}.")
     arguments = training_arguments(
         out / "checkpoints", options, save_every=options.save_every, tensorboard=tensorboard, device=device
     )
     callbacks = [contract, DenseStart(options.dense_start)]
-    trainer = AnswerTrainer(model, encoded.rows, arguments, encoded.collator, groups=groups, callbacks=callbacks)
+    trainer = AnswerTrainer(
+        model, encoded.rows, arguments, encoded.collator, groups=groups, callbacks=callbacks, alone=own
+    )
     checkpoint = checkpoints.newest(out / "checkpoints") if resume else None
     if checkpoint is not None:
         logger.info(f"resuming from {checkpoint.name}.")

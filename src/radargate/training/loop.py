@@ -20,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from radargate.base_models.loading import base_name, straighten_head
+from radargate.composition.layer import using
 from radargate.data.batches import AnswerCollator, EncodedRow, EncodedRows, step_order
 from radargate.data.options import Batching
 from radargate.data.rows import Row, rows_hash
@@ -123,6 +124,9 @@ class AnswerTrainer(Trainer):
         collator: pads examples into batches.
         groups: parameter groups, each with its own learning rate; None trains all trainable parameters at that of ``args``.
         callbacks: more callbacks.
+        alone: expert → indices of its own rows: each expert is trained with all others switched off, on its own rows, for the
+            steps of ``args``. They take turns, step by step, and every expert has the learning rate of its own step. A step
+            takes as many rows of each, at most as the fewest.
     """
 
     def __init__(
@@ -134,17 +138,25 @@ class AnswerTrainer(Trainer):
         *,
         groups: list[dict[str, Any]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        alone: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
-        self.groups = groups
+        self.groups, self.experts = groups, tuple(alone or ())
+        turns = list(alone.values()) if alone else [range(len(rows))]
+        fewest = min(map(len, turns))
         # a step never holds a row twice: with fewer rows than a batch, a step takes all of them
-        args.per_device_train_batch_size = max(1, min(args.per_device_train_batch_size, len(rows) // args.world_size))
-        self.order = step_order(
-            lambda index: rows[index].length,
-            len(rows),
-            args.per_device_train_batch_size * args.world_size,
-            args.max_steps,
-            args.seed,
-        )
+        args.per_device_train_batch_size = max(1, min(args.per_device_train_batch_size, fewest // args.world_size))
+        together = args.per_device_train_batch_size * args.world_size
+        orders = [
+            step_order(lambda i, own=own: rows[own[i]].length, len(own), together, args.max_steps, args.seed)  # type: ignore[misc]
+            for own in turns
+        ]
+        # one after the other: the first step of each, the second of each …
+        self.order = [
+            [own[i] for i in step]
+            for steps in zip(*orders, strict=True)
+            for own, step in zip(turns, steps, strict=True)
+        ]
+        args.max_steps, args.logging_steps = len(self.order), int(args.logging_steps) * len(turns)
         super().__init__(model=model, args=args, train_dataset=rows, data_collator=collator, callbacks=callbacks)
         for callback in list(self.callback_handler.callbacks):
             if type(callback).__name__ == "PrinterCallback":
@@ -190,6 +202,22 @@ class AnswerTrainer(Trainer):
         if self.optimizer is None:
             self.optimizer = torch.optim.AdamW(self.groups, lr=self.args.learning_rate, weight_decay=0.0)
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """The learning rate of each step; where experts take turns, that of the expert's own step."""
+        turns = max(1, len(self.experts))
+        scheduler: Any = super().create_scheduler(num_training_steps // turns, optimizer)
+        if turns > 1:
+            scheduler.lr_lambdas = [lambda step, at=at: at(step // turns) for at in scheduler.lr_lambdas]
+        return scheduler
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One step, of one expert alone where experts take turns."""
+        if not self.experts:
+            return super().training_step(*args, **kwargs)
+        mine = self.experts[self.state.global_step % len(self.experts)]
+        with using(cast(nn.Module, self.model), {name: float(name == mine) for name in self.experts}):
+            return super().training_step(*args, **kwargs)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

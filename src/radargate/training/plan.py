@@ -27,7 +27,7 @@ from radargate.errors import OptionError
 from radargate.experts.adapters import SiteShape, base_sites, read_adapter
 from radargate.experts.fit import fit
 from radargate.gates.base import make_options
-from radargate.training.cost import operations_seconds
+from radargate.training.cost import operations_seconds, training_steps
 from radargate.training.live_bytes import LiveBytes
 from radargate.training.options import GateTraining
 from radargate.training.schedule import set_dense
@@ -49,6 +49,7 @@ class Plan:
         step_bytes: the most that a step holds beside those, gradients included; compiled operations on a CPU need somewhat less.
         kept_bytes: freed memory that the C library does not give back between steps, on a CPU.
         trained_parameters: numbers that are trained.
+        steps: of the optimizer, in all.
         seconds: of all steps, roughly.
         dtype: of the base.
         dtype_reason: why that one.
@@ -61,6 +62,7 @@ class Plan:
     step_bytes: int
     kept_bytes: int
     trained_parameters: int
+    steps: int
     seconds: float
     dtype: str
     dtype_reason: str
@@ -113,6 +115,7 @@ def plan_training(
     gates = [p for layer in radar_layers(composed) for p in layer.gate("default").parameters()]
     trained = [p for p in gates if p.requires_grad]
     batch, length = options.shape
+    steps = training_steps(options.gate, options.steps, len(adapters))
     counter = _Usual()
     with torch.device("meta"), counter, _flash_attention():
         flops = _step(
@@ -126,7 +129,8 @@ def plan_training(
         step_bytes=counter.peak,
         kept_bytes=round(KEPT.get(torch.device(device).type, 0.0) * counter.peak),
         trained_parameters=sum(p.numel() for p in trained),
-        seconds=options.steps * operations_seconds(flops, device) * max(choice.slowdown, 1.0) if trained else 0.0,
+        steps=steps,
+        seconds=steps * operations_seconds(flops, device) * max(choice.slowdown, 1.0) if trained else 0.0,
         dtype=choice.name,
         dtype_reason=choice.reason,
     )

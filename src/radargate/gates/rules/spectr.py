@@ -11,7 +11,7 @@ from torch import Tensor
 
 from radargate import ops
 from radargate.errors import OptionError
-from radargate.gates.base import ByTask, Call, Gate, GateSite
+from radargate.gates.base import Call, Gate, GateSite
 from radargate.gates.rules.base import split
 
 CALIBRATIONS = ("none", "directions", "rows")
@@ -71,21 +71,9 @@ class SpectrRule(Gate):
             )
 
     @classmethod
-    def from_rows(
-        cls, values: dict[str, Any], base: Any, tokenizer: Any, by_task: ByTask, experts: Sequence[str]
-    ) -> dict[str, Any]:
-        """The same options, once each expert is known to have rows of its own where they are asked for.
-
-        Raises:
-            OptionError: an expert has no task of its name.
-        """
-        missing = [name for name in experts if name not in by_task]
-        if values.get("calibration") == "rows" and missing:
-            raise OptionError(
-                f"calibration='rows' reads the rows of each expert's own task, and there is no task named {missing[0]!r}, only "
-                f"{', '.join(by_task)}. Name the experts like their tasks (NAME=PATH), or use another calibration."
-            )
-        return values
+    def names_tasks(cls, options: Any) -> bool:
+        """Where they calibrate."""
+        return bool(options.calibration == "rows")
 
     @torch.no_grad()
     def prepare(self, A: Tensor, B: Tensor, scales: Sequence[float]) -> None:
