@@ -60,7 +60,7 @@ def literal_scores(model, text: list[int], by: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("by", ["centroid", "classifier"])
 def test_every_site_takes_the_expert_that_the_definition_names_at_each_token(select, by):
-    model, text = select(by=by), ids("what is law? import 1+2")
+    model, text = select(by=by, scope="text"), ids("what is law? import 1+2")
     scores = literal_scores(model, text, by)
     trace = radargate.trace(model, text)
     for site in trace.sites():
@@ -85,7 +85,14 @@ def test_the_classifier_is_at_its_only_minimum():
     assert weights.grad.abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("options", [{}, {"use": "weighted"}, {"by": "centroid", "use": "weighted", "top_k": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scope": "text"},
+        {"scope": "text", "use": "weighted"},
+        {"scope": "text", "by": "centroid", "use": "weighted", "top_k": 3},
+    ],
+)
 def test_nothing_is_trained_and_a_saved_one_answers_alike_with_a_cache(select, tmp_path, options):
     model = select(**options)
     assert not any(p.requires_grad for p in model.parameters())
@@ -96,6 +103,50 @@ def test_nothing_is_trained_and_a_saved_one_answers_alike_with_a_cache(select, t
         assert torch.equal(model(asked).logits, again(asked).logits)
         words = {"max_new_tokens": 8, "do_sample": False}
         assert torch.equal(model.generate(asked, **words), again.generate(asked, use_cache=False, **words))
+
+
+PROMPTS = ("what is 3*4?", "the court said so", "import os as x")
+
+
+@pytest.mark.parametrize("by", ["centroid", "classifier"])
+def test_a_prompt_is_answered_by_the_expert_that_fits_all_of_it_as_by_that_expert_alone(zoo, select, by, tmp_path):
+    """Whole prompts in one batch with padding, cached; saved and loaded; the choice does not change while it answers."""
+    tiny, tokenizer = zoo["llama"], tiny_tokenizer()
+    model = select(by=by)
+    model.save_pretrained(tmp_path / "bundle")
+    batch = tokenizer(PROMPTS, return_tensors="pt", padding=True, padding_side="left")
+    words = {"max_new_tokens": 12, "do_sample": False}
+    found = [
+        m.generate(**batch, **words)[:, batch["input_ids"].shape[1] :]
+        for m in (model, radargate.load(None, tmp_path / "bundle"))
+    ]
+    assert torch.equal(*found)
+    for row, prompt in enumerate(PROMPTS):
+        best = list(EXAMPLES)[int(literal_scores(model, ids(prompt), by)[-1].argmax())]
+        alone = radargate.compose(str(tiny["base"]), {best: tiny["adapters"][best]}, gate="uniform", top_k=1).eval()
+        asked = torch.tensor([ids(prompt)])
+        want = alone.generate(asked, **words)[0, asked.shape[1] :]
+        assert torch.equal(found[0][row][: len(want)], want), (prompt, best)
+
+
+def test_beams_returned_sequences_and_a_second_turn_keep_the_first_choice(select):
+    model = select()
+    asked = torch.tensor([ids("the court said so")])
+    words = {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True}
+    plain = model.generate(asked, num_beams=2, num_return_sequences=2, **words)
+    best = list(EXAMPLES)[int(literal_scores(model, ids("the court said so"), "classifier")[-1].argmax())]
+    others = {name: 0.0 for name in EXAMPLES if name != best}
+    with radargate.using(model, others):
+        assert torch.equal(
+            plain.sequences, model.generate(asked, num_beams=2, num_return_sequences=2, **words).sequences
+        )
+    first = model.generate(asked, **words)
+    with torch.no_grad():
+        turn = torch.tensor([ids("import os")])
+        cached = model(turn, past_key_values=first.past_key_values).logits
+        again = model.generate(asked, **words).past_key_values
+        with radargate.using(model, others):
+            assert torch.equal(cached, model(turn, past_key_values=again).logits)
 
 
 def test_an_expert_that_is_switched_off_leaves_its_place_to_the_next(select):
@@ -111,7 +162,7 @@ def test_an_expert_that_is_switched_off_leaves_its_place_to_the_next(select):
 
 
 def test_weighted_by_scores_is_the_softmax_over_the_kept(select):
-    model, text = select(use="weighted", top_k=2, by="centroid"), ids("is 1+2 a crime")
+    model, text = select(use="weighted", top_k=2, by="centroid", scope="text"), ids("is 1+2 a crime")
     scores = literal_scores(model, text, "centroid")
     kept = scores.topk(2, -1)
     want = torch.zeros_like(scores).scatter(-1, kept.indices, kept.values.softmax(-1))

@@ -135,7 +135,8 @@ class RadarModel(BaseTuner):
         watch(base)
         if adapter_name not in self._routers:
             width = embeddings(base).embedding_dim
-            router = TextRouter(len(config.experts), width, trained=not kind.routes_alone)
+            first = kind.routes_alone and make_options(kind, config.gate_options).scope == "prompt"
+            router = TextRouter(len(config.experts), width, trained=not kind.routes_alone, keeps_first=first)
             for name, other in self._routers.items():  # TRL makes its reference this way and copies parameters only
                 if cast(RadarConfig, self.peft_config[name]).experts == config.experts:
                     router.take_texts(other)

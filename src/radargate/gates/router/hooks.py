@@ -133,7 +133,7 @@ def _end(stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     # some models fill the cache that they are given, and return none
     cache: Any = text.cache if text.cache is not None else getattr(output, "past_key_values", None)
     if cache is not None and text.sums is not None:
-        carry(cache, text.sums[:, -1].clone())
+        carry(cache, text.carried())
     _close(text)
 
 

@@ -26,6 +26,7 @@ class TextRouter(nn.Module):
         experts: N of the composition.
         width: d of the base's embeddings.
         trained: whether φ is a parameter; a buffer otherwise.
+        keeps_first: what it says of all that the first call reads, a prompt, holds for every token of it and for all later ones.
     """
 
     softmax_router: Tensor
@@ -33,8 +34,9 @@ class TextRouter(nn.Module):
     text_mean: Tensor
     text_spread: Tensor
 
-    def __init__(self, experts: int, width: int, trained: bool = True) -> None:
+    def __init__(self, experts: int, width: int, trained: bool = True, keeps_first: bool = False) -> None:
         super().__init__()
+        self.keeps_first = keeps_first
         if trained:
             self.softmax_router = nn.Parameter(torch.zeros(experts, width))
         else:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from contextvars import Token
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from radargate.errors import OptionError, RadarGateError
 from radargate.gates.call_state import CallState
@@ -20,11 +20,12 @@ class TextSoFar:
 
     Attributes:
         mask: [batch, whole length] 1 for real tokens, or None where all are.
-        past: [batch, width + 1] sums of the tokens that the cache holds, or None.
+        past: [batch, 2, width + 1] sums of all tokens that the cache holds, and of those that its first call read; or None.
         cache: the cache that the call was given.
         fault: why this text cannot be summed up, which only matters to who asks for it.
         sums: [batch, length, width + 1] for each token of this call, summed over all real tokens up to it: its embedding
             scaled to unit RMS, and a 1; None until the base has embedded them.
+        prompt: [batch, width + 1] sums of all that the first call read.
         whole: an encoder reads this text: every token of both stacks sees all of it, and ``sums`` are [batch, 1, width + 1].
         alone: the encoder was called without its model.
         listens: whether embeddings that are looked up now are this text's: not while only the decoder is at work.
@@ -35,6 +36,7 @@ class TextSoFar:
     cache: Any = field(default=None, repr=False)
     fault: str | None = None
     sums: Tensor | None = None
+    prompt: Tensor | None = None
     whole: bool = False
     alone: bool = field(default=False, repr=False)
     listens: bool = field(default=True, repr=False)
@@ -45,15 +47,20 @@ class TextSoFar:
         """What copies take along, also of a call that was interrupted: a token belongs to its own context."""
         return {**self.__dict__, "token": None, "cache": None}
 
-    def log_weights(self, router: nn.Module) -> Tensor:
-        """What a router says after each token, [batch, length, experts]; worked out once a call where nothing asks for gradients."""
+    def log_weights(self, router: Any) -> Tensor:
+        """What a router says at each token, [batch, length, experts]; worked out once a call where nothing asks for gradients."""
         if self.sums is None:
             raise RadarGateError(f"router='text' {self.fault or 'found no token embeddings in this call.'}")
         if torch.is_grad_enabled():  # a checkpointed layer must find its own part of the graph again
-            return router(self.sums)
+            return self._ask(router, self.sums)
         if id(router) not in self._said:
-            self._said[id(router)] = router(self.sums)
+            self._said[id(router)] = self._ask(router, self.sums)
         return self._said[id(router)]
+
+    def _ask(self, router: Any, sums: Tensor) -> Tensor:
+        if router.keeps_first and self.prompt is not None:
+            return cast(Tensor, router(self.prompt[:, None])).expand(-1, sums.shape[1], -1)
+        return cast(Tensor, router(sums))
 
     def read(self, embedded: Tensor) -> None:
         """Add the embeddings [batch, length, width] of this call's tokens."""
@@ -62,7 +69,14 @@ class TextSoFar:
         sums = summed(embedded, None if self.mask is None else self.mask[:, -embedded.shape[1] :])
         if self.whole:
             sums = sums[:, -1:]
-        self.sums = sums if self.past is None else sums + self.past[:, None]
+        self.sums = sums if self.past is None else sums + self.past[:, :1]
+        if not self.whole:
+            self.prompt = sums[:, -1] if self.past is None else self.past[:, 1]
+
+    def carried(self) -> Tensor:
+        """What the next call must know, [batch, 2, width + 1]."""
+        assert self.sums is not None and self.prompt is not None
+        return torch.stack([self.sums[:, -1], self.prompt], 1)
 
 
 def summed(embedded: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -119,7 +133,7 @@ def _bare(kind: Any) -> Any:
 
 
 def carry(cache: Any, sums: Tensor) -> None:
-    """Give a cache the sums [batch, width + 1] of the tokens whose keys and values it holds."""
+    """Give a cache the sums [batch, 2, width + 1] of the tokens whose keys and values it holds."""
     kind: Any = type(cache)
     cache.__class__ = _carrying(kind)
     cache.radargate_text = sums

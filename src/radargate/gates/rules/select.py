@@ -17,6 +17,7 @@ from radargate.gates.base import ByTask, Call, Gate
 from radargate.gates.router.examples import WAYS, check_examples, example_sums
 
 USES = ("best", "weighted")
+SCOPES = ("prompt", "text")
 
 
 class SelectRule(Gate):
@@ -38,12 +39,16 @@ class SelectRule(Gate):
         """Attributes:
         by: ``"classifier"``, a logistic regression on the example prompts, or ``"centroid"``, the cosine with their mean.
         use: ``"best"``, that expert alone; ``"weighted"``, the ``top_k`` best, by their scores.
+        scope: ``"prompt"``: one choice from all that the first call reads, for every token of it and of the answer; who reads
+            a prompt in pieces lets the first piece decide, and a forward without a cache looks at all that it is given.
+            ``"text"``: at each token a choice from the text up to it, however it is read.
         temperature: τ > 0 of the scores under ``"weighted"``.
         prompts: rows read of each expert's task, where rows are the examples.
         """
 
         by: str = "classifier"
         use: str = "best"
+        scope: str = "prompt"
         temperature: float = 1.0
         prompts: int = 200
 
@@ -51,6 +56,7 @@ class SelectRule(Gate):
             """Check every value."""
             ops.check_choice("by", self.by, WAYS)
             ops.check_choice("use", self.use, USES)
+            ops.check_choice("scope", self.scope, SCOPES)
             if not 0 < self.temperature < float("inf"):
                 raise OptionError(f"temperature is {self.temperature}, expected a number above 0.")
             if self.prompts < 1:
