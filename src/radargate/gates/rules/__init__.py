@@ -13,5 +13,8 @@ RULES = Registry(
         "arrow": "radargate.gates.rules.arrow:ArrowRule",
         "ties": "radargate.gates.rules.merging:TiesRule",
         "dare": "radargate.gates.rules.merging:DareRule",
+        "knots": "radargate.gates.rules.spectral:KnotsRule",
+        "tsv": "radargate.gates.rules.spectral:TsvRule",
+        "iso": "radargate.gates.rules.spectral:IsoRule",
     },
 )
