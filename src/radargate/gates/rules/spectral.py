@@ -37,7 +37,7 @@ class KnotsRule(SpectralRule):
     times that is the result. The paper writes V_i; its code trims Σ V_iᵀ, and so does this. Trimming is per site, as in
     `ties`; the authors' counts the entries of the whole model together. ``rank`` cuts the result by SVD.
 
-    Source: KnOTS (arXiv 2410.19735), Sec. 4; the authors' ``SVDMerger``.
+    Source: KnOTS (ICLR 2025, arXiv 2410.19735); the authors' ``SVDMerger``.
     """
 
     name = "knots"
@@ -89,7 +89,7 @@ class TsvRule(SpectralRule):
     vectors depend on each other (two experts alike) the nearest matrix is not unique, and the part that is counts:
     n copies of one expert give that expert once. An expert alone at a site stays as it is.
 
-    Source: TSV-Merge (arXiv 2412.00081), Alg. 1; the authors' ``compute_and_sum_svd_mem_reduction``.
+    Source: TSV-Merge (CVPR 2025, arXiv 2412.00081); the authors' ``compute_and_sum_svd_mem_reduction``.
     """
 
     name = "tsv"
@@ -125,7 +125,7 @@ class IsoRule(SpectralRule):
     the experts, who each give the leading ones of what their update has outside of the common ones. All are
     made orthogonal as in `tsv`, with the mean of all their singular values.
 
-    Source: Iso-C and Iso-CTS (arXiv 2502.04959), Alg. 1 and 2; the authors' ``iso_c`` and ``iso_cts``.
+    Source: Iso-C and Iso-CTS (arXiv 2502.04959); the authors' ``iso_c`` and ``iso_cts``.
     """
 
     name = "iso"
