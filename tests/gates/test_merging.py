@@ -122,6 +122,9 @@ EXPORTS = {
     "uniform": ("uniform", {}),
     "single": ("single", {"expert": "code"}),
     "ties": ("ties", {"density": 0.5}),
+    "knots": ("knots", {"calibration": "pico"}),
+    "tsv": ("tsv", {}),
+    "iso": ("iso", {"common_space_fraction": 0.8}),
     **{name: (gate, options) for name, (gate, options, _, _) in CASES.items()},
 }
 

@@ -14,5 +14,8 @@ RULES = Registry(
         "spectr": "radargate.gates.rules.spectr:SpectrRule",
         "ties": "radargate.gates.rules.merging:TiesRule",
         "dare": "radargate.gates.rules.merging:DareRule",
+        "knots": "radargate.gates.rules.spectral:KnotsRule",
+        "tsv": "radargate.gates.rules.spectral:TsvRule",
+        "iso": "radargate.gates.rules.spectral:IsoRule",
     },
 )
