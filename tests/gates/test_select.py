@@ -7,11 +7,14 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 import radargate
 from conftest import tiny_tokenizer
 from radargate.errors import OptionError
-from radargate.gates.router.examples import PENALTY, learn
+from radargate.gates.router.examples import PENALTY, evenly, learn
+from radargate.training.gates import train_gates
+from radargate.training.options import GateTraining
 
 EXAMPLES = {
     "math": ["1+2=", "what is 3*4?"],
@@ -188,3 +191,60 @@ def test_examples_that_cannot_tell_experts_apart_are_one_line_before_a_model_is_
 def test_without_examples_the_remedy_is_named(zoo):
     with pytest.raises(OptionError, match="Give each of these at least one prompt: math, law, code"):
         radargate.compose("no/such/base", zoo["llama"]["adapters"], gate="select")
+
+
+@pytest.mark.parametrize("gate", ["stretch", "radar"])
+def test_a_router_that_starts_from_examples_is_select_before_it_is_trained(zoo, same_sites, gate, tmp_path):
+    """Where sites have all experts; radar has not turned yet either, as its P starts at 0."""
+    adapters, asked = {name: same_sites[name] for name in EXAMPLES}, torch.tensor([ids("what is law? 1+2")])
+
+    def made(**options):
+        return radargate.compose(str(zoo["llama"]["base"]), adapters, examples=EXAMPLES, **options).eval()
+
+    wanted = made(gate="select", scope="text", use="weighted", top_k=2)
+    started = made(gate=gate, router="text", router_start="select")
+    with torch.no_grad():
+        torch.testing.assert_close(started(asked).logits, wanted(asked).logits)
+    started.save_pretrained(tmp_path / "b")
+    with torch.no_grad():
+        assert torch.equal(radargate.load(None, tmp_path / "b")(asked).logits, started(asked).logits)
+
+
+def test_an_expert_without_examples_may_be_in_a_router_and_not_in_select(zoo):
+    tiny, some = zoo["llama"], {name: EXAMPLES[name] for name in ("math", "law")}
+    words = {"gate": "stretch", "router": "text", "router_start": "select"}
+    model = radargate.compose(str(tiny["base"]), tiny["adapters"], examples=some, **words)
+    phi = next(p for name, p in model.named_parameters() if name.endswith("softmax_router"))
+    assert [bool(row.any()) for row in phi] == [True, True, False]
+    with pytest.raises(OptionError, match="Give each of these at least one prompt"):
+        radargate.compose("no/base", tiny["adapters"], **words)
+    with pytest.raises(OptionError, match="says how a router starts, and there is none"):
+        radargate.compose("no/base", tiny["adapters"], gate="stretch", router_start="select", examples=some)
+
+
+def test_training_takes_examples_from_rows_evenly_and_keeps_what_the_router_knows(zoo, tasks, tmp_path):
+    tiny = zoo["llama"]
+    adapters = dict(zip(("even", "add"), tiny["adapters"].values(), strict=False))
+    options = GateTraining(
+        gate="stretch",
+        gate_options={"router": "text", "router_start": "select"},
+        steps=2,
+        batch_size=4,
+        max_length=64,
+        lr=1e-12,
+    )
+    train_gates(str(tiny["base"]), adapters, str(tasks), tmp_path / "t", options, device="cpu")
+    train_gates(
+        str(tiny["base"]),
+        adapters,
+        str(tasks),
+        tmp_path / "s",
+        GateTraining(gate="select", max_length=64),
+        device="cpu",
+    )
+    trained, rule = (load_file(tmp_path / name / "adapter_model.safetensors") for name in "ts")
+    key = next(name for name in trained if name.endswith("router.softmax_router"))
+    for part in ("softmax_router", "text_mean", "text_spread"):
+        name = key.replace("softmax_router", part)
+        torch.testing.assert_close(trained[name], rule[name], atol=1e-6, rtol=1e-5)
+    assert list(evenly(range(10), 4)) == [0, 3, 6, 9] and list(evenly(range(3), 200)) == [0, 1, 2]

@@ -153,7 +153,8 @@ def compose_bank(
         modules_to_save=list(head.modules) if head else None,
         **chosen,
     )
-    given = None if given is None else gate_class(config.gate).read_given(given, model)
+    kind = gate_class(config.gate)
+    given = None if given is None else kind.read_given(given, model)
     composed = get_peft_model(model, config, adapter_name=adapter_name)
     radar_config(composed, adapter_name).base_model_name_or_path = base_name(model)  # PEFT put this machine's path
     _fill(composed, bank, adapter_name)
@@ -163,6 +164,8 @@ def compose_bank(
         layer.gate(adapter_name).prepare(there.A.detach(), there.B.detach(), there.scales)
         if given is not None:
             layer.gate(adapter_name).receive(given)
+            if (router := layer.gate(adapter_name)._modules.get("router")) is not None:
+                kind.start_router(router, given, config.experts, make_options(kind, config.gate_options))
     return _finish(composed)
 
 

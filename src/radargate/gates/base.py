@@ -272,6 +272,10 @@ class Gate(nn.Module):
         """Names of the parameters that only one expert has (by its place here), so that they learn nothing where it is silent."""
         return ()
 
+    @classmethod
+    def start_router(cls, router: Any, data: Any, experts: Sequence[str], options: Any) -> None:
+        """Called with the composition's router, where it has one, and the data that `take` found."""
+
     def receive(self, data: Any) -> None:
         """Called after `prepare` with the data that `take` found, where it found any."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,12 @@ from radargate import ops
 from radargate.errors import OptionError
 from radargate.gates.balance import check_auxiliary_weight, gshard
 from radargate.gates.base import Call, Gate, GateSite
+from radargate.gates.router.examples import ReadsExamples
 from radargate.ops.selection import check_selection
 
 LENGTHS = ("one", "expert")
 ROUTERS = ("none", "text")
+STARTS = ("zero", "select")
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class StretchOptions:
             which starts at 1 (not in the paper).
         router: ``"text"``: weights are also times those of one decision for the whole model, made from the text so far (see
             `TextRouter`; not in the paper).
+        router_start: ``"zero"``: before training the router weighs all alike; ``"select"``: it knows each expert's example
+            prompts as rule ``select`` does, θ_s is 0, and the gate is that rule's (``scope="text"``, ``use="weighted"``).
     """
 
     temperature: float = 1.0
@@ -45,6 +50,7 @@ class StretchOptions:
     auxiliary_weight: float = 0.0
     length: str = "one"
     router: str = "none"
+    router_start: str = "zero"
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -54,11 +60,14 @@ class StretchOptions:
         ops.check_choice("norm", self.norm, ops.NORMS)
         ops.check_choice("length", self.length, LENGTHS)
         ops.check_choice("router", self.router, ROUTERS)
+        ops.check_choice("router_start", self.router_start, STARTS)
+        if self.router_start != "zero" and self.router == "none":
+            raise OptionError("router_start='select' says how a router starts, and there is none. Add router='text'.")
         if self.init_std < 0:
             raise OptionError(f"init_std is {self.init_std}, expected 0 or more.")
 
 
-class StretchGate(Gate):
+class StretchGate(ReadsExamples, Gate):
     """How much of each expert: g = topk(softmax(x θ_s / τ)).
 
     Source: arXiv 2505.23184, Eq. 1; App. B.2 for ``gate_input="experts"``.
@@ -79,8 +88,13 @@ class StretchGate(Gate):
     def __init__(self, site: GateSite, options: StretchOptions) -> None:
         super().__init__(site, options)
         shape = (site.n, site.d_in) if options.gate_input == "input" else (site.n * site.d_out, site.n)
-        self.softmax_theta = self.normal(*shape, std=options.init_std)
+        self.softmax_theta = self.normal(*shape, std=0.0 if options.router_start == "select" else options.init_std)
         self.softmax_length = nn.Parameter(torch.zeros(site.n)) if options.length == "expert" else None
+
+    @classmethod
+    def wants_examples(cls, values: Mapping[str, Any]) -> bool:
+        """Where the router starts from them."""
+        return bool(values.get("router_start") == "select")
 
     @classmethod
     def routes(cls, options: Any) -> bool:

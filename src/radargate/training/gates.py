@@ -182,7 +182,7 @@ def fit_gates(
         ``trained_parameters``, ``seconds``, ``final_loss``, ``curve`` ([step, loss] pairs) and, of a search, ``search``.
     """
     if any(p.requires_grad for p in model.parameters()):
-        if routers_of(model):
+        if any(not router.knows_texts for router in routers_of(model)):
             some = encoded.rows[:: -(-len(encoded.rows) // MOST_TEXTS)]
             describe_texts(model, [row.prompt(encoded.collator.encoder_decoder) for row in some])
         return _train(model, encoded, out, options, resume, device, tensorboard)

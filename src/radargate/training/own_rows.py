@@ -32,7 +32,7 @@ def options_from_rows(
     options: GateTraining,
     device: str | None = None,
 ) -> tuple[dict[str, Any], dict[str, A]]:
-    """The gate's options with what they ask of each expert's own rows, and the experts that have some.
+    """The gate's options with what they ask of each expert's own rows; and the experts, where a choice is all there is those with rows.
 
     Takes what `rows_by_expert` takes.
     """
@@ -40,7 +40,11 @@ def options_from_rows(
     if not kind.reads_own_rows(values):
         return values, dict(adapters)
     own = rows_by_expert(base, adapters, by_task, tokenizer, options, device)
-    return kind.from_rows(values, base, tokenizer, own), {name: adapters[name] for name in own}
+    without = [name for name, rows in own.items() if not rows]
+    if without and kind.routes_alone:
+        logger.warning(f"{', '.join(without)}: best at no task, so that no row says what it is for. It is left out.")
+        adapters = {name: adapter for name, adapter in adapters.items() if name not in without}
+    return kind.from_rows(values, base, tokenizer, own), dict(adapters)
 
 
 def rows_by_expert(
@@ -51,7 +55,7 @@ def rows_by_expert(
     options: GateTraining,
     device: str | None = None,
 ) -> dict[str, list[Row]]:
-    """Rows of each expert's own; an expert that has none is not among the keys.
+    """Rows of each expert's own, in the experts' order; an expert may have none.
 
     Where every expert has a task of its name, that task's rows. Else each task belongs to the expert that answers its first
     rows with the least loss, as LoRAuter (arXiv 2601.21795) finds the adapters of a task.
@@ -77,10 +81,7 @@ def rows_by_expert(
     logger.info(
         "the expert that answers each task best: " + ", ".join(f"{task} {name}" for task, name in owner.items()) + "."
     )
-    without = [name for name, rows in own.items() if not rows]
-    if without:
-        logger.warning(f"{', '.join(without)}: best at no task, so that no row says what it is for. It is left out.")
-    return {name: rows for name, rows in own.items() if rows}
+    return own
 
 
 @torch.no_grad()

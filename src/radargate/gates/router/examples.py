@@ -3,25 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from radargate.data.prompts import encode_context, render_context
+from radargate.base_models.loading import load_tokenizer
+from radargate.data.prompts import encode_context, encode_row, render_context
 from radargate.errors import OptionError, shown
 from radargate.gates.router.hooks import embeddings
 from radargate.gates.router.running_text import summed
 
 Examples = Mapping[str, Sequence[str | Sequence[int]]]
 WAYS = ("classifier", "centroid")
+PROMPTS = 200  # of each expert's rows
 PENALTY = 1e-3  # on the classifier's squared weights; 1e-2 and 1e-4 route as well (docs/log.md)
 
 
-def check_examples(examples: Any, experts: Sequence[str]) -> Examples:
-    """Example prompts of every expert of a composition, as text or token ids.
+class ReadsExamples:
+    """What a gate with a router gains that starts from example prompts: ``examples={expert: [prompt, …]}``, or rows."""
+
+    every: ClassVar[bool] = False  # whether each expert needs some
+
+    @classmethod
+    def wants_examples(cls, values: Mapping[str, Any]) -> bool:
+        """Whether the options that a user gave ask for examples."""
+        raise NotImplementedError
+
+    @classmethod
+    def take(cls, values: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+        """Options as they are saved, and the example prompts: None where none are asked for."""
+        wanted = cls.wants_examples(values)
+        kept = {key: value for key, value in values.items() if key != "examples" or not wanted}
+        return kept, values.get("examples", {}) if wanted else None
+
+    @classmethod
+    def check_given(cls, given: Any, experts: Sequence[str]) -> Any:
+        """Experts have example prompts, and each its own."""
+        return None if given is None else check_examples(given, experts, cls.every)
+
+    @classmethod
+    def read_given(cls, given: Any, base: Any) -> Any:
+        """The example prompts, summed up."""
+        text = any(isinstance(prompt, str) for prompts in given.values() for prompt in prompts)
+        return example_sums(given, base, load_tokenizer(base.name_or_path) if text else None)
+
+    @classmethod
+    def reads_own_rows(cls, values: Mapping[str, Any]) -> bool:
+        """Unless the user gave examples."""
+        return cls.wants_examples(values) and "examples" not in values
+
+    @classmethod
+    def from_rows(cls, values: dict[str, Any], base: Any, tokenizer: Any, own: Any) -> dict[str, Any]:
+        """Options with the prompts of each expert's own rows as examples."""
+        two_stacks, most = bool(base.config.is_encoder_decoder), values.get("prompts", PROMPTS)
+        return {
+            **values,
+            "examples": {
+                name: [encode_row(row.prompt, row.target, tokenizer, two_stacks).context for row in evenly(rows, most)]
+                for name, rows in own.items()
+                if rows
+            },
+        }
+
+    @classmethod
+    def start_router(cls, router: Any, sums: Mapping[str, Tensor], experts: Sequence[str], options: Any) -> None:
+        """Let the composition's router learn from the example prompts."""
+        router.start([sums.get(name) for name in experts], getattr(options, "by", WAYS[0]))
+
+
+def evenly(rows: Sequence[Any], most: int) -> Sequence[Any]:
+    """At most so many of the rows, from all of their tasks."""
+    return rows[:: max(1, -(-len(rows) // most))]
+
+
+def check_examples(examples: Any, experts: Sequence[str], every: bool = True) -> Examples:
+    """Example prompts of an expert or of every one, as text or token ids.
 
     Raises:
         OptionError: an expert has none, an unknown one has some, or two experts have the same.
@@ -31,10 +90,10 @@ def check_examples(examples: Any, experts: Sequence[str]) -> Examples:
     found = {str(name): [texts] if isinstance(texts, str) else list(texts) for name, texts in examples.items()}
     unknown = [name for name in found if name not in experts]
     missing = [name for name in experts if not any(len(text) for text in found.get(name, []))]
-    if unknown or missing:
+    if unknown or (missing and (every or len(missing) == len(experts))):
         what = f"names {unknown[0]!r}, which is no expert" if unknown else f"has no prompt for expert {missing[0]!r}"
         raise OptionError(f"examples {what}. Give each of these at least one prompt: {', '.join(experts)}.")
-    kept = {name: [text for text in found[name] if len(text)] for name in experts}
+    kept = {name: [text for text in found[name] if len(text)] for name in experts if name not in missing}
     seen: dict[tuple[Any, ...], str] = {}
     for name, texts in kept.items():
         key = tuple(sorted(str(text) for text in texts))

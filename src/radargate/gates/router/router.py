@@ -45,6 +45,11 @@ class TextRouter(nn.Module):
         self.register_buffer("text_spread", torch.zeros(()))
         self._described = False
 
+    @property
+    def knows_texts(self) -> bool:
+        """Whether it has μ and σ."""
+        return bool(self.text_spread > 0)
+
     @torch.no_grad()
     def describe(self, sums: Tensor, mean: Tensor | None = None) -> None:
         """Take μ and σ from texts that were summed up, [texts, d + 1]; or σ alone, around a given μ.
@@ -68,18 +73,20 @@ class TextRouter(nn.Module):
         self.text_spread.copy_(other.text_spread)
 
     @torch.no_grad()
-    def start(self, by_expert: Sequence[Tensor], by: str) -> None:
+    def start(self, by_expert: Sequence[Tensor | None], by: str) -> None:
         """Learn φ from each expert's own example prompts, summed up as [prompts, d + 1]; μ is the mean over experts.
+
+        φ of an expert without examples stays 0.
 
         Raises:
             OptionError: all prompts are alike.
         """
-        by_expert = [sums.to(self.text_mean) for sums in by_expert]
-        mean = torch.stack([(sums[:, :-1] / sums[:, -1:]).mean(0) for sums in by_expert]).mean(0)
-        if len(by_expert) > 1:
-            self.describe(torch.cat(by_expert), mean)
-            learned = learn([self._features(sums) for sums in by_expert], by)
-            self.softmax_router.copy_(learned * (math.sqrt(learned.shape[1]) / GAIN))
+        known = {place: sums.to(self.text_mean) for place, sums in enumerate(by_expert) if sums is not None}
+        mean = torch.stack([(sums[:, :-1] / sums[:, -1:]).mean(0) for sums in known.values()]).mean(0)
+        if len(known) > 1:
+            self.describe(torch.cat([*known.values()]), mean)
+            learned = learn([self._features(sums) for sums in known.values()], by)
+            self.softmax_router[list(known)] = learned * (math.sqrt(learned.shape[1]) / GAIN)
         else:  # an only expert is chosen whatever it reads
             self.text_mean.copy_(mean)
             self.text_spread.fill_(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,17 +10,15 @@ import torch
 from torch import Tensor
 
 from radargate import ops
-from radargate.base_models.loading import load_tokenizer
-from radargate.data.prompts import encode_row
 from radargate.errors import OptionError
-from radargate.gates.base import ByTask, Call, Gate
-from radargate.gates.router.examples import WAYS, check_examples, example_sums
+from radargate.gates.base import Call, Gate
+from radargate.gates.router.examples import PROMPTS, WAYS, ReadsExamples
 
 USES = ("best", "weighted")
 SCOPES = ("prompt", "text")
 
 
-class SelectRule(Gate):
+class SelectRule(ReadsExamples, Gate):
     """Weight 1 on the expert that fits the text so far best, or the k best weighted by their scores; the same at every site.
 
     Scores come from example prompts of each expert (``examples={name: [prompt, …]}`` of `radargate.compose`, or rows of
@@ -31,6 +29,7 @@ class SelectRule(Gate):
     """
 
     role = "rule"
+    every = True
     acts_alone = True
     routes_alone = True
 
@@ -50,7 +49,7 @@ class SelectRule(Gate):
         use: str = "best"
         scope: str = "prompt"
         temperature: float = 1.0
-        prompts: int = 200
+        prompts: int = PROMPTS
 
         def __post_init__(self) -> None:
             """Check every value."""
@@ -73,43 +72,9 @@ class SelectRule(Gate):
         return False
 
     @classmethod
-    def take(cls, values: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-        """Options as they are saved, and the example prompts."""
-        return {k: v for k, v in values.items() if k != "examples"}, values.get("examples", {})
-
-    @classmethod
-    def check_given(cls, given: Any, experts: Sequence[str]) -> Any:
-        """Every expert has example prompts of its own."""
-        return check_examples(given, experts)
-
-    @classmethod
-    def read_given(cls, given: Any, base: Any) -> Any:
-        """The example prompts, summed up."""
-        text = any(isinstance(prompt, str) for prompts in given.values() for prompt in prompts)
-        return example_sums(given, base, load_tokenizer(base.name_or_path) if text else None)
-
-    @classmethod
-    def reads_own_rows(cls, values: Mapping[str, Any]) -> bool:
-        """Unless the user gave examples."""
-        return "examples" not in values
-
-    @classmethod
-    def from_rows(cls, values: dict[str, Any], base: Any, tokenizer: Any, own: ByTask) -> dict[str, Any]:
-        """Options with the prompts of each expert's own rows as examples."""
-        two_stacks, most = bool(base.config.is_encoder_decoder), cls.Options(**values).prompts
-        return {
-            **values,
-            "examples": {
-                name: [encode_row(row.prompt, row.target, tokenizer, two_stacks).context for row in rows[:most]]
-                for name, rows in own.items()
-            },
-        }
-
-    def receive(self, sums: Mapping[str, Tensor]) -> None:
-        """Learn from the example prompts, at the one gate that holds the router."""
-        router: Any = self._modules.get("router")
-        if router is not None:
-            router.start([sums[name] for name in self.site.composition], self.options.by)
+    def wants_examples(cls, values: Mapping[str, Any]) -> bool:
+        """They are all it knows."""
+        return True
 
     def weigh(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """The same choice among all experts at every site; a site that lacks the chosen ones is silent."""
