@@ -125,7 +125,7 @@ def test_a_stopped_experiment_goes_on_and_recomputes_nothing(zoo, sources, tmp_p
     assert main(words) == 1 and "--resume" in capsys.readouterr().err
     assert main([*words, "--resume"]) == 0
     after = cells(out)
-    assert len(after) == 6  # base, two experts and the union LoRA once, stretch twice
+    assert len(after) == 7  # base and two experts once, the union LoRA and stretch for each bank
     assert all(after[case] == record for case, record in before.items())
     assert all(file.stat().st_mtime_ns == stamp for file, stamp in experts.items())
     monkeypatch.setattr(module, "load_base", None)  # nothing is left to load a model for

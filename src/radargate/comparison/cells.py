@@ -20,7 +20,10 @@ from radargate.training.options import DEFAULTS, check_share
 
 # what `--rules all` means beside each rule with its own defaults: the other forms users compare
 VARIANTS = {"lorahub": "form=sane", "arrow": "mixing=ab"}
+# one LoRA on all tasks' rows. Cells of this very label, without steps of their own, are those of before: they saw the
+# gate's rows only, and reports call them so (`radargate.comparison.results.RENAMED`)
 UNION = "union LoRA"
+UNION_ALL_ROWS, UNION_EQUAL_TIME = f"{UNION}, all rows", f"{UNION}, equal time"
 ROLES = ("paper", "control")  # asked for in place of a gate, they stand for all gates of that role
 # of a gate's training, said among its options; they win over the grid's
 TRAINING = tuple(DEFAULTS[None])
@@ -36,7 +39,8 @@ class Cell:
         label: its name in tables, without the seed.
         architecture: for gates and rules.
         seed: for what is trained.
-        options: of the gate or rule, and those of a gate's training (`TRAINING`) that differ from the grid's.
+        options: of the gate or rule, and those of a gate's training (`TRAINING`) that differ from the grid's; of the union
+            LoRA its ``steps``.
     """
 
     system: str
@@ -94,6 +98,7 @@ def all_cells(
     architectures: Sequence[str],
     seeds: int,
     rates: Sequence[str] = (),
+    union_steps: int | None = None,
 ) -> tuple[list[Cell], list[str]]:
     """All cells of a comparison, and why some combinations are left out.
 
@@ -104,6 +109,7 @@ def all_cells(
         architectures: names, or ``["all"]``.
         seeds: how many seeds everything trained gets.
         rates: `TRAINING` of some gates, in the same form; labels do not say it, and a gate's own text wins over it.
+        union_steps: of the LoRA on all tasks' rows; None leaves it out.
 
     Raises:
         UnknownNameError: a name is unknown; the nearest are given.
@@ -113,12 +119,16 @@ def all_cells(
         raise OptionError(f"found {len(adapters)} adapter, expected at least 2: there is nothing to combine.")
     if seeds < 1:
         raise OptionError(f"seeds is {seeds}, expected at least 1.")
+    if union_steps is not None and union_steps < 1:
+        raise OptionError(f"union_steps is {union_steps}, expected at least 1.")
     names = ARCHITECTURES.names() if list(architectures) == ["all"] else list(architectures)
     for name in names:
         ARCHITECTURES.check(name)
     cells = [Cell("base", "base", "base")]
     cells += [Cell(name, "expert", f"expert: {name}") for name in adapters]
-    cells += [Cell(UNION, "rule", UNION, seed=seed) for seed in range(seeds)]
+    if union_steps is not None:
+        own = {"steps": union_steps}
+        cells += [Cell(UNION, "rule", UNION_ALL_ROWS, seed=seed, options=own) for seed in range(seeds)]
     left_out: list[str] = []
     given = dict(map(parse_system, rates))
     for text, kind in [

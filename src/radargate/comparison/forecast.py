@@ -81,7 +81,9 @@ class Forecast:
         if not cell.trained:
             return self.opening + scoring
         factor = architecture_factor(cell.architecture)
-        if cell.kind == "rule" and cell.system != UNION:
+        if cell.system == UNION:
+            return self.opening + scoring + self.plain * cell.options["steps"]
+        if cell.kind == "rule":
             return self.opening + scoring + factor * self.plain * SEARCH_STEPS
         share = training.dense_start or 0.0
         turning = share * self.turning_dense + (1 - share) * self.turning

@@ -20,6 +20,7 @@ from radargate.comparison.finished import finished_cells
 from radargate.comparison.forecast import Forecast
 from radargate.comparison.options import Comparison
 from radargate.comparison.run_cell import RECORDS, Grid, run_cell
+from radargate.comparison.union import steps_of_union
 from radargate.composition.composing import load_for
 from radargate.composition.config import check_top_k
 from radargate.data.rows import Row, rows_hash
@@ -80,12 +81,14 @@ def compare(
     own = {name: dict(adapters) for name in ("mole", "hydra", "omoe")}
     own.update({name: dict(folders) for name, folders in (experts or {}).items()})
     training = options.training.resolved()
+    union_steps = steps_of_union(adapters, training) if options.union_steps is None else options.union_steps
     cells, left_out = all_cells(
         list(adapters),
         gates=options.gates,
         rules=options.rules,
         architectures=options.architectures,
         seeds=options.seeds,
+        union_steps=union_steps,
     )
     check_top_k(training.top_k, len(adapters))
     used = {cell.architecture for cell in cells if cell.architecture} | {"mole"}
@@ -124,6 +127,7 @@ def compare(
         "seeds": options.seeds,
         "steps": training.steps,
         "batch_size": training.batch_size,
+        "union_steps": union_steps,
         "limit": options.scoring.limit,
         "left_out": list(dict.fromkeys(left_out)),
         "dtype": dtype,

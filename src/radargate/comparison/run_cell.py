@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -16,19 +15,17 @@ from peft import PeftModel
 from radargate.comparison.cells import UNION, Cell
 from radargate.comparison.memory import peak_mb, reset_peak
 from radargate.comparison.options import Comparison
+from radargate.comparison.union import train_union
 from radargate.composition.composing import compose, radar_config
 from radargate.composition.config import gate_class
 from radargate.data.batches import EncodedRows
 from radargate.data.rows import Row
 from radargate.evaluation.run import score_system
 from radargate.evaluation.usage import Usage, expert_usage
-from radargate.experts.adapters import read_adapter
 from radargate.io.progress import quietly, share
-from radargate.io.records import make_record, read_records
+from radargate.io.records import make_record
 from radargate.training.diagnostics import mean_angle
-from radargate.training.experts import train_experts
 from radargate.training.gates import fit_gates
-from radargate.training.options import ExpertOptions
 
 RECORDS = "records.jsonl"
 TRAINED = 0.7  # share of a trained cell's time that training takes, for the time left inside the cell
@@ -50,6 +47,7 @@ class Grid:
     work: Path
     device: str | None
     probe: Callable[[PeftModel, Cell, Grid], dict[str, Any]] | None = None  # looks at every trained gate
+    union: dict[str, list[Row]] | None = None  # what the union LoRA is trained on; None: the gates' rows
 
 
 @quietly()
@@ -67,7 +65,7 @@ def run_cell(cell: Cell, grid: Grid, cell_id: str | None = None) -> list[dict[st
     usage, angle, note, model = Usage({}, None, None), None, None, grid.model
     if cell.system == UNION:
         with share(TRAINED):
-            model, facts = _union(cell, grid)
+            model, facts, note = train_union(cell, grid)
     elif cell.kind == "expert":
         model = compose(grid.model, {cell.system: grid.adapters["mole"][cell.system]}, gate="uniform", top_k=1)
     elif cell.kind != "base":
@@ -94,6 +92,7 @@ def run_cell(cell: Cell, grid: Grid, cell_id: str | None = None) -> list[dict[st
         "train_seconds": round(facts["seconds"], 2),
         "score_seconds": round(time.monotonic() - begun, 2),
         "peak_memory_mb": peak_mb(grid.model.device),
+        "rows_read": facts.get("rows_read"),
         "final_loss": facts["final_loss"],
         "mean_angle": angle,
         "curve": facts.get("curve", []),
@@ -112,6 +111,7 @@ def run_cell(cell: Cell, grid: Grid, cell_id: str | None = None) -> list[dict[st
         "architecture": cell.architecture,
         "seed": cell.seed,
         "gate_options": cell.own_options,
+        **facts.get("options", {}),
     }
     records.append(
         make_record(
@@ -159,40 +159,3 @@ def _composed(cell: Cell, grid: Grid) -> tuple[PeftModel, dict[str, Any], str | 
     note = f"converted to a common A, residual {sum(lost) / len(lost):.2f}" if lost else None
     facts = fit_gates(model, grid.encoded, grid.work, dataclasses.replace(training, save_every=0), device=grid.device)
     return model, facts, note
-
-
-def _union(cell: Cell, grid: Grid) -> tuple[PeftModel, dict[str, Any]]:
-    """One LoRA trained on all tasks together, with the gates' number of steps and rows."""
-    training = grid.options.training
-    first = read_adapter("first", next(iter(grid.adapters["mole"].values())))
-    common = {**training.common(), "lr": grid.options.union_lr, "seed": cell.seed or 0}
-    options = ExpertOptions(
-        **common,
-        rank=int(first.config.get("r", 8)),
-        alpha=int(first.config.get("lora_alpha", 32)),
-        target_modules=_targets(first.config.get("target_modules")),
-    )
-    folder = train_experts(grid.model, grid.train, grid.work / "union", options, union="union", device=grid.device)[
-        "union"
-    ]
-    record = read_records(grid.work / "union" / RECORDS)[-1]["metrics"]
-    curve = [
-        [entry["step"], entry["loss"]] for entry in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    ]
-    model = compose(grid.model, {"union": folder}, gate="uniform", top_k=1)
-    count = sum(
-        info.A.shape[0] * info.A.shape[1] + info.B.shape[0] * info.B.shape[1]
-        for info in read_adapter("union", folder).sites.values()
-    )
-    return model, {
-        "trained_parameters": count,
-        "seconds": record["seconds"],
-        "final_loss": record["final_loss"],
-        "curve": curve,
-    }
-
-
-def _targets(named: Any) -> tuple[str, ...] | None:
-    if named is None:
-        return None
-    return (named,) if isinstance(named, str) else tuple(sorted(named))
