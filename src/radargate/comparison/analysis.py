@@ -109,7 +109,7 @@ def analyse(records: Iterable[Mapping[str, Any]], reference: str | None = None) 
 
 def contestants(results: Results) -> list[str]:
     """Labels of the systems that need not be told the task."""
-    return [s.label for s in results.systems.values() if s.kind != "oracle"]
+    return [s.label for s in results.systems.values() if not s.told]
 
 
 def rotation_pairs(results: Results, *roles: str) -> list[tuple[str, str]]:

@@ -25,7 +25,7 @@ class System:
 
     Attributes:
         label: its name on tables, without the seed.
-        kind: ``"base"``, ``"expert"``, ``"rule"``, ``"gate"``, or ``"oracle"`` (it has to be told the task).
+        kind: ``"base"``, ``"expert"``, ``"rule"``, ``"gate"``, ``"told"`` (a rule with weights for each task) or ``"oracle"``.
         architecture: of a gate.
         seeds: in ascending order; a system without one has a single None.
         cells: its cell records, in the order of ``seeds``.
@@ -38,6 +38,11 @@ class System:
     seeds: tuple[int | None, ...]
     cells: tuple[Mapping[str, Any], ...]
     rows: Mapping[str, Mapping[str, np.ndarray]]
+
+    @property
+    def told(self) -> bool:
+        """Whether it has to be told the task."""
+        return self.kind in ("oracle", "told")
 
     @property
     def name(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from peft import PeftModel
 from radargate.comparison.cells import UNION, Cell
 from radargate.comparison.memory import peak_mb, reset_peak
 from radargate.comparison.options import Comparison
+from radargate.comparison.told import search_tasks
 from radargate.comparison.union import train_union
 from radargate.composition.composing import compose, radar_config
 from radargate.composition.config import gate_class
@@ -26,6 +27,7 @@ from radargate.io.progress import quietly, share
 from radargate.io.records import make_record
 from radargate.training.diagnostics import mean_angle
 from radargate.training.gates import fit_gates
+from radargate.training.search import place_weights
 
 RECORDS = "records.jsonl"
 TRAINED = 0.7  # share of a trained cell's time that training takes, for the time left inside the cell
@@ -71,9 +73,11 @@ def run_cell(cell: Cell, grid: Grid, cell_id: str | None = None) -> list[dict[st
     elif cell.kind != "base":
         with share(TRAINED if cell.trained else 0):
             model, facts, note = _composed(cell, grid)
-    if isinstance(model, PeftModel) and cell.kind in ("rule", "gate") and cell.system != UNION:
+    before = _own_weights(model, facts["search"]) if cell.kind == "told" else None
+    if isinstance(model, PeftModel) and cell.kind in ("rule", "told", "gate") and cell.system != UNION:
         model.eval()
-        usage = expert_usage(model, grid.tokenizer, {task: rows[:USAGE_ROWS] for task, rows in grid.test.items()})
+        some = {task: rows[:USAGE_ROWS] for task, rows in grid.test.items()}
+        usage = expert_usage(model, grid.tokenizer, some, before)
         angle = mean_angle(model, grid.encoded, 8)
     cell_id = cell_id or cell.id(grid.conditions)
     shown = {
@@ -86,7 +90,8 @@ def run_cell(cell: Cell, grid: Grid, cell_id: str | None = None) -> list[dict[st
     }
     begun = time.monotonic()
     with share(1 - TRAINED if cell.trained else 1):
-        records = score_system(cell.label, model, grid.tokenizer, grid.test, grid.options.scoring, {"cell": shown})
+        known = {"cell": shown}
+        records = score_system(cell.label, model, grid.tokenizer, grid.test, grid.options.scoring, known, before)
     metrics = {
         "trained_parameters": facts["trained_parameters"],
         "train_seconds": round(facts["seconds"], 2),
@@ -157,5 +162,13 @@ def _composed(cell: Cell, grid: Grid) -> tuple[PeftModel, dict[str, Any], str | 
     )
     lost = [facts["residual"] for facts in radar_config(model).expert_facts.values() if "residual" in facts]
     note = f"converted to a common A, residual {sum(lost) / len(lost):.2f}" if lost else None
+    if cell.kind == "told":
+        wanted = {task: grid.train[task] for task in grid.test}
+        return model, search_tasks(model, grid.tokenizer, wanted, grid.work, training, grid.device), note
     facts = fit_gates(model, grid.encoded, grid.work, dataclasses.replace(training, save_every=0), device=grid.device)
     return model, facts, note
+
+
+def _own_weights(model: Any, searches: Mapping[str, Any]) -> Callable[[str], None]:
+    """Puts a task's own weights in place."""
+    return lambda task: place_weights(model, searches[task]["weights"])

@@ -119,7 +119,8 @@ class Findings:
         def tests(value: Value, results: Results, metric: str) -> list[PairedTest]:
             ranked = standings(results, metric)
             best = leader(results, ranked).label
-            return compare_pairs(results, metric, [(best, s.label) for s in ranked if s.label not in (best, ORACLE)])
+            others = [s.label for s in ranked if s.label != best and not results.systems[s.label].told]
+            return compare_pairs(results, metric, [(best, label) for label in others])
 
         return self._everywhere(tests)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from radargate.comparison.cells import UNION, UNION_EQUAL_TIME, Cell
+from radargate.comparison.told import task_rows
 from radargate.comparison.union import union_steps
 from radargate.composition.config import gate_class
 from radargate.errors import OptionError
@@ -53,12 +54,12 @@ def plan_places(
     for point in points(design, material):
         read = {task: store.rows_read(task) for task in point.experts}
         steps = union_steps(list(read.values()), design.training) if design.union else None
-        cells, reasons = cells_of(point, design, steps)
+        train, test, union = train_rows(point, material), test_rows(point, material), union_rows(point, material)
+        cells, reasons = cells_of(point, design, steps, task_rows(train, test))
         left_out += reasons
         used = {cell.architecture or "mole" for cell in cells} | {"mole"}
         hashes = {architecture: store.hashes(point.base, point.experts, architecture) for architecture in sorted(used)}
         rates = Rates(point.base, device)
-        train, test, union = train_rows(point, material), test_rows(point, material), union_rows(point, material)
         found, of_union = row_hashes(train, test), row_hashes(union, test)
         if design.union_equal_time:
             gates = [cell for cell in cells if cell.kind == "gate"]

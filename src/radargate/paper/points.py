@@ -127,13 +127,16 @@ def points(design: Design, material: Material) -> list[Point]:
     return found
 
 
-def cells_of(point: Point, design: Design, union_steps: int | None = None) -> tuple[list[Cell], list[str]]:
+def cells_of(
+    point: Point, design: Design, union_steps: int | None = None, task_rows: Mapping[str, int] | None = None
+) -> tuple[list[Cell], list[str]]:
     """The cells of one point, and why some combinations are left out.
 
     Args:
         point: where they stand.
         design: of the experiment.
         union_steps: of the union LoRA; None leaves it out.
+        task_rows: tested task → its training rows, for rules that are searched for each; None lets them search once.
 
     Raises:
         UnknownNameError: a gate, rule or architecture is unknown.
@@ -147,6 +150,7 @@ def cells_of(point: Point, design: Design, union_steps: int | None = None) -> tu
         seeds=design.seeds,
         rates=design.rates,
         union_steps=union_steps,
+        task_rows=task_rows,
     )
     # alone, an expert says what its own task has to gain
     alone = set(point.learned) if design.benchmarks is None and point.left_out is None else set()

@@ -74,7 +74,8 @@ class Rates:
             return seconds
         if cell.system == UNION:
             return seconds + cell.options["steps"] * self._step(train, design.training)
-        return seconds + self._composed(cell, bank, top_k, train, design)
+        searches = len(test) if cell.kind == "told" else 1
+        return seconds + searches * self._composed(cell, bank, top_k, train, design)
 
     def equal_time_steps(
         self,
@@ -102,9 +103,9 @@ class Rates:
         return max(1, round(whole / self._step(union, design.training)))
 
     def _composed(self, cell: Cell, bank: int, top_k: int, train: Mapping[str, list[Row]], design: Design) -> float:
-        """Training of a gate, or the search of a rule."""
+        """Training of a gate, or one search of a rule."""
         rotating = cell.kind == "gate" and cost.rotates(cell.system)
-        steps = cost.SEARCH_STEPS if cell.kind == "rule" else design.training.steps
+        steps = cost.SEARCH_STEPS if cell.kind in ("rule", "told") else design.training.steps
         factor = cost.gate_factor((bank + top_k) / 2, cell.architecture, rotating)
         return steps * self._step(train, design.training) * factor
 
