@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from radargate.base_models.loading import base_name, load_tokenizer
+from radargate.comparison.options import Comparison
 from radargate.comparison.run import compare as run_comparison
-from radargate.comparison.run_cell import Comparison
 from radargate.data.rows import Row
 from radargate.data.sources import load_rows
 from radargate.evaluation import scoring

@@ -202,7 +202,7 @@ def test_what_a_cell_does_not_depend_on_is_not_in_its_id():
         assert len(set(ids[name])) == 1, name
     assert ids["expert: even"][0] == ids["expert: even"][1] != ids["expert: even"][2]
     assert len(set(ids["radar (mole)"][:3])) == 3 and ids["radar (mole)"][0] == ids["radar (mole)"][3]
-    assert len(set(ids["union LoRA, all rows"])) == 4, "it takes over the first adapter's rank"
+    assert len(set(ids["union LoRA on all rows"])) == 4, "it takes over the first adapter's rank"
 
 
 def test_systems_are_named_with_their_options():
@@ -216,7 +216,7 @@ def test_systems_are_named_with_their_options():
         union_steps=9,
     )
     assert [c.label for c in found if c.seed == 1] == [
-        "union LoRA, all rows",
+        "union LoRA on all rows",
         "lorahub form=sane (mole)",
         "stretch temperature=2.0 (mole)",
     ]

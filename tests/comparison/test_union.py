@@ -11,8 +11,8 @@ from compare_records import TASKS, compare_records
 from conftest import logged
 from radargate.comparison.analysis import analyse
 from radargate.comparison.cells import all_cells
+from radargate.comparison.grid import Grid
 from radargate.comparison.page import compare_page
-from radargate.comparison.run_cell import Grid
 from radargate.comparison.union import USUAL_ROWS, steps_of_union, train_union
 from radargate.data.sources import load_rows
 from radargate.errors import OptionError
@@ -73,7 +73,7 @@ def test_a_comparison_trains_it_for_as_long_as_its_adapters_say(zoo, adapters, t
     assert main(words) == 0
     assert "the union LoRA gets 12 steps of 2 rows" in capsys.readouterr().err  # (2 + 3) · 4 / 2 + 2
     unions = [c for c in cells(tmp_path / "out") if c["cell"]["system"] == "union LoRA"]
-    assert [(c["cell"]["label"], c["cell"]["seed"]) for c in unions] == [("union LoRA, all rows", s) for s in (0, 1)]
+    assert [(c["cell"]["label"], c["cell"]["seed"]) for c in unions] == [("union LoRA on all rows", s) for s in (0, 1)]
     for cell in unions:
         assert cell["metrics"]["rows_read"] == 24 and cell["metrics"]["train_seconds"] > 0
         assert (cell["options"]["steps"], cell["options"]["lr"]) == (12, 1e-3)
@@ -130,14 +130,14 @@ def test_records_of_before_read_as_what_they_were_beside_new_ones():
     old = copy.deepcopy([r for r in new if r.get("cell", {}).get("system") == "union LoRA"])
     for record in old:
         record["cell"] |= {"label": "union LoRA", "id": "of before"}
-        record["case"] = record["case"].replace("union LoRA, all rows", "union LoRA")
+        record["case"] = record["case"].replace("union LoRA on all rows", "union LoRA")
         if "rows" in record:
             record["rows"]["correct"] = [1] * len(record["rows"]["id"])
-    before, now = "union LoRA, gate's rows only", "union LoRA, all rows"
+    before, now = "union LoRA on the gate's rows only", "union LoRA on all rows"
     systems = analyse([*new, *old]).results.systems
     assert {before, now} < set(systems) and "union LoRA" not in systems
     assert float(systems[before].seed_means("acc", TASKS)[0]) == 1.0 > float(systems[now].seed_means("acc", TASKS)[0])
     page = compare_page([*new, *old], reference="union LoRA")  # as it was called then
-    assert "Every system minus union LoRA, gate&#x27;s rows only" in page
+    assert "Every system minus union LoRA on the gate&#x27;s rows only" in page
     alone = [r for r in [*new, *old] if r.get("cell", {}).get("label") != now]
     assert before in analyse(alone).results.systems and now not in analyse(alone).results.systems

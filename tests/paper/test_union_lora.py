@@ -17,7 +17,7 @@ from radargate.paper.points import load_material, points, train_rows, union_rows
 from radargate.paper.predict import Rates
 from test_experiment import cells, command, compared, sources  # noqa: F401
 
-ALL, TIME = "union LoRA, all rows", "union LoRA, equal time"
+ALL, TIME = "union LoRA on all rows", "union LoRA in equal time"
 
 
 def planned(name, sources, given=None, **changes):  # noqa: F811
@@ -119,6 +119,6 @@ def test_it_is_trained_and_reported_for_equal_time_where_asked(zoo, sources, tmp
 
 def test_an_experiments_records_of_before_read_as_what_they_were():
     found = read_findings(compared({None: {"union LoRA": {"sums": 10}, "radar (mole)": {"sums": 30}}}))
-    before = "union LoRA, gate's rows only"
+    before = "union LoRA on the gate's rows only"
     assert found.systems() == [before, "radar (mole)"]
     assert found.lead["acc"][0].second == before

@@ -23,7 +23,7 @@ VARIANTS = {"lorahub": "form=sane", "arrow": "mixing=ab"}
 # one LoRA on all tasks' rows. Cells of this very label, without steps of their own, are those of before: they saw the
 # gate's rows only, and reports call them so (`radargate.comparison.results.RENAMED`)
 UNION = "union LoRA"
-UNION_ALL_ROWS, UNION_EQUAL_TIME = f"{UNION}, all rows", f"{UNION}, equal time"
+UNION_ALL_ROWS, UNION_EQUAL_TIME = f"{UNION} on all rows", f"{UNION} in equal time"
 TOLD = "told the task"  # in labels
 ROLES = ("paper", "control")  # asked for in place of a gate, they stand for all gates of that role
 # of a gate's training, said among its options; they win over the grid's

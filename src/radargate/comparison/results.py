@@ -16,7 +16,7 @@ CHRF = "chrf"  # of translations, whose exact match says nothing
 ORACLE = "oracle"  # each task by its own expert
 _EXPERT_LABEL = "expert: "
 # label in records of before → what it was, as the same name stands for another training now
-RENAMED = {"union LoRA": "union LoRA, gate's rows only"}
+RENAMED = {"union LoRA": "union LoRA on the gate's rows only"}
 
 
 @dataclass(frozen=True)

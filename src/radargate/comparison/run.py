@@ -18,8 +18,9 @@ from radargate.base_models.loading import base_dtype, fingerprint, load_tokenize
 from radargate.comparison.cells import UNION, Cell, all_cells
 from radargate.comparison.finished import finished_cells
 from radargate.comparison.forecast import Forecast
+from radargate.comparison.grid import Grid
 from radargate.comparison.options import Comparison
-from radargate.comparison.run_cell import RECORDS, Grid, run_cell
+from radargate.comparison.run_cell import RECORDS, run_cell
 from radargate.comparison.told import task_rows
 from radargate.comparison.union import steps_of_union
 from radargate.composition.composing import load_for

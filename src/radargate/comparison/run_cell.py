@@ -6,21 +6,18 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from peft import PeftModel
 
 from radargate.comparison.cells import UNION, Cell
+from radargate.comparison.grid import Grid
 from radargate.comparison.memory import peak_mb, reset_peak
-from radargate.comparison.options import Comparison
 from radargate.comparison.told import search_tasks
 from radargate.comparison.union import train_union
 from radargate.composition.composing import compose, radar_config
 from radargate.composition.config import gate_class
-from radargate.data.batches import EncodedRows
-from radargate.data.rows import Row
 from radargate.evaluation.run import score_system
 from radargate.evaluation.usage import Usage, expert_usage
 from radargate.io.progress import quietly, share
@@ -32,24 +29,6 @@ from radargate.training.search import place_weights
 RECORDS = "records.jsonl"
 TRAINED = 0.7  # share of a trained cell's time that training takes, for the time left inside the cell
 USAGE_ROWS = 2  # rows of each task that a gate's use of experts is looked at on
-
-
-@dataclass
-class Grid:
-    """What all cells share."""
-
-    model: Any
-    tokenizer: Any
-    adapters: dict[str, dict[str, str]]
-    train: dict[str, list[Row]]
-    test: dict[str, list[Row]]
-    encoded: EncodedRows
-    options: Comparison
-    conditions: dict[str, Any]
-    work: Path
-    device: str | None
-    probe: Callable[[PeftModel, Cell, Grid], dict[str, Any]] | None = None  # looks at every trained gate
-    union: dict[str, list[Row]] | None = None  # what the union LoRA is trained on; None: the gates' rows
 
 
 @quietly()

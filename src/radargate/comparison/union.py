@@ -6,19 +6,17 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from peft import PeftModel
 
 from radargate.comparison.cells import Cell
+from radargate.comparison.grid import Grid
 from radargate.composition.composing import compose
 from radargate.experts.adapters import read_adapter
 from radargate.io.records import read_records
 from radargate.training.experts import rows_read, train_experts
 from radargate.training.options import ExpertOptions, Training
-
-if TYPE_CHECKING:
-    from radargate.comparison.run_cell import Grid
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,9 @@ from typing import Any
 
 from radargate.base_models.dtype import CHECKPOINT
 from radargate.base_models.loading import fingerprint, load_base, load_tokenizer
+from radargate.comparison.grid import Grid
 from radargate.comparison.options import Comparison
-from radargate.comparison.run_cell import Grid, run_cell
+from radargate.comparison.run_cell import run_cell
 from radargate.data.batches import encode_rows
 from radargate.paper.design import Design, Experiment
 from radargate.paper.expert_store import ExpertStore
