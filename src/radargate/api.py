@@ -10,8 +10,8 @@ from typing import Any
 from radargate.base_models.loading import base_name, load_tokenizer
 from radargate.choosing.options import Choosing
 from radargate.choosing.run import choose as make_choice
+from radargate.comparison.options import Comparison
 from radargate.comparison.run import compare as run_comparison
-from radargate.comparison.run_cell import Comparison
 from radargate.data.rows import Row
 from radargate.data.sources import load_rows
 from radargate.evaluation import scoring

@@ -96,9 +96,9 @@ def test_only_what_exports_as_one_lora_is_tried_where_that_is_asked(chosen, tmp_
 
 
 def test_the_union_lora_can_win_and_is_saved_whole(chosen, tmp_path, monkeypatch):
-    monkeypatch.setattr("radargate.choosing.run.decide", _taking("union LoRA"))
+    monkeypatch.setattr("radargate.choosing.run.decide", _taking("union LoRA on all rows"))
     chosen(tmp_path / "b", union=True)
-    assert essence(tmp_path / "b")[1]["taken"] == "union LoRA"
+    assert essence(tmp_path / "b")[1]["taken"] == "union LoRA on all rows"
     assert all(finding.ok for finding in verify(tmp_path / "b"))
 
 

@@ -27,7 +27,7 @@ def compare_records(
 
     Skill grows along ``gates`` from the last to the first, so the first leads by NLL; "ties" answers as "uniform" does.
     """
-    cells = [("base", "base", "base", None, None, 0.0), ("union LoRA", "union LoRA", "expert", None, None, 0.5)]
+    cells = [("base", "base", "base", None, None, 0.0), ("union LoRA on all rows", "union LoRA", "rule", None, 0, 0.5)]
     cells += [(f"expert: {task}", f"expert: {task}", "expert", None, None, 0.2) for task in tasks]
     cells += [(rule, rule, "rule", None, None, 0.3) for rule in rules]
     for architecture in architectures:

@@ -49,6 +49,8 @@ def command(zoo, adapters, tasks, out, *words):
         "3",
         "--max-new-tokens",
         "2",
+        "--union-steps",
+        "2",
         "--device",
         "cpu",
         "--out",
@@ -193,24 +195,28 @@ def test_what_a_cell_does_not_depend_on_is_not_in_its_id():
     longer = {**given, "training": {"steps": 9}}
     other = {**given, "experts": {"mole": {"add": "1", "even": "3"}}}
     turned = {**given, "experts": {"mole": {"even": "2", "add": "1"}}}
-    cells = {
-        c.label: c for c in all_cells(["add", "even"], gates=["radar"], rules=[], architectures=["mole"], seeds=1)[0]
-    }
+    found, _ = all_cells(["add", "even"], gates=["radar"], rules=[], architectures=["mole"], seeds=1, union_steps=9)
+    cells = {c.label: c for c in found}
     ids = {name: [cell.id(c) for c in (given, longer, other, turned)] for name, cell in cells.items()}
     for name in ("base", "expert: add"):
         assert len(set(ids[name])) == 1, name
     assert ids["expert: even"][0] == ids["expert: even"][1] != ids["expert: even"][2]
     assert len(set(ids["radar (mole)"][:3])) == 3 and ids["radar (mole)"][0] == ids["radar (mole)"][3]
-    assert len(set(ids["union LoRA"])) == 4, "it takes over the first adapter's rank"
+    assert len(set(ids["union LoRA on all rows"])) == 4, "it takes over the first adapter's rank"
 
 
 def test_systems_are_named_with_their_options():
     assert parse_system("arrow:mixing=ab,top_k=2") == ("arrow", {"mixing": "ab", "top_k": 2})
     found, left_out = all_cells(
-        ["a", "b"], gates=["stretch:temperature=2.0"], rules=["lorahub:form=sane"], architectures=["mole"], seeds=2
+        ["a", "b"],
+        gates=["stretch:temperature=2.0"],
+        rules=["lorahub:form=sane"],
+        architectures=["mole"],
+        seeds=2,
+        union_steps=9,
     )
     assert [c.label for c in found if c.seed == 1] == [
-        "union LoRA",
+        "union LoRA on all rows",
         "lorahub form=sane (mole)",
         "stretch temperature=2.0 (mole)",
     ]

@@ -215,7 +215,8 @@ def test_names_from_records_cannot_break_the_page(records):
 
 
 def test_another_reference_is_used_and_an_unknown_one_refused(records):
-    assert "Every system minus union LoRA" in compare_page(records, reference="union LoRA")
+    label = "union LoRA on all rows"
+    assert f"Every system minus {label}" in compare_page(records, reference=label)
     with pytest.raises(OptionError, match="unifrom"):
         compare_page(records, reference="unifrom")
 

@@ -125,7 +125,7 @@ def test_a_stopped_experiment_goes_on_and_recomputes_nothing(zoo, sources, tmp_p
     assert main(words) == 1 and "--resume" in capsys.readouterr().err
     assert main([*words, "--resume"]) == 0
     after = cells(out)
-    assert len(after) == 6  # base, two experts and the union LoRA once, stretch twice
+    assert len(after) == 7  # base and two experts once, the union LoRA and stretch for each bank
     assert all(after[case] == record for case, record in before.items())
     assert all(file.stat().st_mtime_ns == stamp for file, stamp in experts.items())
     monkeypatch.setattr(module, "load_base", None)  # nothing is left to load a model for
@@ -443,3 +443,29 @@ def test_a_base_of_a_folder_is_known_by_its_weights_whatever_they_are_kept_in(tm
         (tmp_path / name).write_bytes(content)
         found.add(base_identity(str(tmp_path)))
     assert len(found) == 4 and base_identity("smollm2-135m") == "smollm2-135m"
+
+
+def test_lorahub_is_told_the_task_where_it_was_learned_and_leads_nothing(sources):
+    from radargate.paper.expert_store import ExpertStore
+    from radargate.paper.planning import plan_places
+
+    for name, benchmarks, kind in (("ablation", None, "told"), ("generalization", "paper", "rule")):
+        experiment = EXPERIMENTS.get(name)
+        plan = experiment.plan("cpu", smoke=True)
+        design = dataclasses.replace(plan, bases=("tiny",), rules=("lorahub",), benchmarks=benchmarks)
+        material = load_material(str(sources), design)
+        places, _ = plan_places(
+            experiment, design, material, ExpertStore(sources, None, design.recipe, material), "cpu"
+        )
+        found = {p.cell.label: p for p in places if p.cell.system == "lorahub"}
+        assert {label: p.cell.kind for label, p in found.items()} == {
+            "lorahub told the task (mole)" if kind == "told" else "lorahub (mole)": kind
+        }
+    told = "lorahub told the task (mole)"
+    records = compared({None: {told: {"sums": 40}, "radar (mole)": {"sums": 30}, "base": {"sums": 10}}})
+    for record in records:
+        if record.get("cell", {}).get("label") == told:
+            record["cell"]["kind"] = "told"
+    found = read_findings(records)
+    assert [(t.first, t.second) for t in found.lead["acc"]] == [("radar (mole)", "base")]
+    assert told in found.systems()

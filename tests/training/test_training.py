@@ -61,7 +61,8 @@ def test_paper_preset_uses_the_printed_form_and_rates(zoo, tasks, tmp_path):
     assert record["options"]["lr"] == record["options"]["rotation_lr"] == 1e-4
     assert record["options"]["dense_start"] == 0
     assert radargate.load(str(zoo["llama"]["base"]), tmp_path / "b").peft_config["default"].gate_options == {
-        "angle_norm": "none"
+        "angle_norm": "none",
+        "renormalize": "always",
     }
 
 

@@ -33,15 +33,21 @@ def candidates(adapters: Sequence[str], options: Choosing, examples: Mapping[str
         rules=ONE_LORA_RULES if one else RULES,
         architectures=("mole",),
         seeds=1,
+        union_steps=1 if options.union else None,
     )
     order = [
         *(cell for cell in cells if cell.kind == "base"),
         *(cell for cell in cells if cell.kind == "expert"),
-        *(cell for cell in cells if cell.system == UNION and options.union),
+        *(cell for cell in cells if cell.system == UNION),
         *(cell for cell in cells if cell.kind == "rule" and cell.system != UNION),
         *(cell for cell in cells if cell.kind == "gate"),
     ]
     return [replace(_given(cell, examples), label=cell.label.removesuffix(" (mole)")) for cell in order]
+
+
+def at_steps(cell: Cell, steps: int) -> Cell:
+    """A cell as it is trained for so many steps: the LoRA on all rows has them among its options."""
+    return replace(cell, options={"steps": steps}) if cell.system == UNION else cell
 
 
 def _given(cell: Cell, examples: Mapping[str, Any] | None) -> Cell:

@@ -14,7 +14,7 @@ from typing import Any
 from peft import PeftModel
 
 from radargate.base_models.dtype import CHECKPOINT
-from radargate.choosing.candidates import candidates
+from radargate.choosing.candidates import at_steps, candidates
 from radargate.choosing.decision import Decision, decide
 from radargate.choosing.held_out import hold_out
 from radargate.choosing.options import Choosing
@@ -155,7 +155,8 @@ def _plan(trials: Trials, cells: Sequence[Cell], forecast: Forecast) -> Plan:
     held, minutes = trials.held, trials.options.minutes * 60
 
     def cost(cell: Cell, steps: int, rows: int) -> float:
-        return forecast.seconds(cell, replace(trials.training, steps=max(steps, 1)), first(held.validation, rows))
+        training = replace(trials.training, steps=max(steps, 1))
+        return forecast.seconds(at_steps(cell, training.steps), training, first(held.validation, rows))
 
     def row(rows: int) -> float:
         return forecast.opening + forecast.row * sum(map(len, first(held.test, rows).values()))
@@ -182,7 +183,7 @@ def _rounds(trials: Trials, cells: Sequence[Cell], plan: Plan) -> Iterator[tuple
             means = {r["system"]: r["metrics"]["nll"]["value"] for r in trials.records("eval") if r["task"] == "mean"}
             best = sorted(left, key=lambda cell: means[cell.label])[: found.kept]
             left = [cell for cell in left if cell in best]
-        yield found.steps, left
+        yield found.steps, [at_steps(cell, found.steps) for cell in left]
 
 
 def _finalists(cells: Sequence[Cell], decision: Decision) -> list[Cell]:

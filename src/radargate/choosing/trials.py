@@ -17,8 +17,9 @@ from radargate.choosing.options import Choosing
 from radargate.comparison.cells import UNION, Cell
 from radargate.comparison.finished import finished_cells
 from radargate.comparison.forecast import Forecast
+from radargate.comparison.grid import Grid
 from radargate.comparison.options import Comparison
-from radargate.comparison.run_cell import RECORDS, Grid, run_cell
+from radargate.comparison.run_cell import RECORDS, run_cell
 from radargate.composition.composing import compose, load, load_for, radar_config
 from radargate.data.rows import Row, rows_hash
 from radargate.evaluation.options import Scoring

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="--out of another experiment: cells that are also this one's are not run again (may be repeated)",
     )
-    flags.add_options(parser, Design, bases=None, seeds=None, top_k=None, gates=None)
+    flags.add_options(parser, Design, bases=None, seeds=None, top_k=None, gates=None, union_equal_time=None)
     flags.add_options(parser, Scoring, "limit")
     flags.add_options(parser, GateTraining, "steps", steps=None)
     parser.add_argument(

@@ -19,7 +19,7 @@ from radargate.comparison.ranking import (
     standings,
     task_worth,
 )
-from radargate.comparison.results import METRICS, Results, read_results
+from radargate.comparison.results import METRICS, Results, read_results, shown_label
 from radargate.errors import OptionError
 from radargate.gates import GATES
 
@@ -74,6 +74,7 @@ def analyse(records: Iterable[Mapping[str, Any]], reference: str | None = None) 
     """
     results = read_results(records)
     labels = contestants(results)
+    reference = reference and shown_label(reference)
     if reference is not None and reference not in labels:
         raise OptionError(f"no finished system {reference!r} to compare with; there are: {', '.join(labels)}.")
     reference = reference or next(
@@ -108,7 +109,7 @@ def analyse(records: Iterable[Mapping[str, Any]], reference: str | None = None) 
 
 def contestants(results: Results) -> list[str]:
     """Labels of the systems that need not be told the task."""
-    return [s.label for s in results.systems.values() if s.kind != "oracle"]
+    return [s.label for s in results.systems.values() if not s.told]
 
 
 def rotation_pairs(results: Results, *roles: str) -> list[tuple[str, str]]:

@@ -20,7 +20,11 @@ from radargate.training.options import DEFAULTS, check_share
 
 # what `--rules all` means beside each rule with its own defaults: the other forms users compare
 VARIANTS = {"lorahub": "form=sane", "arrow": "mixing=ab"}
+# one LoRA on all tasks' rows. Cells of this very label, without steps of their own, are those of before: they saw the
+# gate's rows only, and reports call them so (`radargate.comparison.results.RENAMED`)
 UNION = "union LoRA"
+UNION_ALL_ROWS, UNION_EQUAL_TIME = f"{UNION} on all rows", f"{UNION} in equal time"
+TOLD = "told the task"  # in labels
 ROLES = ("paper", "control", "rival")  # asked for in place of a gate, they stand for all gates of that role
 # of a gate's training, said among its options; they win over the grid's
 TRAINING = tuple(DEFAULTS[None])
@@ -32,11 +36,13 @@ class Cell:
 
     Attributes:
         system: gate, rule or adapter.
-        kind: ``"base"``, ``"expert"``, ``"rule"`` or ``"gate"``.
+        kind: ``"base"``, ``"expert"``, ``"rule"``, ``"gate"`` or ``"told"`` (a rule with weights searched for each task, so
+            that it has to be told the task).
         label: its name in tables, without the seed.
         architecture: for gates and rules.
         seed: for what is trained.
-        options: of the gate or rule, and those of a gate's training (`TRAINING`) that differ from the grid's.
+        options: of the gate or rule, and those of a gate's training (`TRAINING`) that differ from the grid's; of the union
+            LoRA its ``steps``.
     """
 
     system: str
@@ -95,6 +101,8 @@ def all_cells(
     seeds: int,
     rates: Sequence[str] = (),
     tasks: Collection[str] | None = None,
+    union_steps: int | None = None,
+    task_rows: Mapping[str, int] | None = None,
 ) -> tuple[list[Cell], list[str]]:
     """All cells of a comparison, and why some combinations are left out.
 
@@ -106,6 +114,9 @@ def all_cells(
         seeds: how many seeds everything trained gets.
         rates: `TRAINING` of some gates, in the same form; labels do not say it, and a gate's own text wins over it.
         tasks: names of those with training rows; None where nobody knows yet.
+        union_steps: of the LoRA on all tasks' rows; None leaves it out.
+        task_rows: tested task → its training rows. Rules that search their weights do so for each task; None lets them search
+            once, on the rows of all tasks.
 
     Raises:
         UnknownNameError: a name is unknown; the nearest are given.
@@ -115,12 +126,16 @@ def all_cells(
         raise OptionError(f"found {len(adapters)} adapter, expected at least 2: there is nothing to combine.")
     if seeds < 1:
         raise OptionError(f"seeds is {seeds}, expected at least 1.")
+    if union_steps is not None and union_steps < 1:
+        raise OptionError(f"union_steps is {union_steps}, expected at least 1.")
     names = ARCHITECTURES.names() if list(architectures) == ["all"] else list(architectures)
     for name in names:
         ARCHITECTURES.check(name)
     cells = [Cell("base", "base", "base")]
     cells += [Cell(name, "expert", f"expert: {name}") for name in adapters]
-    cells += [Cell(UNION, "rule", UNION, seed=seed) for seed in range(seeds)]
+    if union_steps is not None:
+        own = {"steps": union_steps}
+        cells += [Cell(UNION, "rule", UNION_ALL_ROWS, seed=seed, options=own) for seed in range(seeds)]
     left_out: list[str] = []
     given = dict(map(parse_system, rates))
     for text, kind in [
@@ -142,15 +157,17 @@ def all_cells(
                 gate_class(name).check(made, list(adapters), architecture)
                 if tasks is not None:
                     gate_class(name).check_tasks(made, tasks, adapters)
+                searched = issubclass(rule := gate_class(name), SearchedRule) and rule.searches(made)
+                if searched and task_rows is not None:
+                    _check_examples(text, made.examples, task_rows)
             except OptionError as error:
                 left_out.append(str(error))
                 continue
             used += 1
-            label = f"{shown} ({architecture})"
-            learned = kind == "gate" or (issubclass(rule := gate_class(name), SearchedRule) and rule.searches(made))
-            cells += [
-                Cell(name, kind, label, architecture, seed, options) for seed in (range(seeds) if learned else (None,))
-            ]
+            told = searched and task_rows is not None
+            label = f"{shown} {TOLD} ({architecture})" if told else f"{shown} ({architecture})"
+            each = range(seeds) if kind == "gate" or searched else (None,)
+            cells += [Cell(name, "told" if told else kind, label, architecture, seed, options) for seed in each]
         if not used and list(rules if kind == "rule" else gates) != ["all"]:
             raise OptionError(left_out[-1])
     return cells, left_out
@@ -160,6 +177,15 @@ def _split(kind: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     """Options of the gate or rule itself, and those of a gate's training."""
     training = {key: value for key, value in options.items() if kind == "gate" and key in TRAINING}
     return {key: value for key, value in options.items() if key not in training}, training
+
+
+def _check_examples(text: str, examples: int, task_rows: Mapping[str, int]) -> None:
+    task = min(task_rows, key=lambda name: task_rows[name])
+    if task_rows[task] < examples:
+        raise OptionError(
+            f"{text}: the search for each task wants {examples} examples and {task} has {task_rows[task]} training rows. Give "
+            f"more rows, or the option examples={task_rows[task]}."
+        )
 
 
 def _check_training(text: str, training: Mapping[str, Any]) -> None:

@@ -84,8 +84,11 @@ class Forecast:
         if not cell.trained:
             return self.opening + scoring
         factor = architecture_factor(cell.architecture)
-        if cell.kind == "rule" and cell.system != UNION:
-            return self.opening + scoring + factor * self.plain * SEARCH_STEPS
+        if cell.system == UNION:
+            return self.opening + scoring + self.plain * cell.options["steps"]
+        if cell.kind in ("rule", "told"):
+            searches = len(test) if cell.kind == "told" else 1
+            return self.opening + scoring + factor * self.plain * SEARCH_STEPS * searches
         share = training.dense_start or 0.0
         turning = share * self.turning_dense + (1 - share) * self.turning
         step = turning if cell.kind == "gate" and rotates(cell.system) else self.plain

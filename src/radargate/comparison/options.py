@@ -24,6 +24,7 @@ class Comparison:
         training: of every gate; its gate, architecture and seed are the cells' own.
         scoring: rows and batch.
         union_lr: learning rate of the LoRA trained on the union of all tasks.
+        union_steps: its steps; None takes as many rows as the adapters' own training and the gate's read together.
     """
 
     gates: tuple[str, ...] = option(("all",), lambda: f"comma-separated, or all: {', '.join(GATES)}", metavar="NAMES")
@@ -42,3 +43,8 @@ class Comparison:
     training: GateTraining = field(default_factory=GateTraining)
     scoring: Scoring = field(default_factory=Scoring)
     union_lr: float = 1e-3
+    union_steps: int | None = option(
+        None,
+        "steps of the LoRA trained on all rows (default: as many rows as the adapters' training, where they say, and the gate's)",
+        least=1,
+    )

@@ -258,7 +258,7 @@ def _notable(analysis: Analysis) -> list[str]:
         for a in results.architectures()
         if (s := results.find(name, a))
     ]
-    others = [s for s in results.systems.values() if s.kind in ("oracle", "base", "rule")]
+    others = [s for s in results.systems.values() if s.kind in ("oracle", "base", "rule", "told")]
     return list(dict.fromkeys([*analysis.leaders.values(), *(s.label for s in gates), *(s.label for s in others)]))
 
 

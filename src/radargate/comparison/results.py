@@ -15,6 +15,8 @@ METRICS = ("acc", "nll")
 CHRF = "chrf"  # of translations, whose exact match says nothing
 ORACLE = "oracle"  # each task by its own expert
 _EXPERT_LABEL = "expert: "
+# label in records of before → what it was, as the same name stands for another training now
+RENAMED = {"union LoRA": "union LoRA on the gate's rows only"}
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class System:
 
     Attributes:
         label: its name on tables, without the seed.
-        kind: ``"base"``, ``"expert"``, ``"rule"``, ``"gate"``, or ``"oracle"`` (it has to be told the task).
+        kind: ``"base"``, ``"expert"``, ``"rule"``, ``"gate"``, ``"told"`` (a rule with weights for each task) or ``"oracle"``.
         architecture: of a gate.
         seeds: in ascending order; a system without one has a single None.
         cells: its cell records, in the order of ``seeds``.
@@ -36,6 +38,11 @@ class System:
     seeds: tuple[int | None, ...]
     cells: tuple[Mapping[str, Any], ...]
     rows: Mapping[str, Mapping[str, np.ndarray]]
+
+    @property
+    def told(self) -> bool:
+        """Whether it has to be told the task."""
+        return self.kind in ("oracle", "told")
 
     @property
     def name(self) -> str:
@@ -127,10 +134,10 @@ def read_results(records: Iterable[Mapping[str, Any]]) -> Results:
         raise RadarGateError("no finished cell among the records: let radargate compare finish one, then read again.")
     _check_same_rows(tasks, [scores[id] for id in whole])
     # records from before runs said what they planned: a system and seed stands for its latest cell
-    latest = {(cell["cell"]["label"], cell["cell"]["seed"]): cell for cell in whole.values()}
+    latest = {(shown_label(cell["cell"]["label"]), cell["cell"]["seed"]): cell for cell in whole.values()}
     by_label: dict[str, list[Mapping[str, Any]]] = {}
-    for cell in latest.values():
-        by_label.setdefault(cell["cell"]["label"], []).append(cell)
+    for (label, _), cell in latest.items():
+        by_label.setdefault(label, []).append(cell)
     systems = {label: _system(seeds, scores, tasks) for label, seeds in by_label.items()}
     own = _oracle(systems, tasks)
     return Results(
@@ -138,10 +145,15 @@ def read_results(records: Iterable[Mapping[str, Any]]) -> Results:
         tasks=tasks,
         finished=len(latest),
         planned=compare["metrics"].get("cells") if compare else None,
-        incomplete=tuple(cell["cell"]["label"] for id, cell in cells.items() if id not in whole),
+        incomplete=tuple(shown_label(cell["cell"]["label"]) for id, cell in cells.items() if id not in whole),
         compare=compare,
         evals=tuple(scores[cell["cell"]["id"]][task] for cell in latest.values() for task in tasks),
     )
+
+
+def shown_label(label: str) -> str:
+    """What reports call the system that records have under a label."""
+    return RENAMED.get(label, label)
 
 
 def _system(
@@ -159,7 +171,7 @@ def _system(
         if all(None not in scores[c["cell"]["id"]][task]["rows"].get(CHRF, [None]) for c in cells)
     }
     seeds = tuple(c["cell"]["seed"] for c in cells)
-    return System(facts["label"], facts["kind"], facts["architecture"], seeds, tuple(cells), rows)
+    return System(shown_label(facts["label"]), facts["kind"], facts["architecture"], seeds, tuple(cells), rows)
 
 
 def _oracle(systems: Mapping[str, System], tasks: Sequence[str]) -> System | None:

@@ -15,11 +15,14 @@ from typing import Any
 from radargate.architectures import ARCHITECTURES
 from radargate.base_models.dtype import CHECKPOINT
 from radargate.base_models.loading import base_dtype, fingerprint, load_tokenizer
-from radargate.comparison.cells import Cell, all_cells
+from radargate.comparison.cells import UNION, Cell, all_cells
 from radargate.comparison.finished import finished_cells
 from radargate.comparison.forecast import Forecast
+from radargate.comparison.grid import Grid
 from radargate.comparison.options import Comparison
-from radargate.comparison.run_cell import RECORDS, Grid, run_cell
+from radargate.comparison.run_cell import RECORDS, run_cell
+from radargate.comparison.told import task_rows
+from radargate.comparison.union import steps_of_union
 from radargate.composition.composing import load_for
 from radargate.composition.config import check_top_k
 from radargate.data.rows import Row, rows_hash
@@ -80,7 +83,9 @@ def compare(
     own = {name: dict(adapters) for name in ("mole", "hydra", "omoe")}
     own.update({name: dict(folders) for name, folders in (experts or {}).items()})
     training = options.training.resolved()
-    train = load_rows(data, "train", tasks)
+    train, test = load_rows(data, "train", tasks), load_rows(data, "test", tasks, options.scoring.limit)
+    check_metrics(row for rows in test.values() for row in rows)
+    union_steps = steps_of_union(adapters, training) if options.union_steps is None else options.union_steps
     cells, left_out = all_cells(
         list(adapters),
         gates=options.gates,
@@ -88,6 +93,8 @@ def compare(
         architectures=options.architectures,
         seeds=options.seeds,
         tasks=train,
+        union_steps=union_steps,
+        task_rows=task_rows(train, test),
     )
     check_top_k(training.top_k, len(adapters))
     used = {cell.architecture for cell in cells if cell.architecture} | {"mole"}
@@ -97,8 +104,6 @@ def compare(
         raise RadarGateError(
             f"{out} already holds a comparison. Use `resume` to go on with it, or choose another `out`."
         )
-    test = load_rows(data, "test", tasks, options.scoring.limit)
-    check_metrics(row for rows in test.values() for row in rows)
     own = {architecture: own[architecture] for architecture in sorted(used)}
     dtype = dtype or _dtype(base, device, file)
     grid = _open(base, own, train, test, options, training, out, dtype, device)
@@ -106,6 +111,9 @@ def compare(
     todo = [cell for cell, cell_id in zip(cells, ids, strict=True) if cell_id not in finished]
     for reason in dict.fromkeys(left_out):
         logger.info(f"left out: {reason}")
+    if searching := [c.label for c in cells if c.kind == "rule" and c.trained and c.system != UNION]:
+        task = next(task for task in test if task not in train)
+        logger.info(f"{searching[0]} searches its weights once, on the rows of all tasks: {task} has no training rows.")
     forecast = Forecast.measure(grid.model, own["mole"], grid.encoded, test, grid.tokenizer, training, device)
     expected = sum(forecast.seconds(cell, training, test) for cell in todo)
     logger.info(
@@ -126,6 +134,7 @@ def compare(
         "seeds": options.seeds,
         "steps": training.steps,
         "batch_size": training.batch_size,
+        "union_steps": union_steps,
         "limit": options.scoring.limit,
         "left_out": list(dict.fromkeys(left_out)),
         "dtype": dtype,

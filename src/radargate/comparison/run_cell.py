@@ -3,55 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from peft import PeftModel
 
 from radargate.comparison.cells import UNION, Cell
+from radargate.comparison.grid import Grid
 from radargate.comparison.memory import peak_mb, reset_peak
-from radargate.comparison.options import Comparison
+from radargate.comparison.told import search_tasks
+from radargate.comparison.union import train_union
 from radargate.composition.composing import compose, radar_config
-from radargate.data.batches import EncodedRows
-from radargate.data.rows import Row
 from radargate.evaluation.run import score_system
 from radargate.evaluation.usage import Usage, expert_usage
-from radargate.experts.adapters import read_adapter
 from radargate.io.progress import quietly, share
-from radargate.io.records import make_record, read_records
+from radargate.io.records import make_record
 from radargate.training.diagnostics import mean_angle
-from radargate.training.experts import train_experts
 from radargate.training.gates import fit_gates
-from radargate.training.options import ExpertOptions
 from radargate.training.own_rows import options_from_rows
+from radargate.training.search import place_weights
 
 RECORDS = "records.jsonl"
 TRAINED = 0.7  # share of a trained cell's time that training takes, for the time left inside the cell
 USAGE_ROWS = 2  # rows of each task that a gate's use of experts is looked at on
-
-
-@dataclass
-class Grid:
-    """What all cells share."""
-
-    model: Any
-    tokenizer: Any
-    adapters: dict[str, dict[str, str]]
-    train: dict[str, list[Row]]
-    test: dict[str, list[Row]]
-    encoded: EncodedRows
-    options: Comparison
-    conditions: dict[str, Any]
-    work: Path
-    device: str | None
-    probe: Callable[[PeftModel, Cell, Grid], dict[str, Any]] | None = None  # looks at every trained gate
-    own: dict[str, list[Row]] = field(default_factory=dict)  # of experts whose tasks are not learned
-    keep: Callable[[PeftModel, str], None] | None = None  # saves every composition under its cell's id
 
 
 @quietly()
@@ -69,15 +46,17 @@ def run_cell(cell: Cell, grid: Grid, cell_id: str | None = None) -> list[dict[st
     usage, angle, note, model = Usage({}, None, None), None, None, grid.model
     if cell.system == UNION:
         with share(TRAINED):
-            model, facts = _union(cell, grid)
+            model, facts, note = train_union(cell, grid)
     elif cell.kind == "expert":
         model = compose(grid.model, {cell.system: grid.adapters["mole"][cell.system]}, gate="uniform", top_k=1)
     elif cell.kind != "base":
         with share(TRAINED if cell.trained else 0):
             model, facts, note = _composed(cell, grid)
-    if isinstance(model, PeftModel) and cell.kind in ("rule", "gate") and cell.system != UNION:
+    before = _own_weights(model, facts["search"]) if cell.kind == "told" else None
+    if isinstance(model, PeftModel) and cell.kind in ("rule", "told", "gate") and cell.system != UNION:
         model.eval()
-        usage = expert_usage(model, grid.tokenizer, {task: rows[:USAGE_ROWS] for task, rows in grid.test.items()})
+        some = {task: rows[:USAGE_ROWS] for task, rows in grid.test.items()}
+        usage = expert_usage(model, grid.tokenizer, some, before)
         angle = mean_angle(model, grid.encoded, 8)
     cell_id = cell_id or cell.id(grid.conditions)
     if grid.keep is not None and isinstance(model, PeftModel) and cell.kind != "expert":
@@ -92,12 +71,14 @@ def run_cell(cell: Cell, grid: Grid, cell_id: str | None = None) -> list[dict[st
     }
     begun = time.monotonic()
     with share(1 - TRAINED if cell.trained else 1):
-        records = score_system(cell.label, model, grid.tokenizer, grid.test, grid.options.scoring, {"cell": shown})
+        known = {"cell": shown}
+        records = score_system(cell.label, model, grid.tokenizer, grid.test, grid.options.scoring, known, before)
     metrics = {
         "trained_parameters": facts["trained_parameters"],
         "train_seconds": round(facts["seconds"], 2),
         "score_seconds": round(time.monotonic() - begun, 2),
         "peak_memory_mb": peak_mb(grid.model.device),
+        "rows_read": facts.get("rows_read"),
         "final_loss": facts["final_loss"],
         "mean_angle": angle,
         "curve": facts.get("curve", []),
@@ -116,6 +97,7 @@ def run_cell(cell: Cell, grid: Grid, cell_id: str | None = None) -> list[dict[st
         "architecture": cell.architecture,
         "seed": cell.seed,
         "gate_options": cell.own_options,
+        **facts.get("options", {}),
     }
     records.append(
         make_record(
@@ -145,7 +127,7 @@ def _composed(cell: Cell, grid: Grid) -> tuple[PeftModel, dict[str, Any], str | 
         **cell.training,
     )
     given, adapters = options_from_rows(
-        grid.model, adapters, {**grid.own, **grid.train}, grid.tokenizer, training, grid.device
+        grid.model, adapters, {**(grid.union or {}), **grid.train}, grid.tokenizer, training, grid.device
     )
     model = compose(
         grid.model,
@@ -161,42 +143,13 @@ def _composed(cell: Cell, grid: Grid) -> tuple[PeftModel, dict[str, Any], str | 
     )
     lost = [facts["residual"] for facts in radar_config(model).expert_facts.values() if "residual" in facts]
     note = f"converted to a common A, residual {sum(lost) / len(lost):.2f}" if lost else None
+    if cell.kind == "told":
+        wanted = {task: grid.train[task] for task in grid.test}
+        return model, search_tasks(model, grid.tokenizer, wanted, grid.work, training, grid.device), note
     facts = fit_gates(model, grid.encoded, grid.work, dataclasses.replace(training, save_every=0), device=grid.device)
     return model, facts, note
 
 
-def _union(cell: Cell, grid: Grid) -> tuple[PeftModel, dict[str, Any]]:
-    """One LoRA trained on all tasks together, with the gates' number of steps and rows."""
-    training = grid.options.training
-    first = read_adapter("first", next(iter(grid.adapters["mole"].values())))
-    common = {**training.common(), "lr": grid.options.union_lr, "seed": cell.seed or 0}
-    options = ExpertOptions(
-        **common,
-        rank=int(first.config.get("r", 8)),
-        alpha=int(first.config.get("lora_alpha", 32)),
-        target_modules=_targets(first.config.get("target_modules")),
-    )
-    folder = train_experts(grid.model, grid.train, grid.work / "union", options, union="union", device=grid.device)[
-        "union"
-    ]
-    record = read_records(grid.work / "union" / RECORDS)[-1]["metrics"]
-    curve = [
-        [entry["step"], entry["loss"]] for entry in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    ]
-    model = compose(grid.model, {"union": folder}, gate="uniform", top_k=1)
-    count = sum(
-        info.A.shape[0] * info.A.shape[1] + info.B.shape[0] * info.B.shape[1]
-        for info in read_adapter("union", folder).sites.values()
-    )
-    return model, {
-        "trained_parameters": count,
-        "seconds": record["seconds"],
-        "final_loss": record["final_loss"],
-        "curve": curve,
-    }
-
-
-def _targets(named: Any) -> tuple[str, ...] | None:
-    if named is None:
-        return None
-    return (named,) if isinstance(named, str) else tuple(sorted(named))
+def _own_weights(model: Any, searches: Mapping[str, Any]) -> Callable[[str], None]:
+    """Puts a task's own weights in place."""
+    return lambda task: place_weights(model, searches[task]["weights"])

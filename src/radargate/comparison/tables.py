@@ -19,7 +19,7 @@ def ranking_table(analysis: Analysis) -> Table:
     found = {metric: {s.label: s for s in ranked} for metric, ranked in analysis.standings.items()}
     counting = {metric: analysis.counting(metric) for metric in METRICS}
     rows: list[dict[str, Any]] = []
-    ranked = [s.value for s in analysis.standings["acc"] if results.systems[s.label].kind != "oracle"]
+    ranked = [s.value for s in analysis.standings["acc"] if not results.systems[s.label].told]
     for standing in analysis.standings["acc"]:
         system = results.systems[standing.label]
         rank = 1 + sum(value > standing.value + TIE for value in ranked)  # equals share a rank
@@ -27,7 +27,7 @@ def ranking_table(analysis: Analysis) -> Table:
             "system": system.label,
             "kind": system.kind,
             "architecture": system.architecture,
-            "rank": None if system.kind == "oracle" else rank,
+            "rank": None if system.told else rank,
             "seeds": standing.seeds,
         }
         for metric in METRICS:
@@ -49,7 +49,7 @@ def ranking_table(analysis: Analysis) -> Table:
     best = [i for i, row in enumerate(rows) if row["system"] in analysis.leaders.values()]
     return Table(
         "ranking",
-        "All systems: means over tasks, seeds averaged; the oracle (each task's own expert) has to be told the task and has no rank",
+        "All systems: means over tasks, seeds averaged; what has to be told the task, as the oracle (each task's own expert), has no rank",
         rows,
         columns,
         best=best,
@@ -126,7 +126,7 @@ def gates_table(analysis: Analysis) -> Table:
     """How every gate and rule weighs the experts."""
     rows = []
     for system in _measured(analysis):
-        if system.kind in ("gate", "rule"):
+        if system.kind in ("gate", "rule", "told"):
             top_k = next((c["metrics"]["top_k"] for c in system.cells if c["metrics"].get("top_k") is not None), None)
             notes = "; ".join(dict.fromkeys(c["note"] for c in system.cells if c.get("note")))
             rows.append(

@@ -26,8 +26,9 @@ from radargate.io.disk import writing
 from radargate.io.places import place_of, public_name, remember
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # the printed form: unscaled relation, top-k from the first step
-    "paper": {"angle_norm": "none"},
+    # the printed form: unscaled relation, kept weights that sum to 1 for every k (Eq. 1), top-k from the first step. Bundles
+    # hold the options that a preset meant when they were made, and load with these
+    "paper": {"angle_norm": "none", "renormalize": "always"},
 }
 
 DEFAULT_TOP_K = 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -235,9 +235,18 @@ def _benchmark(suite: str) -> dict[str, str]:
 
 
 def score_system(
-    name: str, model: Any, tokenizer: Any, by_task: dict[str, list[Row]], scoring: Scoring, facts: dict[str, Any]
+    name: str,
+    model: Any,
+    tokenizer: Any,
+    by_task: dict[str, list[Row]],
+    scoring: Scoring,
+    facts: dict[str, Any],
+    before: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Score one loaded model on every task; one record a task, and one for their mean, ``facts`` in each."""
+    """Score one loaded model on every task; one record a task, and one for their mean, ``facts`` in each.
+
+    ``before`` is called with a task's name before its rows are read: it gives the model what is that task's own.
+    """
     scorer = scorer_for(model, tokenizer, scoring)
     scorer.check(row for rows in by_task.values() for row in rows)
     scores: dict[str, list[RowScore]] = {}
@@ -246,6 +255,8 @@ def score_system(
     with Progress(f"scoring {name}", sum(costs.values())) as work:
         for task, rows in by_task.items():
             begun = time.monotonic()
+            if before is not None:
+                before(task)
             scores[task] = scorer.score(rows, work)
             metrics = summarise(scores[task], scoring.seed)
             logger.info(f"{name}  {task}: {line(metrics)}")

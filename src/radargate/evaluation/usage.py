@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,9 @@ def read_rows(model: Any, tokenizer: Any, rows: Sequence[Row]) -> None:
         model(input_ids=torch.tensor([ids], device=device), **extra)
 
 
-def expert_usage(model: Any, tokenizer: Any, by_task: Mapping[str, Sequence[Row]]) -> Usage:
+def expert_usage(
+    model: Any, tokenizer: Any, by_task: Mapping[str, Sequence[Row]], before: Callable[[str], None] | None = None
+) -> Usage:
     """Which experts a composition uses for which task, over tokens of prompts and answers.
 
     Sites with one expert have nothing to choose and are left out.
@@ -57,6 +59,7 @@ def expert_usage(model: Any, tokenizer: Any, by_task: Mapping[str, Sequence[Row]
         model: a composed model.
         tokenizer: its tokenizer.
         by_task: rows of each task.
+        before: called with a task's name before its rows are read.
     """
     config = radar_config(model)
     sums, sizes = torch.zeros(len(config.experts)), torch.zeros(len(config.experts))
@@ -81,6 +84,8 @@ def expert_usage(model: Any, tokenizer: Any, by_task: Mapping[str, Sequence[Row]
         for task, rows in by_task.items():
             sums.zero_()
             count = 0
+            if before is not None:
+                before(task)
             read_rows(model, tokenizer, rows)
             usage[task] = {name: float(s) / max(count, 1) for name, s in zip(config.experts, sums, strict=True)}
     finally:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from radargate.comparison.cells import Cell
-from radargate.comparison.run_cell import Grid
+from radargate.comparison.grid import Grid
 from radargate.composition.composing import radar_config, radar_layers
 from radargate.evaluation.usage import read_rows
 from radargate.paper.site_outputs import outputs, some_tokens

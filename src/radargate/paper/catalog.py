@@ -88,7 +88,7 @@ MODEL_SIZE = Experiment(
     layout="axis",
     design={"gates": _WEIGHING, "tasks": 5},
     presets={
-        "cpu": {"bases": ("smollm2-135m", "gemma3-270m"), "named": _LEARNABLE_TASKS, "steps": 60, "union": False},
+        "cpu": {"bases": ("smollm2-135m", "gemma3-270m"), "named": _LEARNABLE_TASKS, "steps": 60},
         "gpu": {"bases": ("bigscience/mt0-base", "google/flan-t5-large", "meta-llama/Llama-3.2-1B")},
         "paper": {"bases": PAPER_BASES, "tasks": None},
     },
@@ -99,7 +99,7 @@ SAMPLES = Experiment(
     "Figures 14 to 16",
     axis="rows",
     layout="axis",
-    design={"gates": _WEIGHING, "rows": (50, 100, 200, None), "union": False},
+    design={"gates": _WEIGHING, "rows": (50, 100, 200, None)},
     presets={"cpu": {"tasks": 5}},
 )
 CONVERGENCE = Experiment(
@@ -137,7 +137,7 @@ ANGLES = Experiment(
     axis=None,
     layout="angles",
     probe="radargate.paper.angles:measure_angles",
-    design={"gates": ("rotation", "radar"), "union": False},
+    design={"gates": ("rotation", "radar")},
 )
 HULL = Experiment(
     "hull",
@@ -146,7 +146,7 @@ HULL = Experiment(
     axis="leave_one_out",
     layout="hull",
     probe="radargate.paper.hull:measure_hull",
-    design={"gates": ("stretch", "radar"), "leave_one_out": True, "union": False},
+    design={"gates": ("stretch", "radar"), "leave_one_out": True},
     presets={"cpu": {"tasks": 5}},
 )
 FORMS = Experiment(
@@ -157,7 +157,6 @@ FORMS = Experiment(
     layout="tasks",
     design={
         "split": "validation",
-        "union": False,
         "gates": (
             "stretch",
             "radar",
@@ -185,7 +184,6 @@ RECIPES = Experiment(
     design={
         "named": _LEARNABLE_TASKS,
         "split": "validation",
-        "union": False,
         "seeds": 1,
         "limit": 40,
         "gates": (
@@ -214,7 +212,6 @@ LEARNABLE = Experiment(
     layout="tasks",
     design={
         "named": _LEARNABLE_TASKS,
-        "union": False,
         "limit": 50,
         "gates": ("paper", "signed", "lora"),
         "rates": ("nexus:lr=0.002", "rotation:rotation_lr=0.02"),
@@ -229,7 +226,6 @@ ROUTED = Experiment(
     layout="tasks",
     design={
         "named": _LEARNABLE_TASKS,
-        "union": False,
         "limit": 50,
         "gates": ("stretch", "radar", "stretch:router=text", "radar:router=text"),
         "rules": ("uniform", "select", "select:by=centroid", "select:use=weighted"),
@@ -247,7 +243,6 @@ CROWDED = Experiment(
         "tasks": len(_LEARNABLE_TASKS),
         "others": "natural_instructions",
         "experts": (5, 40),
-        "union": False,
         "limit": 50,
         "gates": (*_WEIGHING, "stretch:router=text", "radar:router=text"),
         "rates": ("nexus:lr=0.002",),

@@ -39,9 +39,11 @@ class Design:
         gates: systems that are trained.
         rates: ``GATE:lr=…`` and the like, of gates that have learning rates of their own; said in no label.
         rules: systems that are not.
-        union: whether one LoRA trained on all learned tasks is a system too.
+        union: whether one LoRA is a system too that is trained on the rows of all experts and of the gates, and sees as many
+            rows as one expert after the other and a gate.
+        union_equal_time: whether there is another of it, trained for as long as all experts and the slowest gate by prediction.
         seeds: of everything trained.
-        training: of gates; the union LoRA has as many steps. Gate, architecture, top-k and seed are the cells' own.
+        training: of gates; the union LoRA has its batch. Gate, architecture, top-k and seed are the cells' own.
         recipe: of experts; the union LoRA has their learning rate.
         scoring: of every cell; its split is ``"validation"`` while a form is being chosen.
     """
@@ -70,6 +72,10 @@ class Design:
     rates: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()
     union: bool = True
+    union_equal_time: bool = option(
+        False,
+        "one more union LoRA, trained for as long as all experts and the slowest gate together are predicted to take",
+    )
     seeds: int = option(3, "seeds of everything trained", least=1)
     training: GateTraining = GateTraining(steps=100, batch_size=4, max_length=256, save_every=0)
     recipe: ExpertOptions = ExpertOptions(steps=60, batch_size=4, max_length=256)

@@ -11,7 +11,7 @@ from radargate.errors import AdapterError
 from radargate.experts.adapters import read_adapter
 from radargate.io.records import content_hash
 from radargate.paper.points import Material, slug
-from radargate.training.experts import train_experts
+from radargate.training.experts import rows_read, train_experts
 from radargate.training.hydra import train_hydra_experts
 from radargate.training.options import ExpertOptions
 
@@ -62,6 +62,11 @@ class ExpertStore:
             [asdict(self.recipe), self.material.source_hash, self.dtypes.get(base), self._shared(tasks, architecture)]
         )
         return dict.fromkeys(tasks, made)
+
+    def rows_read(self, task: str) -> int:
+        """Rows that the training of an expert reads, repeats counted; for a given one that does not say so, as the recipe has it."""
+        known = rows_read(self.given / task) if self.given is not None else None
+        return self.recipe.steps * self.recipe.batch_size if known is None else known
 
     def missing(self, base: str, identity: str, tasks: Sequence[str], architecture: str) -> list[str]:
         """The tasks whose expert is still to be trained; of architectures that share them the first counts."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from radargate.comparison.analysis import SUBJECT, rotation_pairs
 from radargate.comparison.ranking import PairedTest, compare_pairs, leader, standings, task_worth
-from radargate.comparison.results import METRICS, ORACLE, Results, read_results
+from radargate.comparison.results import METRICS, ORACLE, Results, read_results, shown_label
 from radargate.errors import RadarGateError
 from radargate.evaluation.metrics import paired_difference
 from radargate.evaluation.resampling import holm
@@ -64,7 +64,7 @@ class Findings:
     def systems(self) -> list[str]:
         """Labels of all finished systems, in the order of the plan; each task's own expert last."""
         there = {label for results in self.by_value.values() for label in results.systems}
-        planned = [*dict.fromkeys(place["label"] for place in self.request["plan"]), ORACLE]
+        planned = [*dict.fromkeys(shown_label(place["label"]) for place in self.request["plan"]), ORACLE]
         return [label for label in planned if label in there]
 
     @property
@@ -119,7 +119,8 @@ class Findings:
         def tests(value: Value, results: Results, metric: str) -> list[PairedTest]:
             ranked = standings(results, metric)
             best = leader(results, ranked).label
-            return compare_pairs(results, metric, [(best, s.label) for s in ranked if s.label not in (best, ORACLE)])
+            others = [s.label for s in ranked if s.label != best and not results.systems[s.label].told]
+            return compare_pairs(results, metric, [(best, label) for label in others])
 
         return self._everywhere(tests)
 

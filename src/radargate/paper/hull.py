@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from radargate.comparison.cells import Cell
-from radargate.comparison.run_cell import Grid
+from radargate.comparison.grid import Grid
 from radargate.composition.composing import radar_layers
 from radargate.errors import OptionError
 from radargate.evaluation.usage import read_rows

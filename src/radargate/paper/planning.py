@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from radargate.comparison.cells import Cell
+from radargate.comparison.cells import UNION, UNION_EQUAL_TIME, Cell
+from radargate.comparison.told import task_rows
+from radargate.comparison.union import union_steps
 from radargate.composition.config import gate_class
 from radargate.errors import OptionError
 from radargate.gates.base import make_options
@@ -25,6 +27,7 @@ from radargate.paper.points import (
     row_hashes,
     test_rows,
     train_rows,
+    union_rows,
 )
 from radargate.paper.predict import Rates
 
@@ -49,13 +52,19 @@ def plan_places(
     identities = {base: base_identity(base) for base in design.bases}
     places, left_out = [], list(material.left_out)
     for point in points(design, material):
-        cells, reasons = cells_of(point, design)
+        read = {task: store.rows_read(task) for task in point.experts}
+        steps = union_steps(list(read.values()), design.training) if design.union else None
+        train, test, union = train_rows(point, material), test_rows(point, material), union_rows(point, material)
+        cells, reasons = cells_of(point, design, steps, task_rows(train, test))
         left_out += reasons
         used = {cell.architecture or "mole" for cell in cells} | {"mole"}
         hashes = {architecture: store.hashes(point.base, point.experts, architecture) for architecture in sorted(used)}
         rates = Rates(point.base, device)
-        train, test = train_rows(point, material), test_rows(point, material)
-        found = row_hashes(point, material)
+        found, of_union = row_hashes(train, test), row_hashes(union, test)
+        if design.union_equal_time:
+            gates = [cell for cell in cells if cell.kind == "gate"]
+            steps = rates.equal_time_steps(gates, read, point.top_k, train, union, design)
+            cells = _with_equal_time(cells, steps, design.seeds)
         for cell in cells:
             kind = gate_class(cell.system) if cell.kind == "gate" else None
             if experiment.probe and kind is not None and kind.routes(make_options(kind, dict(cell.own_options))):
@@ -67,17 +76,25 @@ def plan_places(
                 cell,
                 point,
                 design,
-                found,
+                of_union if cell.system == UNION else found,
                 identities[point.base],
                 hashes,
                 experiment.probe,
                 store.dtypes.get(point.base),
             )
-            seconds = rates.cell(cell, len(point.experts), point.top_k, train, test, design)
+            rows = union if cell.system == UNION else train
+            seconds = rates.cell(cell, len(point.experts), point.top_k, rows, test, design)
             if point.left_out is not None:
                 known["left_out"] = store.hashes(point.base, [point.left_out], "mole")
             places.append(Place(cell.id(known), cell, point, known, seconds))
     return places, list(dict.fromkeys(left_out))
+
+
+def _with_equal_time(cells: Sequence[Cell], steps: int, seeds: int) -> list[Cell]:
+    """The cells, and before those that compose the union LoRA of so many steps."""
+    own = [Cell(UNION, "rule", UNION_EQUAL_TIME, seed=seed, options={"steps": steps}) for seed in range(seeds)]
+    composed = [cell for cell in cells if cell.architecture is not None]
+    return [*(cell for cell in cells if cell.architecture is None), *own, *composed]
 
 
 def expert_seconds(

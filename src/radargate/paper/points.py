@@ -127,8 +127,16 @@ def points(design: Design, material: Material) -> list[Point]:
     return found
 
 
-def cells_of(point: Point, design: Design) -> tuple[list[Cell], list[str]]:
+def cells_of(
+    point: Point, design: Design, union_steps: int | None = None, task_rows: Mapping[str, int] | None = None
+) -> tuple[list[Cell], list[str]]:
     """The cells of one point, and why some combinations are left out.
+
+    Args:
+        point: where they stand.
+        design: of the experiment.
+        union_steps: of the union LoRA; None leaves it out.
+        task_rows: tested task → its training rows, for rules that are searched for each; None lets them search once.
 
     Raises:
         UnknownNameError: a gate, rule or architecture is unknown.
@@ -142,12 +150,12 @@ def cells_of(point: Point, design: Design) -> tuple[list[Cell], list[str]]:
         seeds=design.seeds,
         rates=design.rates,
         tasks=point.learned,
+        union_steps=union_steps,
+        task_rows=task_rows,
     )
     # alone, an expert says what its own task has to gain
     alone = set(point.learned) if design.benchmarks is None and point.left_out is None else set()
-    return [
-        c for c in cells if (c.system in alone if c.kind == "expert" else design.union or c.system != UNION)
-    ], left_out
+    return [c for c in cells if c.kind != "expert" or c.system in alone], left_out
 
 
 def train_rows(point: Point, material: Material) -> Rows:
@@ -155,9 +163,15 @@ def train_rows(point: Point, material: Material) -> Rows:
     return {task: material.train[task][: point.rows] for task in point.learned}
 
 
-def row_hashes(point: Point, material: Material) -> tuple[str, str]:
-    """Hashes of the rows that gates are trained on at a point, and of those that cells are scored on."""
-    return rows_hash(_flat(train_rows(point, material))), rows_hash(_flat(test_rows(point, material)))
+def union_rows(point: Point, material: Material) -> Rows:
+    """The rows that the union LoRA is trained on at a point: all of its experts', and the gates' of tasks without an expert."""
+    rows = {task: material.train[task] for task in point.experts}
+    return {**rows, **{task: own for task, own in train_rows(point, material).items() if task not in rows}}
+
+
+def row_hashes(train: Rows, test: Rows) -> tuple[str, str]:
+    """Hashes of the rows that cells are trained on, and of those that they are scored on."""
+    return rows_hash(_flat(train)), rows_hash(_flat(test))
 
 
 def test_rows(point: Point, material: Material) -> Rows:
@@ -187,7 +201,7 @@ def cell_conditions(
         cell: the cell.
         point: where it stands.
         design: of the experiment.
-        rows: hashes of training and of test rows.
+        rows: hashes of the training rows (for the union LoRA its own) and of test rows.
         base: `base_identity` of the base.
         experts: architecture → expert → hash of it, or of its recipe and rows.
         probe: what looks at the trained gate.

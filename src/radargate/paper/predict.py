@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from radargate.base_models.loading import load_config
@@ -51,7 +52,7 @@ class Rates:
 
     def expert(self, rows: Iterable[Row], design: Design) -> float:
         """Training of one expert."""
-        return design.recipe.steps * self._step(rows, design.recipe)
+        return design.recipe.steps * design.recipe.batch_size * self._row(rows, design.recipe)
 
     def cell(
         self,
@@ -62,7 +63,7 @@ class Rates:
         test: Mapping[str, list[Row]],
         design: Design,
     ) -> float:
-        """Training and scoring of one cell with ``bank`` experts."""
+        """Training and scoring of one cell with ``bank`` experts; ``train`` are the rows that it is trained on."""
         mixing = (
             0.0 if cell.kind == "base" else 0.3 + 0.02 * (1 if cell.system == UNION or cell.kind == "expert" else bank)
         )
@@ -71,20 +72,54 @@ class Rates:
             seconds += cost.OPENING * max(1.0, self.millions / 135) * (1.0 if self.device == "cpu" else 0.2)
         if not cell.trained:
             return seconds
-        step = self._step([r for rows in train.values() for r in rows], design.training)
         if cell.system == UNION:
-            return seconds + design.training.steps * step
-        rotating = cell.kind == "gate" and cost.rotates(cell.system)
-        steps = (
-            cost.SEARCH_STEPS if cell.kind == "rule" else cost.training_steps(cell.system, design.training.steps, bank)
-        )
-        return seconds + steps * step * cost.gate_factor((bank + top_k) / 2, cell.architecture, rotating)
+            return seconds + cell.options["steps"] * self._step(train, design.training)
+        searches = len(test) if cell.kind == "told" else 1
+        return seconds + searches * self._composed(cell, bank, top_k, train, design)
 
-    def _step(self, rows: Iterable[Row], options: Training) -> float:
-        """A LoRA's training step on rows of ordinary length."""
-        count, longest = options.shape
-        lengths = [min(_length(row), longest) for row in list(rows)[:500]]
-        return count * sum(lengths) / max(len(lengths), 1) * self.token
+    def equal_time_steps(
+        self,
+        gates: Iterable[Cell],
+        read: Mapping[str, int],
+        top_k: int,
+        train: Mapping[str, list[Row]],
+        union: Mapping[str, list[Row]],
+        design: Design,
+    ) -> int:
+        """Steps of the union LoRA that take as long as training all experts and the slowest of these gates.
+
+        All are so many tokens of a LoRA's step, so the number is the same on every machine.
+
+        Args:
+            gates: their cells.
+            read: expert → rows that its training reads.
+            top_k: experts kept a token.
+            train: rows that gates are trained on.
+            union: rows that the union LoRA is trained on, those of every expert among them.
+            design: of the experiment.
+        """
+        whole = sum(count * self._row(union[task], design.recipe) for task, count in read.items())
+        whole += max((self._composed(cell, len(read), top_k, train, design) for cell in gates), default=0.0)
+        return max(1, round(whole / self._step(union, design.training)))
+
+    def _composed(self, cell: Cell, bank: int, top_k: int, train: Mapping[str, list[Row]], design: Design) -> float:
+        """Training of a gate, or one search of a rule."""
+        rotating = cell.kind == "gate" and cost.rotates(cell.system)
+        searched = cell.kind in ("rule", "told")
+        steps = cost.SEARCH_STEPS if searched else cost.training_steps(cell.system, design.training.steps, bank)
+        factor = cost.gate_factor((bank + top_k) / 2, cell.architecture, rotating)
+        return steps * self._step(train, design.training) * factor
+
+    def _step(self, by_task: Mapping[str, list[Row]], options: Training) -> float:
+        """A LoRA's training step on rows of ordinary length, of all tasks as often as they have rows."""
+        count = sum(map(len, by_task.values()))
+        whole = sum(len(rows) * self._row(rows, options) for rows in by_task.values())
+        return options.batch_size * whole / max(count, 1)
+
+    def _row(self, rows: Iterable[Row], options: Training) -> float:
+        """One row of a LoRA's training step."""
+        lengths = [min(_length(row), options.max_length) for row in islice(rows, 500)]
+        return sum(lengths) / max(len(lengths), 1) * self.token
 
     def _scoring(self, test: Mapping[str, list[Row]], design: Design) -> float:
         read = sum(_length(row) + 4 * max(len(row.choices), 1) for rows in test.values() for row in rows)

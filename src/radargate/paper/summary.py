@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -108,6 +108,7 @@ def settings_table(found: Findings, more: Mapping[str, str] | None = None) -> Ta
         "learning rate, where a name says no other": found.learning_rates,
         "own learning rates": "; ".join(design.get("rates", ())),
         "training of an expert": "given" if found.experts_given else f"{design['expert_steps']} steps",
+        "training of the union LoRA": "; ".join(sorted(set(_unions(found)))),
         "seeds": ", ".join(map(str, range(design["seeds"]))),
         "intervals resample": f"{RESAMPLED.get(request['layout'], 'rows within tasks')}, seeds averaged",
         "p-values": "sign flips of paired differences, Holm's correction within a table and metric",
@@ -116,6 +117,13 @@ def settings_table(found: Findings, more: Mapping[str, str] | None = None) -> Ta
         **(more or {}),
     }
     return facts_table("settings", "Settings", {what: value for what, value in facts.items() if value})
+
+
+def _unions(found: Findings) -> Iterator[str]:
+    """What each of them read; records of before do not say it."""
+    for cell in found.cells.values():
+        if cell["metrics"].get("rows_read"):
+            yield f"{cell['cell']['label']}: {cell['note']}"
 
 
 def _place(found: Findings) -> list[Column]:

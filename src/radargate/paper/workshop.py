@@ -15,8 +15,9 @@ from typing import Any
 
 from radargate.base_models.dtype import CHECKPOINT
 from radargate.base_models.loading import fingerprint, load_base, load_tokenizer
+from radargate.comparison.grid import Grid
 from radargate.comparison.options import Comparison
-from radargate.comparison.run_cell import Grid, run_cell
+from radargate.comparison.run_cell import run_cell
 from radargate.data.batches import encode_rows
 from radargate.paper.design import Design, Experiment
 from radargate.paper.expert_store import ExpertStore
@@ -28,6 +29,7 @@ from radargate.paper.points import (
     gate_training,
     test_rows,
     train_rows,
+    union_rows,
 )
 
 logger = logging.getLogger(__name__)
@@ -113,8 +115,8 @@ class Workshop:
             if point.left_out is not None:
                 adapters["left out"] = self._folders(point, [point.left_out], "mole")
         work = self.out / f".work-{platform.node()}-{os.getpid()}"  # of a cluster all write there
-        own = {task: self.material.train[task] for task in point.experts}
-        return Grid(model, tokenizer, adapters, train, test, encoded, options, {}, work, self.device, probe, own)
+        union = union_rows(point, self.material)
+        return Grid(model, tokenizer, adapters, train, test, encoded, options, {}, work, self.device, probe, union)
 
 
 def _architectures(places: Sequence[Place]) -> list[str]:

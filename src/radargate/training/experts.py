@@ -132,6 +132,14 @@ def begun_dtype(out: Path) -> str | None:
     return found[-1] if found else None
 
 
+def rows_read(folder: str | Path) -> int | None:
+    """Rows that the training of an adapter read, repeats counted; None where no options of `train_experts` lie beside it."""
+    file = Path(folder) / "options.json"
+    found = read_json(file) if file.is_file() else {}
+    steps, batch = found.get("steps"), found.get("batch_size")
+    return steps * batch if type(steps) is int and type(batch) is int and min(steps, batch) > 0 else None
+
+
 def check_options(folder: Path, options: ExpertOptions) -> None:
     """Check that an adapter that is to be kept was trained with these options, where it says how it was.
 

@@ -67,7 +67,7 @@ class GateTraining(Training):
     top_k: int | None = option(2, "experts kept per token", least=1)
     preset: str | None = option(
         None,
-        "the gate as the paper prints it: unscaled relation, no dense start, one learning rate of 1e-4",
+        "the gate as the paper prints it: unscaled relation, top-1 renormalised too, no dense start, one learning rate of 1e-4",
         choices=("paper",),
     )
     gate_options: dict[str, Any] = option(

@@ -26,6 +26,13 @@ logger = logging.getLogger(__name__)
 BATCH = 5  # rows a batch, as LoraHub's own runs have it
 
 
+def place_weights(model: PeftModel, weights: Mapping[str, float]) -> None:
+    """Set the weights of a composition's rule everywhere, from expert → weight."""
+    for layer in radar_layers(model):
+        if isinstance(gate := layer.gate("default"), SearchedRule):
+            gate.place(weights)
+
+
 @torch.no_grad()
 def search_weights(model: PeftModel, encoded: EncodedRows, *, seed: int, device: str | None = None) -> dict[str, Any]:
     """Search the weights of a composition's rule and put them in place; the same for the same seed.
@@ -53,7 +60,6 @@ def search_weights(model: PeftModel, encoded: EncodedRows, *, seed: int, device:
         )
     chosen = random.Random(seed).sample(rows, options.examples)
     batches = [collator(chosen[i : i + BATCH]) for i in range(0, len(chosen), BATCH)]
-    gates = [gate for layer in radar_layers(model) if isinstance(gate := layer.gate("default"), SearchedRule)]
     started = time.monotonic()
     model.eval()
     with tempfile.TemporaryDirectory() as work:
@@ -61,8 +67,7 @@ def search_weights(model: PeftModel, encoded: EncodedRows, *, seed: int, device:
         trainer = AnswerTrainer(model, chosen, arguments, collator)
 
         def losses(weights: Mapping[str, float]) -> list[Batch]:
-            for gate in gates:
-                gate.place(weights)
+            place_weights(model, weights)
             found = []
             for batch in batches:
                 inputs: Any = trainer._prepare_inputs(dict(batch))
@@ -77,8 +82,7 @@ def search_weights(model: PeftModel, encoded: EncodedRows, *, seed: int, device:
         finally:
             trainer.remove_hooks()
     weights = dict(zip(config.experts, found.weights, strict=True))
-    for gate in gates:
-        gate.place(weights)
+    place_weights(model, weights)
     logger.info("weights found: " + ", ".join(f"{name} {weight:+.3f}" for name, weight in weights.items()))
     return {
         "trained_parameters": 0,
