@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class Grid:
     work: Path
     device: str | None
     probe: Callable[[PeftModel, Cell, Grid], dict[str, Any]] | None = None  # looks at every trained gate
+    others: dict[str, list[Row]] = field(default_factory=dict)  # rows of tasks that have experts and are not trained on
 
 
 @quietly()
@@ -141,7 +142,7 @@ def _composed(cell: Cell, grid: Grid) -> tuple[PeftModel, dict[str, Any], str | 
         **cell.training,
     )
     given = gate_class(cell.system).from_rows(
-        training.gate_options, grid.model, grid.tokenizer, grid.train, list(adapters)
+        training.gate_options, grid.model, grid.tokenizer, {**grid.train, **grid.others}, list(adapters)
     )
     model = compose(
         grid.model,

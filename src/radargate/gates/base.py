@@ -228,6 +228,11 @@ class Gate(nn.Module):
         return given
 
     @classmethod
+    def reads_rows(cls, values: Mapping[str, Any]) -> bool:
+        """Whether `from_rows` reads rows of each expert's own task under these options."""
+        return False
+
+    @classmethod
     def from_rows(
         cls, values: dict[str, Any], base: Any, tokenizer: Any, by_task: ByTask, experts: Sequence[str]
     ) -> dict[str, Any]:

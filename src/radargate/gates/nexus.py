@@ -95,6 +95,11 @@ class NexusGate(Gate):
         return {**values, "domains": "given", "width": widths.pop()}, vectors
 
     @classmethod
+    def reads_rows(cls, values: Mapping[str, Any]) -> bool:
+        """For ``domains="hidden"``."""
+        return bool(values.get("domains") == "hidden")
+
+    @classmethod
     def from_rows(
         cls, values: dict[str, Any], base: Any, tokenizer: Any, by_task: ByTask, experts: Sequence[str]
     ) -> dict[str, Any]:
@@ -103,7 +108,7 @@ class NexusGate(Gate):
         Raises:
             OptionError: an expert has no task of its name, so nobody knows its domain.
         """
-        if values.get("domains") != "hidden":
+        if not cls.reads_rows(values):
             return values
         missing = [name for name in experts if name not in by_task]
         if missing:

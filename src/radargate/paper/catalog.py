@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from radargate.paper.design import Experiment
 from radargate.registry import Registry
 
@@ -22,10 +24,14 @@ EXPERIMENTS = Registry(
         "recipes": f"{_HERE}:RECIPES",
         "learnable": f"{_HERE}:LEARNABLE",
         "routed": f"{_HERE}:ROUTED",
+        "routed-cut": f"{_HERE}:ROUTED_CUT",
+        "routed-paraphrased": f"{_HERE}:ROUTED_PARAPHRASED",
         "crowded": f"{_HERE}:CROWDED",
     },
 )
 _WEIGHING = ("stretch", "radar", "nexus", "tutel")  # the paper's gates that weigh experts
+# what a trained router must beat: the expert whose example prompts are most like the text
+_SELECTING = ("select", "select:by=centroid")
 # their own bases in the paper (Sec. 5.3, App. F); three of them are encoder–decoders
 PAPER_BASES = (
     "ai4bharat/IndicBART",
@@ -53,7 +59,7 @@ ABLATION = Experiment(
     axis=None,
     layout="tasks",
     design={"gates": ("stretch", "rotation", "radar", "control")},
-    presets={"cpu": {"rules": ("uniform",)}, "gpu": {"rules": ("uniform",)}},
+    presets={"cpu": {"rules": ("uniform", *_SELECTING)}, "gpu": {"rules": ("uniform", *_SELECTING)}},
 )
 FITTING = Experiment(
     "fitting",
@@ -232,8 +238,21 @@ ROUTED = Experiment(
         "union": False,
         "limit": 50,
         "gates": ("stretch", "radar", "stretch:router=text", "radar:router=text"),
+        "rules": _SELECTING,
     },
     presets={"cpu": {"steps": 60}},
+)
+ROUTED_CUT = replace(
+    ROUTED,
+    name="routed-cut",
+    question="What does the router add where no prompt says its task: with the text cut out that all prompts of a task share?",
+    design={**ROUTED.design, "rules": ("uniform", *_SELECTING), "prompts": "cut"},
+)
+ROUTED_PARAPHRASED = replace(
+    ROUTED_CUT,
+    name="routed-paraphrased",
+    question="What does the router add where each task is put in ten ways, five of them for test rows only?",
+    design={**ROUTED_CUT.design, "prompts": "paraphrased"},
 )
 CROWDED = Experiment(
     "crowded",
@@ -249,6 +268,7 @@ CROWDED = Experiment(
         "union": False,
         "limit": 50,
         "gates": (*_WEIGHING, "stretch:router=text", "radar:router=text"),
+        "rules": _SELECTING,
         "rates": ("nexus:lr=0.002",),
     },
     presets={"cpu": {"steps": 60}},

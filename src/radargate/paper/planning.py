@@ -55,7 +55,7 @@ def plan_places(
         hashes = {architecture: store.hashes(point.base, point.experts, architecture) for architecture in sorted(used)}
         rates = Rates(point.base, device)
         train, test = train_rows(point, material), test_rows(point, material)
-        found = row_hashes(point, material)
+        learned, tested, others = row_hashes(point, material)
         for cell in cells:
             kind = gate_class(cell.system) if cell.kind == "gate" else None
             if experiment.probe and kind is not None and kind.routes(make_options(kind, dict(cell.own_options))):
@@ -67,13 +67,15 @@ def plan_places(
                 cell,
                 point,
                 design,
-                found,
+                (learned, tested),
                 identities[point.base],
                 hashes,
                 experiment.probe,
                 store.dtypes.get(point.base),
             )
             seconds = rates.cell(cell, len(point.experts), point.top_k, train, test, design)
+            if others and cell.architecture and gate_class(cell.system).reads_rows(cell.own_options):
+                known["other_rows"] = others
             if point.left_out is not None:
                 known["left_out"] = store.hashes(point.base, [point.left_out], "mole")
             places.append(Place(cell.id(known), cell, point, known, seconds))

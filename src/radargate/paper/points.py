@@ -18,9 +18,8 @@ from radargate.errors import DataError
 from radargate.evaluation.presets import find_preset, local_rows
 from radargate.io.records import content_hash, file_hash
 from radargate.paper.design import Design
+from radargate.paper.prompts import Rows, in_form
 from radargate.training.options import GateTraining
-
-Rows = dict[str, list[Row]]
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,8 @@ class Material:
     Attributes:
         train: every task of the source, in the order in which tasks are taken: quick ones to score first.
         test: what is tested on.
-        left_out: benchmarks that are not in the data, and tasks that are not learned because they are tested on.
+        left_out: benchmarks that are not in the data, tasks that are not learned because they are tested on, and those whose
+            prompts could not be changed.
     """
 
     train: Rows
@@ -78,7 +78,7 @@ def load_material(data: str, design: Design) -> Material:
     """Read the rows that a design asks for.
 
     Raises:
-        DataError: ``data`` has no such folder, or too few tasks.
+        DataError: ``data`` has no such folder, too few tasks, or prompts that cannot be given the design's form.
     """
     sources = _sources(data, design)
     train = _quick_first(
@@ -105,7 +105,8 @@ def load_material(data: str, design: Design) -> Material:
             for t, rows in load_rows(source, design.scoring.split, tasks or first, design.scoring.limit).items()
         }
         test = {task: found[task] for task in first}
-    return Material(train, test, tuple(left_out))
+    train, test, notes = in_form(design.prompts, train, test)  # last, so that the order of tasks stays
+    return Material(train, test, (*left_out, *notes))
 
 
 def points(design: Design, material: Material) -> list[Point]:
@@ -154,9 +155,16 @@ def train_rows(point: Point, material: Material) -> Rows:
     return {task: material.train[task][: point.rows] for task in point.learned}
 
 
-def row_hashes(point: Point, material: Material) -> tuple[str, str]:
-    """Hashes of the rows that gates are trained on at a point, and of those that cells are scored on."""
-    return rows_hash(_flat(train_rows(point, material))), rows_hash(_flat(test_rows(point, material)))
+def other_rows(point: Point, material: Material) -> Rows:
+    """As many rows of each task that has an expert at a point and that gates do not learn."""
+    return {task: material.train[task][: point.rows] for task in point.experts if task not in point.learned}
+
+
+def row_hashes(point: Point, material: Material) -> tuple[str, str, str | None]:
+    """Hashes of the rows that gates are trained on at a point, of those that cells are scored on, and of `other_rows`, if any."""
+    others = other_rows(point, material)
+    hashed = rows_hash(_flat(others)) if others else None
+    return rows_hash(_flat(train_rows(point, material))), rows_hash(_flat(test_rows(point, material))), hashed
 
 
 def test_rows(point: Point, material: Material) -> Rows:

@@ -14,6 +14,10 @@ from radargate.paper.design import AXES
 from radargate.paper.findings import Findings
 from radargate.report.table import NOTHING, Column, Table, facts_table, number, text, with_interval
 
+_PROMPTS = {
+    "cut": "without the text that all prompts of a task's training rows begin or end with",
+    "paraphrased": "each task put in ten ways, five for training rows and five for test rows",
+}
 # by layout, what intervals resample; elsewhere rows within tasks
 RESAMPLED = {"angles": "pairs of experts as if no two shared one", "hull": "tasks"}
 
@@ -103,6 +107,7 @@ def settings_table(found: Findings, more: Mapping[str, str] | None = None) -> Ta
     """What the numbers rest on; ``more`` facts stand at the end."""
     request, design = found.request, found.request["design"]
     facts = {
+        "prompts": _PROMPTS.get(design.get("prompts"), ""),
         "scored rows of each task": f"{design.get('split', 'test')}, {design['limit'] or 'all'}",
         "training of a gate": f"{design['steps']} steps of {design['batch_size']} rows",
         "learning rate, where a name says no other": found.learning_rates,

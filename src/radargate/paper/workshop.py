@@ -26,6 +26,7 @@ from radargate.paper.points import (
     Point,
     base_identity,
     gate_training,
+    other_rows,
     test_rows,
     train_rows,
 )
@@ -113,7 +114,8 @@ class Workshop:
             if point.left_out is not None:
                 adapters["left out"] = self._folders(point, [point.left_out], "mole")
         work = self.out / f".work-{platform.node()}-{os.getpid()}"  # of a cluster all write there
-        return Grid(model, tokenizer, adapters, train, test, encoded, options, {}, work, self.device, probe)
+        others = other_rows(point, self.material)
+        return Grid(model, tokenizer, adapters, train, test, encoded, options, {}, work, self.device, probe, others)
 
 
 def _architectures(places: Sequence[Place]) -> list[str]:

@@ -83,6 +83,11 @@ class SelectRule(Gate):
         return example_sums(given, base, load_tokenizer(base.name_or_path) if text else None)
 
     @classmethod
+    def reads_rows(cls, values: Mapping[str, Any]) -> bool:
+        """Unless the user gave example prompts."""
+        return "examples" not in values
+
+    @classmethod
     def from_rows(
         cls, values: dict[str, Any], base: Any, tokenizer: Any, by_task: ByTask, experts: Sequence[str]
     ) -> dict[str, Any]:
@@ -91,7 +96,7 @@ class SelectRule(Gate):
         Raises:
             OptionError: an expert has no task of its name.
         """
-        if "examples" in values:
+        if not cls.reads_rows(values):
             return values
         missing = [name for name in experts if name not in by_task]
         if missing:
