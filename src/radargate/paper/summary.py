@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from radargate.comparison.analysis import SUBJECT
-from radargate.comparison.ranking import leader, named, standings
+from radargate.comparison.ranking import RULE, leader, named, standings
 from radargate.comparison.results import METRICS, ORACLE
 from radargate.paper.design import AXES
 from radargate.paper.findings import Findings
@@ -53,7 +53,7 @@ def leaders_table(found: Findings) -> Table:
         Column("significantly worse", text("worse")),
         Column("not significantly worse", text("close")),
     ]
-    return Table("leaders", "The best systems, paired over rows; significant: Holm p < 0.05", rows, columns)
+    return Table("leaders", f"The best systems, paired; significant: {RULE}", rows, columns)
 
 
 def experts_table(found: Findings) -> Table:
@@ -115,7 +115,8 @@ def settings_table(found: Findings, more: Mapping[str, str] | None = None) -> Ta
         "training of an expert": "given" if found.experts_given else f"{design['expert_steps']} steps",
         "seeds": ", ".join(map(str, range(design["seeds"]))),
         "intervals resample": f"{RESAMPLED.get(request['layout'], 'rows within tasks')}, seeds averaged",
-        "p-values": "sign flips of paired differences, Holm's correction within a table and metric",
+        "p-values": "paired differences: over rows by sign flips, with Holm's correction within a table and metric; over seeds by t; over tasks by "
+        "all flips of signs",
         "versions of the code": str(found.commits),
         "left out": "; ".join(request["left_out"]),
         **(more or {}),
