@@ -32,7 +32,7 @@ NAMES = (
 RADAR, ROUTED = "radar (mole)", "router=text"
 INTRODUCTION = """\
 One 135M model (and one of 270M in `model-size`) on two cores, three seeds. *Significant*: paired p over the same rows below 0.05, Holm-corrected over the
-comparisons of an experiment by one metric. *NLL*: mean negative log-likelihood of the right answer in nats a token, lower is better. *oracle*: each task's own
+comparisons of an experiment by one metric, and with three seeds p over seeds (paired t) below 0.05 too; *rows only* stands where there are fewer seeds. *NLL*: mean negative log-likelihood of the right answer in nats a token, lower is better. *oracle*: each task's own
 expert, which has to be told the task. *mole*, *hydra* and *omoe*: architectures. *signed* (stretch with free signs), *lora* (a small LoRA beside the mixture),
 *vector*, *mlp* and *multiplicative*: controls without rotation, with as many parameters or more freedom. `router=text`: one decision for the whole model
 ([method.md](method.md#the-router-of-the-whole-model)). `forms` and `recipes` are scored on validation rows, `recipes` with one seed."""

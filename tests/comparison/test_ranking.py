@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from compare_records import TASKS, compare_records
-from radargate.comparison.ranking import compare_pairs, count_wins, leader, standings, task_worth
+from radargate.comparison.ranking import PairedTest, compare_pairs, count_wins, leader, standings, task_worth
 from radargate.comparison.results import ORACLE, read_results
 from radargate.errors import RadarGateError
 from radargate.evaluation.metrics import paired_difference
-from radargate.evaluation.resampling import RESAMPLES, bootstrap_intervals, holm, sign_flip_p
+from radargate.evaluation.resampling import (
+    RESAMPLES,
+    all_flips_p,
+    bootstrap_intervals,
+    holm,
+    sign_flip_p,
+    t_p,
+    t_test_p,
+)
+from radargate.io.records import read_records
+from radargate.paper.findings import read_findings
+
+EXPERIMENTS = Path(__file__).parents[2] / "benchmarks" / "results" / "experiments"
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +98,87 @@ def test_sign_flips_find_the_exact_p_of_a_small_sample():
     p = sign_flip_p([np.ones((4, 1))], resamples=RESAMPLES * 10)
     assert p[0] == pytest.approx(2 / 16, abs=0.01)
     assert sign_flip_p([np.zeros((4, 1))])[0] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("df", "t"), [(1, 12.7062), (2, 4.30265), (3, 3.18245), (4, 2.77645), (5, 2.57058), (10, 2.22814), (30, 2.04227)]
+)
+def test_students_p_is_that_of_the_printed_tables(df, t):
+    assert t_p(t, df) == pytest.approx(0.05, abs=1e-6)
+    assert t_p(0, df) == 1.0 and t_p(1e9, df) == pytest.approx(0, abs=1e-8)
+
+
+def test_over_seeds_a_paired_t_test_by_hand():
+    # mean 2, standard deviation 1, so t = 2 √3 = 3.4641; with two degrees of freedom p = 1 − t / √(t² + 2)
+    assert t_test_p([1.0, 2.0, 3.0]) == pytest.approx(1 - 12**0.5 / 14**0.5, abs=1e-12) == t_test_p([-3.0, -1.0, -2.0])
+    # t = 0.5 / (√0.5 / √2) = 1; with one degree p = 1 − 2/π arctan t
+    assert t_test_p([0.0, 1.0]) == pytest.approx(0.5, abs=1e-12)
+    assert t_test_p([0.3]) is None and t_test_p([0.0, 0.0, 0.0]) == 1.0 and t_test_p([0.2, 0.2]) == 0.0
+
+
+def test_over_tasks_all_flips_of_signs_by_hand():
+    assert all_flips_p([1.0, 2.0, 3.0]) == 2 / 8
+    # sums as large as |4 - 1| = 3: ±(4+1), ±(4-1), so all four
+    assert all_flips_p([4.0, -1.0]) == 1.0
+    # of 16 sums two are ±9, and four more are ±7 (either 1 turned)
+    assert all_flips_p([1.0, 2.0, 5.0, 1.0]) == 2 / 16
+    assert all_flips_p([1.0, 2.0, 5.0, -1.0]) == 6 / 16  # observed is 7
+    assert all_flips_p([0.5]) == 1.0 and all_flips_p([0.0, 0.0]) == 1.0
+    assert all_flips_p([1.0] * 16) == 2 / 2**16 and all_flips_p([1.0] * 17) is None
+
+
+def test_units_of_chance_are_the_pairs_seeds_and_tasks(records, grid):
+    pairs = [("radar (mole)", "stretch (mole)"), ("radar (omoe)", "mlp (omoe)"), ("radar (mole)", "base")]
+    pairs += [("uniform", "base")]
+    means = {}
+    for r in records:
+        if r["suite"] == "eval" and "rows" in r:
+            value = np.mean(np.divide(r["rows"]["nll_sum"], r["rows"]["tokens"]))
+            means.setdefault((r["system"], r["cell"]["seed"]), {})[r["task"]] = value
+
+    def seeds_of(label):
+        return {s: np.mean(list(tasks.values())) for (name, s), tasks in means.items() if name == label}
+
+    for test, count in zip(compare_pairs(grid, "nll", pairs), (3, 2, 3, 1), strict=True):
+        ours, theirs = seeds_of(test.first), seeds_of(test.second)
+        gaps = [value - theirs.get(s, theirs.get(None)) for s, value in ours.items() if s in theirs or None in theirs]
+        assert test.seeds == len(gaps) == count and test.p_seeds == (
+            None if count == 1 else pytest.approx(t_test_p(gaps), abs=1e-9)
+        )
+        tasks = [rows_of(records, test.first, t, "nll") - rows_of(records, test.second, t, "nll") for t in TASKS]
+        assert test.p_tasks == all_flips_p([float(task.mean()) for task in tasks])
+
+
+@pytest.mark.parametrize(
+    ("holm_p", "p_seeds", "seeds", "better"),
+    [
+        (0.01, 0.04, 3, "a"),
+        (0.01, 0.06, 3, None),
+        (0.06, 0.01, 3, None),
+        (0.01, 0.9, 2, "a"),  # too few to be asked
+        (0.01, None, 1, "a"),
+    ],
+)
+def test_better_takes_rows_and_seeds_where_there_are_three(holm_p, p_seeds, seeds, better):
+    test = PairedTest("acc", "a", "b", 0.1, 0.0, 0.2, 0.01, holm_p, p_seeds, 0.5, seeds)
+    assert test.better == better
+
+
+def test_stored_records_give_the_same_three_p_values_as_an_audit_with_code_of_its_own():
+    (grid,) = read_findings(read_records(EXPERIMENTS / "learnable" / "records.jsonl")).by_value.values()
+    audited = {
+        "stretch": (-0.035, 0.002, 0.053, 0.19),
+        "nexus": (-0.021, 0.015, 0.23, 0.19),
+        "tutel": (-0.035, 0.002, 0.18, 0.13),
+        "rotation": (-0.119, 0.000, 0.08, 0.19),
+        "signed": (-0.092, 0.002, 0.12, 0.19),
+        "lora": (-0.056, 0.000, 0.18, 0.06),
+    }
+    for test in compare_pairs(grid, "nll", [("radar (mole)", f"{name} (mole)") for name in audited]):
+        difference, rows, seeds, tasks = audited[test.second.removesuffix(" (mole)")]
+        assert (test.difference, test.p) == pytest.approx((difference, rows), abs=6e-4)
+        assert (test.p_seeds, test.p_tasks) == pytest.approx((seeds, tasks), abs=6e-3)
+        assert test.holm < 0.05 and test.better is None  # over rows all of them, over seeds none
 
 
 def test_wins_ties_and_losses_are_counted_a_task_and_seed_at_a_time(records, grid):

@@ -40,7 +40,7 @@ def sources(tmp_path_factory):
             ):
                 rows = [
                     {
-                        "prompt": f"{task} {i}?" + "." * place,
+                        "prompt": f"{task} {task[i % 3]}{i}?" + "." * place,
                         "target": ("yes", "no")[(i + place) % 2],
                         "choices": ["yes", "no"],
                         "answer_index": (i + place) % 2,
@@ -81,7 +81,9 @@ def test_every_experiment_runs_and_its_report_comes_from_its_records(zoo, source
     out = tmp_path / name
     base = "t5" if name == "model-size" else "llama"
     words = (
-        [] if name in ("ablation", "routed") else ["--gates", "rotation,radar" if name == "angles" else "stretch,radar"]
+        []
+        if name == "ablation" or name.startswith("routed")
+        else ["--gates", "rotation,radar" if name == "angles" else "stretch,radar"]
     )
     assert main(command(name, zoo, sources, out, *words, base=base)) == 0
     shown = capsys.readouterr()

@@ -9,7 +9,7 @@ from typing import Any
 from radargate.comparison import curves, pairs, tables
 from radargate.comparison.analysis import BASELINE, SUBJECT, Analysis, analyse, rotation_pairs
 from radargate.comparison.conditions import conditions, settings_table
-from radargate.comparison.ranking import WORDS
+from radargate.comparison.ranking import RULE, WORDS
 from radargate.comparison.results import METRICS, System
 from radargate.comparison.summary import finished, price_table, summary_table
 from radargate.gates import GATES
@@ -124,7 +124,7 @@ def _ranking(analysis: Analysis) -> list[str]:
         )
         caption = (
             f"{words}: dot and 95 % bootstrap interval over rows, a tick for each seed's mean. An empty dot is significantly "
-            "worse than the leader (Holm p < 0.05); an arrow lies off the scale."
+            f"worse than the leader ({RULE}); an arrow lies off the scale."
         )
         parts += [page.heading(f"By {words}"), page.figure(chart, tables.capital(caption), narrow=True)]
     table = tables.ranking_table(analysis)
@@ -214,8 +214,10 @@ def _wins(analysis: Analysis) -> list[str]:
 
 def _tests(analysis: Analysis) -> list[str]:
     words = (
-        "Differences over the same rows, seeds averaged; p from flipping signs of row differences, two-sided. Holm's p is corrected for all "
-        "rows of one table and metric. The leader was picked on these same rows, which flatters it a little."
+        "Differences over the same rows, seeds averaged, with two-sided p by three units of chance: rows (signs of their differences flipped; "
+        "Holm's p is corrected for all rows of one table and metric), seeds (a paired t test; – with one seed) and tasks (all flips of signs; – "
+        f"with more than 16). One system is called better by {RULE}; (rows only) stands where there are fewer seeds. The leader was picked on "
+        "these same rows, which flatters it a little."
     )
     return [page.paragraph(words), *(page.folded(t.caption, t.html()) for t in _other_tests(analysis) if t.rows)]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from radargate.comparison.analysis import Analysis, contestants
-from radargate.comparison.ranking import WORDS, PairedTest
+from radargate.comparison.ranking import ENOUGH_SEEDS, WORDS, PairedTest
 from radargate.comparison.results import METRICS
 from radargate.report.table import Column, Row, Table, interval, number, probability, text
 
@@ -19,7 +19,7 @@ def tests_table(
     tests: Mapping[str, list[PairedTest]],
     more: Mapping[str, Callable[[PairedTest], str | None]] | None = None,
 ) -> Table:
-    """Paired tests of one family, metric by metric, with p and Holm's p.
+    """Paired tests of one family, metric by metric, with p by each unit of chance and Holm's p over rows.
 
     Args:
         name: of the CSV file.
@@ -38,6 +38,9 @@ def tests_table(
             "difference_high": t.high,
             "p": t.p,
             "holm_p": t.holm,
+            "p_seeds": t.p_seeds,
+            "p_tasks": t.p_tasks,
+            "seeds": t.seeds,
             "better": t.better,
             **{title: say(t) for title, say in more.items()},
         }
@@ -50,11 +53,20 @@ def tests_table(
         Column("metric", text("metric")),
         Column("mean", number("difference", 3, sign=True)),
         Column("95 % interval", interval("difference", 3, sign=True)),
-        Column("p", probability("p")),
+        Column("p (rows)", probability("p")),
         Column("Holm p", probability("holm_p")),
-        Column("better", lambda row: row["better"] or "not significant"),
+        Column("p (seeds)", probability("p_seeds")),
+        Column("p (tasks)", probability("p_tasks")),
+        Column("better", _better),
     ]
     return Table(name, caption, rows, columns)
+
+
+def _better(row: Row) -> str:
+    """Who is, and where there were too few seeds to ask them."""
+    if row["better"] is None:
+        return "not significant"
+    return f"{row['better']}{' (rows only)' * (row['seeds'] < ENOUGH_SEEDS)}"
 
 
 def win_rates_table(analysis: Analysis) -> Table:

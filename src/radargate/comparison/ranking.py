@@ -10,9 +10,11 @@ import numpy as np
 
 from radargate.comparison.results import ORACLE, Results, System
 from radargate.evaluation.metrics import paired_difference
-from radargate.evaluation.resampling import bootstrap_intervals, holm, sign_flip_p
+from radargate.evaluation.resampling import all_flips_p, bootstrap_intervals, holm, sign_flip_p, t_test_p
 
 SIGNIFICANT = 0.05
+ENOUGH_SEEDS = 3  # for a test over seeds to have a say
+RULE = "Holm p < 0.05 over rows and, with three seeds or more, p < 0.05 over seeds"
 # a family of a hundred comparisons multiplies its smallest p by a hundred: with 2,000 flips that is never under 0.05
 FLIPS = 20_000
 TIE = 1e-12
@@ -40,9 +42,21 @@ class Standing:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """``first - second`` over the same rows (seeds averaged), with 95 % interval, p, and p after Holm's correction.
+    """``first - second`` over the same rows (seeds averaged), and whether that is chance, by three units of it.
 
-    ``at`` is where on an experiment's axis it was made, None elsewhere.
+    Attributes:
+        metric: ``"acc"``, ``"nll"`` or ``"chrf"``.
+        first: label of the one system.
+        second: label of the other.
+        difference: mean over tasks.
+        low: lower end of its 95 % interval over rows.
+        high: upper end.
+        p: over rows, signs of their differences flipped.
+        holm: the same after Holm's correction.
+        p_seeds: over seeds, a paired t test of their differences; None with one seed.
+        p_tasks: over tasks, all flips of their differences' signs; None with more than 16 tasks.
+        seeds: pairs of seeds; 1 where neither system has any.
+        at: where on an experiment's axis it was made, None elsewhere.
     """
 
     metric: str
@@ -53,12 +67,16 @@ class PairedTest:
     high: float
     p: float
     holm: float
+    p_seeds: float | None = None
+    p_tasks: float | None = None
+    seeds: int = 1
     at: Any = None
 
     @property
     def better(self) -> str | None:
-        """The system that is significantly better after the correction; None where the difference is not significant."""
-        if self.holm >= SIGNIFICANT:
+        """The system that is significantly better (`RULE`); None where the difference is not significant."""
+        doubted = self.seeds >= ENOUGH_SEEDS and self.p_seeds is not None and self.p_seeds >= SIGNIFICANT
+        if self.holm >= SIGNIFICANT or doubted:
             return None
         return self.first if (self.difference > 0) == HIGHER_IS_BETTER[self.metric] else self.second
 
@@ -133,21 +151,37 @@ def leader(results: Results, ranked: Sequence[Standing]) -> Standing:
 def compare_pairs(
     results: Results, metric: str, pairs: Sequence[tuple[str, str]], tasks: Sequence[str] | None = None
 ) -> list[PairedTest]:
-    """Paired tests of pairs of labels over the same rows; Holm's correction takes all of ``pairs`` as its family."""
+    """Paired tests of pairs of labels over the same rows; Holm's correction takes all of ``pairs`` as its family.
+
+    Seeds are paired where both systems have them; a system without seeds meets every seed of the other.
+    """
     if not pairs:
         return []
-    systems = results.systems
-    groups = []
-    for task in tasks or results.tasks_of(metric):
+    systems, groups, by_seed = results.systems, [], []
+    tasks = tasks or results.tasks_of(metric)
+    for task in tasks:
         rows = {label: systems[label].rows[metric][task].mean(0) for pair in pairs for label in pair}
         groups.append(np.stack([rows[first] - rows[second] for first, second in pairs], axis=1))
     lows, highs = bootstrap_intervals(groups)
     p_values = [float(p) for p in sign_flip_p(groups, resamples=FLIPS)]
-    differences = np.mean([group.mean(0) for group in groups], axis=0)
+    by_task = np.stack([group.mean(0) for group in groups])
+    for first, second in pairs:
+        ours, theirs = (systems[label].seed_means(metric, tasks) for label in (first, second))
+        by_seed.append([ours[a] - theirs[b] for a, b in _seed_places(systems[first], systems[second])])
     corrected = holm(p_values)
     return [
         PairedTest(
-            metric, first, second, float(differences[i]), float(lows[i]), float(highs[i]), p_values[i], corrected[i]
+            metric,
+            first,
+            second,
+            float(by_task[:, i].mean()),
+            float(lows[i]),
+            float(highs[i]),
+            p_values[i],
+            corrected[i],
+            t_test_p(by_seed[i]),
+            all_flips_p(by_task[:, i].tolist()),
+            len(by_seed[i]),
         )
         for i, (first, second) in enumerate(pairs)
     ]

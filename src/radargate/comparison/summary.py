@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from radargate.comparison.analysis import BASELINE, SUBJECT, Analysis
-from radargate.comparison.ranking import TIE, PairedTest, named
+from radargate.comparison.ranking import RULE, TIE, PairedTest, named
 from radargate.comparison.results import METRICS, ORACLE, Results
 from radargate.report.table import NOTHING, Column, Table, number, text
 
@@ -20,7 +20,7 @@ def summary_table(analysis: Analysis) -> Table:
     """One row a question, one column a metric."""
     rows = [{"what": what, **{metric: say(analysis, metric) for metric in METRICS}} for what, say in _QUESTIONS.items()]
     columns = [Column("question", text("what")), *(Column(named(metric), text(metric)) for metric in METRICS)]
-    return Table("summary", "In short; significant: Holm p < 0.05", rows, columns, numbers_from=9)
+    return Table("summary", f"In short; significant: {RULE}", rows, columns, numbers_from=9)
 
 
 def price_table(analysis: Analysis) -> Table:

@@ -1,12 +1,15 @@
-"""Bootstrap intervals, sign-flip p-values and Holm's correction, for many systems at once. Knows nothing of records."""
+"""Bootstrap intervals, p-values over rows, seeds and tasks, and Holm's correction. Knows nothing of records."""
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 RESAMPLES = 2_000
+MOST_FLIPPED = 16  # units whose signs are flipped in all ways: 65,536
 
 
 def bootstrap_intervals(groups: Sequence[np.ndarray], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -53,6 +56,50 @@ def sign_flip_p(groups: Sequence[np.ndarray], seed: int = 0, resamples: int = RE
             signs = generator.choice([-1.0, 1.0], size=(len(chunk), len(values)))
             chunk += signs @ values / (len(values) * len(groups))
     return (1 + (np.abs(flipped) >= np.abs(observed) - 1e-12).sum(0)) / (1 + resamples)
+
+
+def t_test_p(differences: Sequence[float]) -> float | None:
+    """Two-sided p of a paired t test, df one less than there are differences; None where there is one alone."""
+    values = np.asarray(differences, dtype=float)
+    if len(values) < 2:
+        return None
+    if np.ptp(values) == 0:
+        return 1.0 if values[0] == 0 else 0.0
+    t = abs(float(values.mean())) / (float(values.std(ddof=1)) / math.sqrt(len(values)))
+    return t_p(t, len(values) - 1)
+
+
+def t_p(t: float, df: int) -> float:
+    """Two-sided p of ``t`` ≥ 0 under Student's distribution.
+
+    Source: Abramowitz and Stegun, 26.7.3 and 26.7.4, finite sums for whole degrees of freedom.
+    """
+    angle = math.atan2(t, math.sqrt(df))
+    cosine, odd = math.cos(angle), df % 2
+    term, total = cosine if odd else 1.0, 0.0
+    for k in range(df // 2):  # cos + 2/3 cos³ + (2·4)/(3·5) cos⁵ …, or 1 + 1/2 cos² + (1·3)/(2·4) cos⁴ …
+        total += term
+        term *= cosine**2 * (2 * k + 1 + odd) / (2 * k + 2 + odd)
+    inside = 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+    return min(1.0, max(0.0, 1.0 - inside))
+
+
+def all_flips_p(differences: Sequence[float]) -> float | None:
+    """Exact two-sided p of a mean under all flips of signs; None for more than `MOST_FLIPPED` differences.
+
+    No p is below 2 / 2ⁿ: five differences reach 0.0625, six 0.03125.
+    """
+    values = np.asarray(differences, dtype=float)
+    if len(values) > MOST_FLIPPED:
+        return None
+    flipped = np.abs(_all_signs(len(values)) @ values)
+    return float((flipped >= abs(values.sum()) - 1e-12).mean())
+
+
+@functools.cache
+def _all_signs(count: int) -> np.ndarray:
+    """Every row of signs whose last is +1 [2^(count − 1), count]: the others mirror these."""
+    return 1.0 - 2.0 * (np.arange(2 ** (count - 1))[:, None] >> np.arange(count) & 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from radargate.paper.design import Experiment
 from radargate.registry import Registry
 
@@ -22,10 +24,17 @@ EXPERIMENTS = Registry(
         "recipes": f"{_HERE}:RECIPES",
         "learnable": f"{_HERE}:LEARNABLE",
         "routed": f"{_HERE}:ROUTED",
+        "routed-cut": f"{_HERE}:ROUTED_CUT",
+        "routed-paraphrased": f"{_HERE}:ROUTED_PARAPHRASED",
         "crowded": f"{_HERE}:CROWDED",
     },
 )
 _WEIGHING = ("stretch", "radar", "nexus", "tutel")  # the paper's gates that weigh experts
+# what a trained router must beat: the expert whose example prompts are most like the text
+_SELECTING = ("select", "select:by=centroid")
+_ROUTERS = tuple(
+    f"{gate}:router=text{start}" for start in ("", ",router_start=select") for gate in ("stretch", "radar")
+)
 # their own bases in the paper (Sec. 5.3, App. F); three of them are encoder–decoders
 PAPER_BASES = (
     "ai4bharat/IndicBART",
@@ -53,7 +62,7 @@ ABLATION = Experiment(
     axis=None,
     layout="tasks",
     design={"gates": ("stretch", "rotation", "radar", "control")},
-    presets={"cpu": {"rules": ("uniform",)}, "gpu": {"rules": ("uniform",)}},
+    presets={"cpu": {"rules": ("uniform", *_SELECTING)}, "gpu": {"rules": ("uniform", *_SELECTING)}},
 )
 FITTING = Experiment(
     "fitting",
@@ -227,10 +236,22 @@ ROUTED = Experiment(
     design={
         "named": _LEARNABLE_TASKS,
         "limit": 50,
-        "gates": ("stretch", "radar", "stretch:router=text", "radar:router=text"),
-        "rules": ("uniform", "select", "select:by=centroid", "select:use=weighted"),
+        "gates": ("stretch", "radar", *_ROUTERS),
+        "rules": ("uniform", *_SELECTING),
     },
     presets={"cpu": {"steps": 60, "expert_steps": 120}},
+)
+ROUTED_CUT = replace(
+    ROUTED,
+    name="routed-cut",
+    question="What does the router add where no prompt says its task: with the text cut out that all prompts of a task share?",
+    design={**ROUTED.design, "prompts": "cut"},
+)
+ROUTED_PARAPHRASED = replace(
+    ROUTED_CUT,
+    name="routed-paraphrased",
+    question="What does the router add where each task is put in ten ways, five of them for test rows only?",
+    design={**ROUTED_CUT.design, "prompts": "paraphrased"},
 )
 CROWDED = Experiment(
     "crowded",
@@ -245,6 +266,7 @@ CROWDED = Experiment(
         "experts": (5, 40),
         "limit": 50,
         "gates": (*_WEIGHING, "stretch:router=text", "radar:router=text"),
+        "rules": _SELECTING,
         "rates": ("nexus:lr=0.002",),
     },
     presets={"cpu": {"steps": 60}},

@@ -28,6 +28,7 @@ class Design:
         named: ``SOURCE/TASK`` of tasks to learn instead, where the data have these sources.
         others: folder whose further tasks have experts too, where a bank is larger than the tasks to learn.
         benchmarks: name of `radargate.evaluation.presets.PRESETS` that is tested on; None means the learned tasks' own test rows.
+        prompts: ``"as given"``, ``"cut"`` or ``"paraphrased"``, for experts, gates and tests alike: see `radargate.paper.prompts`.
         tasks: tasks that gates learn and are tested on.
         test_tasks: tasks of each benchmark.
         bases: base models.
@@ -52,6 +53,7 @@ class Design:
     named: tuple[str, ...] = ()
     others: str | None = None
     benchmarks: str | None = None
+    prompts: str = "as given"
     tasks: int | None = None
     test_tasks: int | None = None
     bases: tuple[str, ...] = option(

@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from radargate.comparison.analysis import SUBJECT, rotation_pairs
 from radargate.comparison.ranking import PairedTest, compare_pairs, leader, standings, task_worth
 from radargate.comparison.results import METRICS, ORACLE, Results, read_results, shown_label
 from radargate.errors import RadarGateError
 from radargate.evaluation.metrics import paired_difference
-from radargate.evaluation.resampling import holm
+from radargate.evaluation.resampling import all_flips_p, holm, t_test_p
 from radargate.paper.design import AXES, SUITE
 from radargate.training.options import rates_in_words
 
 Value = Any  # a place on the axis: a number, a name, or None
+ByTask = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -166,9 +169,7 @@ class Findings:
             tests = []
             for label in self._changing():
                 new, old = (f"{label}, {self.said(value)}" for value in reversed(ends))
-                tests.append(
-                    _paired(metric, new, old, _row_means(last, label, metric), _row_means(first, label, metric))
-                )
+                tests.append(_paired(metric, new, old, _rows(last, label, metric), _rows(first, label, metric)))
             found[metric] = _corrected(tests)
         return found
 
@@ -203,9 +204,9 @@ class Findings:
         both = [label for label in self.systems() if label != ORACLE and label in first and label in last]
         return [label for label in both if first[label].cells[0]["case"] != last[label].cells[0]["case"]]
 
-    def _row_changes(self, ends: tuple[Value, Value], label: str, metric: str) -> dict[str, Sequence[float]]:
-        first, last = (_row_means(self.by_value[value], label, metric) for value in ends)
-        return {task: [b - a for a, b in zip(first[task], last[task], strict=True)] for task in first}
+    def _row_changes(self, ends: tuple[Value, Value], label: str, metric: str) -> ByTask:
+        first, last = (_rows(self.by_value[value], label, metric) for value in ends)
+        return _less(last, first)
 
 
 def read_findings(records: Sequence[Mapping[str, Any]]) -> Findings:
@@ -239,17 +240,32 @@ def read_findings(records: Sequence[Mapping[str, Any]]) -> Findings:
     )
 
 
-def _row_means(results: Results, label: str, metric: str) -> dict[str, Sequence[float]]:
-    """task → the system's value on every row, seeds averaged."""
-    return {task: list(results.systems[label].rows[metric][task].mean(0)) for task in results.tasks_of(metric)}
+def _rows(results: Results, label: str, metric: str) -> ByTask:
+    """task → the system's values [seeds, rows]."""
+    return {task: results.systems[label].rows[metric][task] for task in results.tasks_of(metric)}
 
 
-def _paired(
-    metric: str, first: str, second: str, these: dict[str, Sequence[float]], those: dict[str, Sequence[float]]
-) -> PairedTest:
+def _less(these: ByTask, those: ByTask) -> ByTask:
+    """task → differences [seeds, rows]; of means over seeds where the two have not as many, as in an unfinished run."""
+    found = {}
+    for task, rows in these.items():
+        others = those[task]
+        same = len(rows) == len(others) or 1 in (len(rows), len(others))
+        found[task] = rows - others if same else (rows.mean(0) - others.mean(0))[None]
+    return found
+
+
+def _paired(metric: str, first: str, second: str, these: ByTask, those: ByTask) -> PairedTest:
     """One test over the same rows, not yet corrected."""
-    t = paired_difference(these, those)
-    return PairedTest(metric, first, second, t["difference"], t["low"], t["high"], t["p"], 1.0)
+    by_task = list(_less(these, those).values())
+    seeds = np.mean([rows.mean(1) for rows in by_task], axis=0)
+    t = paired_difference(
+        {task: rows.mean(0) for task, rows in these.items()}, {task: rows.mean(0) for task, rows in those.items()}
+    )
+    p_tasks = all_flips_p([float(rows.mean()) for rows in by_task])
+    return PairedTest(
+        metric, first, second, t["difference"], t["low"], t["high"], t["p"], 1.0, t_test_p(seeds), p_tasks, len(seeds)
+    )
 
 
 def _corrected(tests: Sequence[PairedTest]) -> list[PairedTest]:

@@ -84,6 +84,9 @@ def plan_places(
             )
             rows = union if cell.system == UNION else train
             seconds = rates.cell(cell, len(point.experts), point.top_k, rows, test, design)
+            others = cell.architecture and not set(point.experts) <= set(point.learned)
+            if others and gate_class(cell.system).reads_own_rows(cell.own_options):
+                known["other_rows"] = of_union[0]
             if point.left_out is not None:
                 known["left_out"] = store.hashes(point.base, [point.left_out], "mole")
             places.append(Place(cell.id(known), cell, point, known, seconds))

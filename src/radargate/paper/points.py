@@ -18,9 +18,8 @@ from radargate.errors import DataError
 from radargate.evaluation.presets import find_preset, local_rows
 from radargate.io.records import content_hash, file_hash
 from radargate.paper.design import Design
+from radargate.paper.prompts import Rows, in_form
 from radargate.training.options import GateTraining
-
-Rows = dict[str, list[Row]]
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,8 @@ class Material:
     Attributes:
         train: every task of the source, in the order in which tasks are taken: quick ones to score first.
         test: what is tested on.
-        left_out: benchmarks that are not in the data, and tasks that are not learned because they are tested on.
+        left_out: benchmarks that are not in the data, tasks that are not learned because they are tested on, and those whose
+            prompts could not be changed.
     """
 
     train: Rows
@@ -78,7 +78,7 @@ def load_material(data: str, design: Design) -> Material:
     """Read the rows that a design asks for.
 
     Raises:
-        DataError: ``data`` has no such folder, or too few tasks.
+        DataError: ``data`` has no such folder, too few tasks, or prompts that cannot be given the design's form.
     """
     sources = _sources(data, design)
     train = _quick_first(
@@ -105,7 +105,8 @@ def load_material(data: str, design: Design) -> Material:
             for t, rows in load_rows(source, design.scoring.split, tasks or first, design.scoring.limit).items()
         }
         test = {task: found[task] for task in first}
-    return Material(train, test, tuple(left_out))
+    train, test, notes = in_form(design.prompts, train, test)  # last, so that the order of tasks stays
+    return Material(train, test, (*left_out, *notes))
 
 
 def points(design: Design, material: Material) -> list[Point]:

@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 
 from radargate.comparison.analysis import SUBJECT
-from radargate.comparison.ranking import leader, named, standings
+from radargate.comparison.ranking import RULE, leader, named, standings
 from radargate.comparison.results import METRICS, ORACLE
 from radargate.paper.design import AXES
 from radargate.paper.findings import Findings
 from radargate.report.table import NOTHING, Column, Table, facts_table, number, text, with_interval
 
+_PROMPTS = {
+    "cut": "without the text that all prompts of a task's training rows begin or end with",
+    "paraphrased": "each task put in ten ways, five for training rows and five for test rows",
+}
 # by layout, what intervals resample; elsewhere rows within tasks
 RESAMPLED = {"angles": "pairs of experts as if no two shared one", "hull": "tasks"}
 
@@ -49,7 +53,7 @@ def leaders_table(found: Findings) -> Table:
         Column("significantly worse", text("worse")),
         Column("not significantly worse", text("close")),
     ]
-    return Table("leaders", "The best systems, paired over rows; significant: Holm p < 0.05", rows, columns)
+    return Table("leaders", f"The best systems, paired; significant: {RULE}", rows, columns)
 
 
 def experts_table(found: Findings) -> Table:
@@ -103,6 +107,7 @@ def settings_table(found: Findings, more: Mapping[str, str] | None = None) -> Ta
     """What the numbers rest on; ``more`` facts stand at the end."""
     request, design = found.request, found.request["design"]
     facts = {
+        "prompts": _PROMPTS.get(design.get("prompts"), ""),
         "scored rows of each task": f"{design.get('split', 'test')}, {design['limit'] or 'all'}",
         "training of a gate": f"{design['steps']} steps of {design['batch_size']} rows",
         "learning rate, where a name says no other": found.learning_rates,
@@ -111,7 +116,8 @@ def settings_table(found: Findings, more: Mapping[str, str] | None = None) -> Ta
         "training of the union LoRA": "; ".join(sorted(set(_unions(found)))),
         "seeds": ", ".join(map(str, range(design["seeds"]))),
         "intervals resample": f"{RESAMPLED.get(request['layout'], 'rows within tasks')}, seeds averaged",
-        "p-values": "sign flips of paired differences, Holm's correction within a table and metric",
+        "p-values": "paired differences: over rows by sign flips, with Holm's correction within a table and metric; over seeds by t; over tasks by "
+        "all flips of signs",
         "versions of the code": str(found.commits),
         "left out": "; ".join(request["left_out"]),
         **(more or {}),
