@@ -42,6 +42,8 @@ def test_cat_is_the_concatenated_lora_in_float64(zoo, load_tiny):
         A = torch.cat([A for A, _, _ in experts.values()])
         B = torch.cat([a * s * B for a, (_, B, s) in zip(alphas, experts.values(), strict=True)], 1)
         modules[layer.site].weight += B @ A
+        x = torch.randn(5, A.shape[1], dtype=F64, generator=torch.Generator().manual_seed(depth))
+        torch.testing.assert_close(layer.update(x, "default"), x @ A.T @ B.T, atol=1e-10, rtol=0)
     torch.testing.assert_close(model(**inputs()).logits, base(**inputs()).logits, atol=1e-10, rtol=0)
 
 
