@@ -105,7 +105,7 @@ def quickstart_picture() -> str:
     """How the quickstart's systems compare."""
     rows = [(name, r["metrics"]["acc"]) for name, r in quickstart_means().items()]
     return charts.intervals(
-        rows, "accuracy, mean over ten tasks", "Accuracy of every system of the quickstart", ("stretch", "radar")
+        rows, "accuracy, mean over ten tasks", "Accuracy of every system of the quickstart", ("router", "select", "radar")
     )
 
 

@@ -24,7 +24,7 @@ from radargate.experts.adapters import read_adapter
 from radargate.experts.shipped import FOLDER, shipped_experts
 from radargate.io.records import read_records
 from radargate.quickstart.options import Quickstart
-from radargate.quickstart.page import quickstart_page
+from radargate.quickstart.page import COMPARED, TRAINED, quickstart_page
 from radargate.quickstart.run import quickstart
 
 pytestmark = pytest.mark.real
@@ -76,8 +76,10 @@ def test_every_number_of_the_report_is_a_records(run):
         "translation",
         "science",
         "uniform",
+        "select",
         "stretch",
         "radar",
+        "router",
     ]
     shown = {row[0]: row[1:] for row in cells(page) if len(row) == 5}
     for name, metrics in means.items():
@@ -91,14 +93,14 @@ def test_every_number_of_the_report_is_a_records(run):
     assert page.count('<svg class="chart"') == 3
     assert "http://www.w3.org" in page and not re.findall(r'(?:src|href)="http', page), "the page loads nothing"
     assert page == quickstart_page(out)
-    assert "radargate train" in summary(out)
+    assert "radargate choose" in summary(out)
 
 
 @pytest.fixture
 def recorded(tmp_path):
     """The folder of the run behind the README's table, with made-up training curves."""
     shutil.copyfile(ROOT / "benchmarks" / "results" / "quickstart" / "records.jsonl", tmp_path / "records.jsonl")
-    for gate in ("stretch", "radar"):
+    for gate in TRAINED:
         (tmp_path / gate).mkdir()
         (tmp_path / gate / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
     return tmp_path
@@ -107,11 +109,11 @@ def recorded(tmp_path):
 def test_each_task_is_compared_with_its_own_expert(recorded):
     records = read_records(recorded / "records.jsonl")
     scores = {(r["system"], r["task"]): r["metrics"] for r in records if r["suite"] == "eval"}
-    rows = {row[0]: row for row in cells(quickstart_page(recorded)) if len(row) == 7}
-    assert rows["task"] == ["task", "radar", "stretch", "uniform", "base", "oracle", "its expert"]
+    rows = {row[0]: row for row in cells(quickstart_page(recorded)) if len(row) == len(COMPARED) + 3}
+    assert rows["task"] == ["task", *COMPARED, "oracle", "its expert"]
     for category, tasks in CATEGORIES.items():
         for task in tasks:
-            values = [scores[s, task]["acc"]["value"] for s in ("radar", "stretch", "uniform", "base", category)]
+            values = [scores[s, task]["acc"]["value"] for s in (*COMPARED, category)]
             assert rows[task][1:] == [*(f"{value:.2f}" for value in values), category]
 
 
@@ -125,12 +127,14 @@ def test_the_largest_weights_and_differences_are_the_records(recorded):
             largest = max(usage[task], key=usage[task].get)
             assert rows[task][-2:] == [largest, "yes" if largest == category else "no"]
     means = {r["system"]: r["metrics"]["acc"] for r in records if r["suite"] == "eval" and r["task"] == "mean"}
-    pairs = {row[0]: row[1:] for row in cells(quickstart_page(recorded)) if row[0].startswith("radar −")}
-    assert len(pairs) == 3
-    for other in ("stretch", "uniform", "base"):
-        apart = means["radar"]["low"] > means[other]["high"] or means[other]["low"] > means["radar"]["high"]
-        difference = means["radar"]["value"] - means[other]["value"]
-        assert pairs[f"radar − {other}"] == [f"{difference:+.3f}", "apart" if apart else "overlap"]
+    leader = max(COMPARED, key=lambda name: means[name]["value"])
+    pairs = {row[0]: row[1:] for row in cells(quickstart_page(recorded)) if row[0].startswith(f"{leader} −")}
+    assert len(pairs) == len(COMPARED) - 1
+    for other in COMPARED:
+        if other != leader:
+            apart = means[leader]["low"] > means[other]["high"] or means[other]["low"] > means[leader]["high"]
+            difference = means[leader]["value"] - means[other]["value"]
+            assert pairs[f"{leader} − {other}"] == [f"{difference:+.3f}", "apart" if apart else "overlap"]
 
 
 def test_commands_to_type_next_work_from_where_the_user_stands(recorded, monkeypatch):

@@ -11,6 +11,13 @@ from radargate.quickstart.options import Quickstart
 
 HELP = "train and score five shipped experts on an embedded default, with a report (minutes on 2 cores)"
 EXAMPLE = "radargate quickstart --out quickstart"
+SAID = {
+    "base": "base model alone",
+    "uniform": "all experts mixed evenly",
+    "radar": "trained radar gate",
+    "select": "the one expert that fits the question (select)",
+    "router": "trained gate with a router",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,17 +41,16 @@ def run(args: argparse.Namespace) -> int:
 def summary(out: str | Path, program: str = "radargate") -> str:
     """The last lines of the command: the result in plain words, and what to do next, typed as ``program``."""
     means = {r["system"]: r["metrics"] for r in read_records(Path(out) / "records.jsonl") if r.get("task") == "mean"}
-    radar, uniform, base = (means[name]["acc"]["value"] for name in ("radar", "uniform", "base"))
+    said = [(words, f"{means[name]['acc']['value']:.2f}") for name, words in SAID.items()]
     return "\n".join(
         (
-            f"Accuracy over ten tasks: base model alone {base:.2f}, all experts mixed evenly {uniform:.2f}, "
-            f"trained radar gate {radar:.2f}.",
+            f"Accuracy over ten tasks: {', '.join(f'{words} {value}' for words, value in said)}.",
             f"Report: {Path(out) / 'report.html'} (open it in a browser).",
             "",
-            "Ask the composed model something:",
-            f'  {program} generate {Path(out) / "radar"} --prompt "Translate into German: March 3"',
+            "Ask a composed model something:",
+            f'  {program} generate {Path(out) / "router"} --prompt "Translate into German: March 3"',
             "With adapters of your own:",
             f"  {program} doctor BASE my_adapter_1 my_adapter_2",
-            f"  {program} train BASE my_adapter_1 my_adapter_2 --data my_rows.jsonl --out my_bundle",
+            f"  {program} choose BASE my_adapter_1 my_adapter_2 --data my_rows.jsonl --out my_bundle",
         )
     )

@@ -13,16 +13,19 @@ from radargate.report import charts, page
 WORDS = {
     "base": "the model alone",
     "uniform": "all experts mixed evenly, with nothing trained",
-    "stretch": "the two trained gates",
-    "radar": "the two trained gates",
+    "select": "each question answered by the one expert whose training rows are most like it, with nothing trained",
+    "stretch": "a trained gate at each layer, which weighs the experts",
+    "radar": "a trained gate at each layer, which weighs and rotates them",
+    "router": "stretch with one more decision for the whole model, made from the text so far",
 }
-COMPARED = ("radar", "stretch", "uniform", "base")  # and the oracle
+COMPARED = ("router", "radar", "stretch", "select", "uniform", "base")  # and the oracle
+TRAINED = ("stretch", "radar", "router")
 _EXAMPLES = ("dates", "counted_nouns", "units")
 
 
 def systems(experts: list[str]) -> list[str]:
     """The systems of the quickstart, in the order of its table."""
-    return ["base", *experts, "uniform", "stretch", "radar"]
+    return ["base", *experts, "uniform", "select", "stretch", "radar", "router"]
 
 
 def quickstart_page(out: Path) -> str:
@@ -46,13 +49,13 @@ def quickstart_page(out: Path) -> str:
         f"{first['versions'].get('radargate')}, commit {str(first['commit'])[:12]}, {first['machine']['cpu']}, {first['date'][:10]}."
     )
     experts = [name for name in means if name not in WORDS]
+    leader = max(COMPARED, key=lambda name: means[name]["acc"]["value"])
     return page.page(
         "RadarGate quickstart: five experts in one model",
         [
             page.paragraph(
-                "Five LoRA adapters (the experts), each trained for one kind of job, were composed into one small language model. Only a "
-                "gate was trained. For every token it decides how much of each expert to use (stretch); the radar gate also turns "
-                "the experts' outputs (rotation). Every system below answered the same questions, which none was trained on."
+                "Five LoRA adapters (the experts), each trained for one kind of job, were composed into one small language model, in "
+                "several ways. Every system below answered the same questions, which none was trained on."
             ),
             page.section(
                 "Which system answers best?",
@@ -70,11 +73,14 @@ def quickstart_page(out: Path) -> str:
                     [[n, *_cells(m["acc"]), *_cells(m["nll"])] for n, m in means.items()],
                     best=[i for i, n in enumerate(means) if n in best],
                 ),
-                page.table(["by accuracy", "difference", "95 % intervals"], [_pair(means, n) for n in COMPARED[1:]]),
+                page.table(
+                    ["by accuracy", "difference", "95 % intervals"],
+                    [_pair(means, leader, n) for n in COMPARED if n != leader],
+                ),
                 page.paragraph(
                     "NLL: how much the right answer surprises the system, in nats a token; lower is better. It shows a difference sooner "
-                    f"than accuracy does. base is {WORDS['base']}; {', '.join(experts)}: the base with that one expert alone; uniform is "
-                    f"{WORDS['uniform']}; stretch and radar are {WORDS['stretch']}.",
+                    f"than accuracy does. {', '.join(experts)}: the base with that one expert alone. "
+                    + " ".join(f"{name}: {words}." for name, words in WORDS.items()),
                     note=True,
                 ),
                 page.paragraph(conditions, note=True),
@@ -100,12 +106,12 @@ def quickstart_page(out: Path) -> str:
                 "How training went",
                 page.figure(
                     charts.curves(
-                        {g: _losses(out / g) for g in ("stretch", "radar")},
+                        {g: _losses(out / g) for g in TRAINED},
                         "step",
                         "training loss",
-                        "Training loss of the stretch and radar gates over steps",
+                        "Training loss of the trained gates over steps",
                     ),
-                    "Loss on the answers, lower is better. Half-way both gates switch from all experts to the best two for each token.",
+                    "Loss on the answers, lower is better. Half-way the gates switch from all experts to the best two for each token.",
                 ),
             ),
             page.section(
@@ -136,8 +142,8 @@ def quickstart_page(out: Path) -> str:
             page.section(
                 "Next",
                 page.paragraph("With adapters of your own:"),
-                "<pre>radargate doctor BASE my_adapter_1 my_adapter_2\nradargate train BASE my_adapter_1 my_adapter_2 --data my_rows.jsonl "
-                "--out my_bundle\nradargate eval my_bundle --data my_rows.jsonl --out scores.jsonl</pre>",
+                "<pre>radargate doctor BASE my_adapter_1 my_adapter_2\nradargate choose BASE my_adapter_1 my_adapter_2 --data my_rows.jsonl "
+                "--out my_bundle</pre>",
                 page.paragraph(
                     "Every number on this page stands in records.jsonl beside it, or in the metrics.jsonl of its gate.",
                     note=True,
@@ -161,11 +167,11 @@ def _cells(metric: dict[str, float]) -> tuple[str, str]:
     return f"{metric['value']:.3f}", f"{metric['low']:.3f} to {metric['high']:.3f}"
 
 
-def _pair(means: dict[str, Any], other: str) -> list[str]:
-    """Radar beside another system."""
-    one, two = means["radar"]["acc"], means[other]["acc"]
+def _pair(means: dict[str, Any], leader: str, other: str) -> list[str]:
+    """The best system beside another."""
+    one, two = means[leader]["acc"], means[other]["acc"]
     apart = one["low"] > two["high"] or two["low"] > one["high"]
-    return [f"radar − {other}", f"{one['value'] - two['value']:+.3f}", "apart" if apart else "overlap"]
+    return [f"{leader} − {other}", f"{one['value'] - two['value']:+.3f}", "apart" if apart else "overlap"]
 
 
 def _losses(folder: Path) -> list[tuple[float, float]]:

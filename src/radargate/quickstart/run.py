@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 from radargate.base_models.dtype import CHECKPOINT
 from radargate.base_models.loading import load_tokenizer, resolve_base
@@ -27,7 +28,13 @@ from radargate.training.run_folder import RunFolder
 logger = logging.getLogger(__name__)
 
 DATA = "builtin:all"
-GATES = {"stretch": "how much of each expert", "radar": "stretch and rotation"}
+# system → its gate, the gate's options, what it is in words
+TRAINED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "stretch": ("stretch", {}, "how much of each expert, at each layer for itself"),
+    "radar": ("radar", {}, "stretch and rotation"),
+    "router": ("stretch", {"router": "text"}, "stretch, and one decision for the whole model from the text so far"),
+}
+UNTRAINED = ("uniform", "select")
 TRAINING = 0.85  # time of a training step, over that of scoring one row of each task with one system
 
 
@@ -48,30 +55,33 @@ def quickstart(out: str | Path, options: Quickstart, *, device: str | None = Non
     out, started = Path(out), time.monotonic()
     check_writable(out / "records.jsonl", "the results")
     logger.info(
-        f"1/4  The base model: {BASE}, a small instruction model (fetched once, then kept in {cache_folder()})."
+        f"1/5  The base model: {BASE}, a small instruction model (fetched once, then kept in {cache_folder()})."
     )
     resolve_base(BASE)
     dtype = RunFolder(out / "stretch").dtype(BASE, None, device) or CHECKPOINT
     experts = {name: str(path) for name, path in shipped_experts().items()}
     logger.info(f"     The experts: {len(experts)} LoRA adapters that come with RadarGate: {', '.join(experts)}.")
-    to_train = [gate for gate in GATES if not (out / gate / "record.json").exists()]
+    to_train = [name for name in TRAINED if not (out / name / "record.json").exists()]
     to_score = _unscored(out, experts, options)
     with Progress(
         "quickstart", len(to_train) * TRAINING * options.steps + len(to_score) * options.limit, forecast=True
     ) as work:
-        for number, (gate, words) in enumerate(GATES.items(), 2):
+        for number, (name, (gate, own, words)) in enumerate(TRAINED.items(), 2):
             logger.info(
-                f"{number}/4  Training the {gate} gate ({words}) on a mixture of all tasks; base and experts stay as they are."
+                f"{number}/5  Training the gate {name} ({words}) on a mixture of all tasks; base and experts stay as they are."
             )
-            training = GateTraining(gate=gate, steps=options.steps, batch_size=options.batch_size, seed=options.seed)
-            with work.part(TRAINING * options.steps if gate in to_train else 0):
-                train_gates(BASE, experts, DATA, out / gate, training, resume=True, dtype=dtype, device=device)
-        # a rule has nothing to train: this saves the uniform mixture as a bundle
-        uniform = GateTraining(gate="uniform", seed=options.seed)
-        with quietly():
-            train_gates(BASE, experts, DATA, out / "uniform", uniform, resume=True, dtype=dtype, device=device)
+            training = GateTraining(
+                gate=gate, gate_options=own, steps=options.steps, batch_size=options.batch_size, seed=options.seed
+            )
+            with work.part(TRAINING * options.steps if name in to_train else 0):
+                train_gates(BASE, experts, DATA, out / name, training, resume=True, dtype=dtype, device=device)
+        for rule in UNTRAINED:  # nothing to train: this saves them as bundles
+            with quietly():
+                options_of_rule = GateTraining(gate=rule, seed=options.seed)
+                train_gates(BASE, experts, DATA, out / rule, options_of_rule, resume=True, dtype=dtype, device=device)
         logger.info(
-            f"4/4  Scoring on rows nothing was trained on: {options.limit} of each of the ten tasks, for nine systems."
+            f"5/5  Scoring on rows nothing was trained on: {options.limit} of each of the ten tasks, for "
+            f"{len(systems(list(experts)))} systems."
         )
         logger.info("     accuracy: share of right answers; NLL: surprise at the right answer, lower is better.")
         for system in to_score:
