@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import radargate
 from conftest import tiny_tokenizer
 from radargate.errors import OptionError
-from radargate.gates.router.examples import PENALTY, evenly, learn
+from radargate.gates.router.examples import PENALTY, evenly, learn, text_sums
 from radargate.training.gates import train_gates
 from radargate.training.options import GateTraining
 
@@ -248,3 +248,45 @@ def test_training_takes_examples_from_rows_evenly_and_keeps_what_the_router_know
         name = key.replace("softmax_router", part)
         torch.testing.assert_close(trained[name], rule[name], atol=1e-6, rtol=1e-5)
     assert list(evenly(range(10), 4)) == [0, 3, 6, 9] and list(evenly(range(3), 200)) == [0, 1, 2]
+
+
+def test_an_expert_joins_by_its_prompts_alone(zoo, tmp_path):
+    tiny, some = zoo["llama"], ("math", "law")
+    model = radargate.compose(
+        str(tiny["base"]),
+        {name: tiny["adapters"][name] for name in some},
+        gate="select",
+        by="centroid",
+        examples={name: EXAMPLES[name] for name in some},
+    ).eval()
+    with pytest.raises(OptionError, match="has no prompt for expert 'code'"):
+        radargate.add_experts(model, {"code": tiny["adapters"]["code"]})
+    before = model.base_model._routers["default"]
+    larger = radargate.add_experts(
+        model, {"code": tiny["adapters"]["code"]}, examples={"code": EXAMPLES["code"]}
+    ).eval()
+    router = larger.base_model._routers["default"]
+    assert torch.equal(router.softmax_router[:2], before.softmax_router) and torch.equal(
+        router.text_mean, before.text_mean
+    )
+    sums = torch.stack([text_sums([ids(text)], larger.get_base_model())[0] for text in EXAMPLES["code"]])
+    features = (sums[:, :-1] - sums[:, -1:] * before.text_mean) / ((sums[:, -1:] + 16) * before.text_spread)
+    torch.testing.assert_close(router.softmax_router[2], F.normalize(features.mean(0), dim=-1))
+    larger.save_pretrained(tmp_path / "b")
+    again, words = radargate.load(None, tmp_path / "b"), {"max_new_tokens": 8, "do_sample": False}
+    taken = set()
+    for prompt in (*PROMPTS, *itertools.chain(*EXAMPLES.values())):
+        asked = torch.tensor([ids(prompt)])
+        best = list(EXAMPLES)[int(router(text_sums([ids(prompt)], larger.get_base_model())).argmax())]
+        with radargate.using(larger, {name: 0.0 for name in EXAMPLES if name != best}):
+            alone = larger.generate(asked, **words)
+        assert torch.equal(larger.generate(asked, **words), alone) and torch.equal(
+            again.generate(asked, **words), alone
+        )
+        taken.add(best)
+    assert "code" in taken
+
+
+def test_a_classifier_takes_no_new_expert(select):
+    with pytest.raises(OptionError, match="learns from the prompts of all experts together"):
+        radargate.add_experts(select(), {}, examples={})

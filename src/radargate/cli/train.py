@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 
 from radargate.cli import flags
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.data_flag(parser)
     parser.add_argument("--out", required=True, metavar="BUNDLE", help="folder of the bundle")
     flags.add_options(parser, GateTraining)
+    flags.examples_flags(parser)
     flags.resume_flag(parser)
     parser.add_argument("--allow-inactive", action="store_true", help="accept an adapter that changes nothing")
     parser.add_argument(
@@ -42,12 +44,15 @@ def run(args: argparse.Namespace) -> int:
         raise OptionError(
             "--shard shares the base out among several processes, and there is one. Start it with torchrun."
         )
+    options, examples = flags.build(args, GateTraining), flags.read_examples(args)
+    if examples is not None:
+        options = dataclasses.replace(options, gate_options={**options.gate_options, "examples": examples})
     record = train_gates(
         args.base,
         flags.named_adapters(args.adapters),
         args.data,
         args.out,
-        flags.build(args, GateTraining),
+        options,
         tasks=args.task,
         resume=args.resume,
         allow_inactive=args.allow_inactive,

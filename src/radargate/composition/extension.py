@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -17,38 +17,46 @@ from radargate.errors import AdapterError, OptionError
 from radargate.experts.bank import ExpertBank, SiteBank, load_bank
 from radargate.experts.prototypes import prototypes
 from radargate.gates import GATES
-from radargate.gates.base import OneExpert
+from radargate.gates.base import OneExpert, make_options
+from radargate.gates.router.examples import check_examples
+from radargate.gates.rules import RULES
 
 # what a composition was asked to be, in the words of its config
 CHOSEN = ("architecture", "architecture_options", "gate", "gate_options", "top_k", "preset", "seed")
 
 
 def add_experts(
-    model: PeftModel, adapters: Mapping[str, str | Path], domains: Mapping[str, Any] | None = None
+    model: PeftModel,
+    adapters: Mapping[str, str | Path],
+    domains: Mapping[str, Any] | None = None,
+    examples: Mapping[str, Any] | None = None,
 ) -> PeftModel:
-    """Let adapters join a trained composition whose gate describes experts instead of numbering them (Nexus).
+    """Let adapters join a composition whose gate describes experts instead of numbering them (Nexus, select by centroid).
 
     Args:
         model: a composition; it is unloaded, use the returned one.
         adapters: name → folder of the new ones.
         domains: new expert → domain vector, where the gate was given vectors.
+        examples: new expert → prompts that it is for, where the gate is rule ``select``.
 
     Returns:
         The larger composition: the gate's projection is the trained one, the new experts have domain vectors of their own.
         A site that had one expert only had no gate; its new one starts untrained.
 
     Raises:
-        OptionError: the gate cannot take new experts, or a domain vector is missing.
+        OptionError: the gate cannot take new experts, or a domain vector or an example is missing.
         AdapterError: a name is taken, or the adapter is refused.
     """
     config = radar_config(model)
     kind = gate_class(config.gate)
     if not kind.joins:
-        able = [name for name in GATES if GATES.get(name).joins]
+        able = [name for name in (*GATES, *RULES) if gate_class(name).joins]
         raise OptionError(
             f"gate {config.gate!r} has weights for {len(config.experts)} experts and cannot take another. Gates that can: "
             f"{', '.join(able)}. Or compose all experts again and train."
         )
+    kind.check_joins(make_options(kind, config.gate_options))
+    prompts = check_examples(examples or {}, list(adapters)) if kind.routes_alone else None
     taken = [name for name in adapters if name in config.experts]
     if taken:
         raise AdapterError(f"expert {taken[0]!r} is in this composition already; choose another name.")
@@ -58,17 +66,22 @@ def add_experts(
     if config.architecture != "mole":
         raise OptionError(f"experts can join under architecture 'mole' only, this one is {config.architecture!r}.")
     old, gates = expert_bank(model), {layer.site: layer.gate("default") for layer in radar_layers(model)}
-    head = kept_head(model, "default")
+    head, routers = kept_head(model, "default"), [*cast(Any, model.base_model)._routers.values()]
     base: Any = model.unload()
     new = load_bank(adapters, base)
     bank = ARCHITECTURES.get(config.architecture).arrange(_joined(old, new), None)
     larger = compose_bank(base, bank, {name: getattr(config, name) for name in CHOSEN}, head=head)
+    if prompts is not None:
+        sums = kind.read_given(prompts, base)
+        cast(Any, larger.base_model)._routers["default"].join(routers[0], [sums[name] for name in adapters])
     for layer in radar_layers(larger):
         gate: Any = layer.gate("default")
         before = gates.get(layer.site)
         if before is None or isinstance(before, OneExpert) or isinstance(gate, OneExpert):
             continue
         count = gate.site.n - before.site.n
+        if prompts is not None:
+            continue  # the router is all there is
         if count == 0:
             gate.load_state_dict(before.state_dict())
             continue

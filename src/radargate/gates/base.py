@@ -273,6 +273,10 @@ class Gate(nn.Module):
         return ()
 
     @classmethod
+    def check_joins(cls, options: Any) -> None:
+        """Raise `OptionError` where these options let no new expert join, though the gate could."""
+
+    @classmethod
     def start_router(cls, router: Any, data: Any, experts: Sequence[str], options: Any) -> None:
         """Called with the composition's router, where it has one, and the data that `take` found."""
 

@@ -91,6 +91,14 @@ class TextRouter(nn.Module):
             self.text_mean.copy_(mean)
             self.text_spread.fill_(1)
 
+    @torch.no_grad()
+    def join(self, before: TextRouter, by_expert: Sequence[Tensor]) -> None:
+        """Take over a smaller router; the experts behind its own get the centroids of their example prompts, [prompts, d + 1] each."""
+        self.take_texts(before)
+        new = learn([self._features(sums.to(self.text_mean)) for sums in by_expert], "centroid")
+        rows = torch.cat([before.softmax_router.to(new), new * (math.sqrt(new.shape[1]) / GAIN)])
+        self.softmax_router.copy_(rows)
+
     def _features(self, sums: Tensor) -> Tensor:
         """c [..., d] of texts that were summed up."""
         content, count = sums[..., :-1], sums[..., -1:]

@@ -30,6 +30,7 @@ class SelectRule(ReadsExamples, Gate):
 
     role = "rule"
     every = True
+    joins = True
     acts_alone = True
     routes_alone = True
 
@@ -60,6 +61,15 @@ class SelectRule(ReadsExamples, Gate):
                 raise OptionError(f"temperature is {self.temperature}, expected a number above 0.")
             if self.prompts < 1:
                 raise OptionError(f"prompts is {self.prompts}, expected at least 1.")
+
+    @classmethod
+    def check_joins(cls, options: Any) -> None:
+        """A classifier learns from the prompts of all experts together, and those of before are gone."""
+        if options.by != "centroid":
+            raise OptionError(
+                f"select with by={options.by!r} learns from the prompts of all experts together. Compose all of them again, or compose "
+                "with by='centroid', which new experts can join."
+            )
 
     @classmethod
     def routes(cls, options: Any) -> bool:
