@@ -163,7 +163,7 @@ def compare(
     out: str | Path,
     *,
     gates: Sequence[str] = ("stretch", "radar"),
-    rules: Sequence[str] = ("uniform",),
+    rules: Sequence[str] = ("uniform", "select"),
     architectures: Sequence[str] = ("mole",),
     seeds: int = 1,
     limit: int | None = None,

@@ -54,7 +54,7 @@ def test_the_taken_system_is_a_whole_bundle_with_records_and_page(chosen, tmp_pa
     tried = {system for system, _, _, cell in scores if cell}
     assert tried == {
         *("base", "expert: math", "expert: law", "expert: code", "uniform", "select", "select by=centroid"),
-        *("stretch", "stretch router=text", "radar", "radar router=text"),
+        *("cat", "stretch", "stretch router=text", "radar", "radar router=text"),
     }
     assert choice["taken"] in choice["level"] and choice["leader"] in choice["level"]
     reported = {system for system, _, _, cell in scores if not cell}
@@ -92,7 +92,10 @@ def test_a_choice_stopped_anywhere_goes_on_to_the_same_end(chosen, tmp_path, mon
 def test_only_what_exports_as_one_lora_is_tried_where_that_is_asked(chosen, tmp_path):
     chosen(tmp_path / "b", serve_as_one_lora=True)
     tried = {system for system, _, _, cell in essence(tmp_path / "b")[0] if cell}
-    assert {"uniform", "ties", "base"} <= tried and not tried & {"stretch", "radar", "select"}
+    assert {"uniform", "ties", "knots", "cat", "base"} <= tried and not tried & {"stretch", "radar", "select"}
+    model = radargate.load(None, tmp_path / "b") if (tmp_path / "b" / "adapter_config.json").exists() else None
+    if model is not None:
+        radargate.export(model, tmp_path / "lora")
 
 
 def test_the_union_lora_can_win_and_is_saved_whole(chosen, tmp_path, monkeypatch):

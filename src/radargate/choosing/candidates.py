@@ -11,8 +11,8 @@ from radargate.comparison.cells import UNION, Cell, all_cells
 from radargate.composition.config import gate_class
 
 RULES = ("uniform", "select", "select:by=centroid")
-GATES = ("stretch", "stretch:router=text", "radar", "radar:router=text")
-ONE_LORA_RULES, ONE_LORA_GATES = ("uniform", "ties", "dare"), ()
+GATES = ("cat", "stretch", "stretch:router=text", "radar", "radar:router=text")
+ONE_LORA_RULES, ONE_LORA_GATES = ("uniform", "ties", "dare", "knots", "tsv", "iso"), ("cat",)
 
 
 def candidates(adapters: Sequence[str], options: Choosing, examples: Mapping[str, Any] | None = None) -> list[Cell]:

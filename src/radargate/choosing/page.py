@@ -113,6 +113,7 @@ def _ranking(decision: Decision) -> list[str]:
                 ),
                 f"{words.capitalize() if metric == 'acc' else words} on the rows to choose by, best first "
                 f"({'higher' if metric == 'acc' else 'lower'} is better); the system taken stands out.",
+                narrow=True,
             )
         )
     rows = []

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.adapters_argument(parser, required=True)
     flags.data_flag(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for records.jsonl and report.html")
-    flags.add_options(parser, Comparison, gates=("stretch", "radar"), rules=("uniform",))
+    flags.add_options(parser, Comparison, gates=("stretch", "radar"), rules=("uniform", "select"))
     parser.add_argument(
         "--experts",
         action="append",
