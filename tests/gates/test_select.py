@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import radargate
 from conftest import tiny_tokenizer
+from radargate.base_models.loading import load_base
 from radargate.errors import OptionError
 from radargate.gates.router.examples import PENALTY, evenly, learn, text_sums
 from radargate.training.gates import train_gates
@@ -290,3 +291,42 @@ def test_an_expert_joins_by_its_prompts_alone(zoo, tmp_path):
 def test_a_classifier_takes_no_new_expert(select):
     with pytest.raises(OptionError, match="learns from the prompts of all experts together"):
         radargate.add_experts(select(), {}, examples={})
+
+
+@pytest.mark.parametrize("by", ["centroid", "classifier"])
+def test_hidden_features_are_the_bases_own_states_and_pick_as_the_definition_says(zoo, select, by, tmp_path):
+    """Read without any adapter; padded batches, caches and a saved bundle answer as the expert alone that fits."""
+    tiny, tokenizer = zoo["llama"], tiny_tokenizer()
+    model = select(by=by, features="hidden")
+    base = load_base(str(tiny["base"])).eval()
+
+    def feature(prompt: str) -> torch.Tensor:
+        states = base.model(torch.tensor([ids(prompt)]), output_hidden_states=True).hidden_states
+        state = states[3 * len(states) // 4][0].double()
+        return (state / (state.square().mean(-1, keepdim=True) + 1e-12).sqrt()).sum(0)
+
+    with torch.no_grad():
+        counted = {name: [(feature(t), len(ids(t))) for t in texts] for name, texts in EXAMPLES.items()}
+        mu = sum(sum(f / n for f, n in each) / len(each) for each in counted.values()) / 3
+        raw = {name: torch.stack([(f - n * mu) / (n + 16) for f, n in each]) for name, each in counted.items()}
+        sigma = torch.cat([*raw.values()]).square().mean().sqrt()
+        directions = learn([(r / sigma).float() for r in raw.values()], by).double()
+        batch = tokenizer(PROMPTS, return_tensors="pt", padding=True, padding_side="left")
+        words = {"max_new_tokens": 8, "do_sample": False}
+        model.save_pretrained(tmp_path / "b")
+        found = [m.generate(**batch, **words) for m in (model, radargate.load(None, tmp_path / "b"))]
+        assert torch.equal(*found)
+        for row, prompt in enumerate(PROMPTS):
+            scores = directions @ ((feature(prompt) - len(ids(prompt)) * mu) / (len(ids(prompt)) + 16) / sigma)
+            best = list(EXAMPLES)[int(scores.argmax())]
+            alone = radargate.compose(str(tiny["base"]), {best: tiny["adapters"][best]}, gate="uniform", top_k=1).eval()
+            want = alone.generate(torch.tensor([ids(prompt)]), **words)[0, len(ids(prompt)) :]
+            assert torch.equal(found[0][row, batch["input_ids"].shape[1] :][: len(want)], want), (prompt, best)
+
+
+def test_hidden_features_need_whole_prompts_and_a_decoder(zoo):
+    words = {"gate": "select", "features": "hidden", "examples": EXAMPLES}
+    with pytest.raises(OptionError, match="of whole prompts only"):
+        radargate.compose("no/base", zoo["llama"]["adapters"], scope="text", **words)
+    with pytest.raises(OptionError, match="has an encoder"):
+        radargate.compose(str(zoo["t5"]["base"]), zoo["t5"]["adapters"], **words)

@@ -154,7 +154,8 @@ def compose_bank(
         **chosen,
     )
     kind = gate_class(config.gate)
-    given = None if given is None else kind.read_given(given, model)
+    options = make_options(kind, config.gate_options)
+    given = None if given is None else kind.read_given(given, model, options)
     composed = get_peft_model(model, config, adapter_name=adapter_name)
     radar_config(composed, adapter_name).base_model_name_or_path = base_name(model)  # PEFT put this machine's path
     _fill(composed, bank, adapter_name)
@@ -165,7 +166,7 @@ def compose_bank(
         if given is not None:
             layer.gate(adapter_name).receive(given)
             if (router := layer.gate(adapter_name)._modules.get("router")) is not None:
-                kind.start_router(router, given, config.experts, make_options(kind, config.gate_options))
+                kind.start_router(router, given, config.experts, options)
     return _finish(composed)
 
 

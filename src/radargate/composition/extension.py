@@ -72,7 +72,7 @@ def add_experts(
     bank = ARCHITECTURES.get(config.architecture).arrange(_joined(old, new), None)
     larger = compose_bank(base, bank, {name: getattr(config, name) for name in CHOSEN}, head=head)
     if prompts is not None:
-        sums = kind.read_given(prompts, base)
+        sums = kind.read_given(prompts, base, make_options(kind, config.gate_options))
         cast(Any, larger.base_model)._routers["default"].join(routers[0], [sums[name] for name in adapters])
     for layer in radar_layers(larger):
         gate: Any = layer.gate("default")

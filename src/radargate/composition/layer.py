@@ -100,7 +100,7 @@ class RadarLayer(nn.Module, BaseTunerLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Base output plus the update of the active composition."""
         y = self.base_layer(x, *args, **kwargs)
-        if self._disable_adapters:
+        if self._disable_adapters or current.get().plain:
             return y
         state = self._state()
         for name in self.active_adapters:

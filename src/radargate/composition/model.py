@@ -132,11 +132,17 @@ class RadarModel(BaseTuner):
             )
         if not reads_tokens(site):
             return None  # a pooler or a head: one vector a text
-        watch(base)
+        options = make_options(kind, config.gate_options)
+        first = kind.routes_alone and options.scope == "prompt"
+        hidden = kind.routes_alone and options.features == "hidden"
+        if hidden and base.config.is_encoder_decoder:
+            raise OptionError(
+                f"features='hidden' reads a decoder's own states, and {type(base).__name__} has an encoder. Use features='embedding'."
+            )
+        watch(base, hidden)
         if adapter_name not in self._routers:
-            width = embeddings(base).embedding_dim
-            first = kind.routes_alone and make_options(kind, config.gate_options).scope == "prompt"
-            router = TextRouter(len(config.experts), width, trained=not kind.routes_alone, keeps_first=first)
+            width = base.get_decoder().config.hidden_size if hidden else embeddings(base).embedding_dim
+            router = TextRouter(len(config.experts), width, not kind.routes_alone, first, hidden)
             for name, other in self._routers.items():  # TRL makes its reference this way and copies parameters only
                 if cast(RadarConfig, self.peft_config[name]).experts == config.experts:
                     router.take_texts(other)

@@ -247,7 +247,7 @@ class Gate(nn.Module):
         return given
 
     @classmethod
-    def read_given(cls, given: Any, base: Any) -> Any:
+    def read_given(cls, given: Any, base: Any, options: Any) -> Any:
         """The same once the base is loaded, as `receive` wants it."""
         return given
 

@@ -24,6 +24,7 @@ class CallState:
         experts: what `radargate.using` set: expert → factor on its weight; None where nothing is changed.
         text: what was read so far, where a composition has a router (`TextSoFar`).
         noted: what this forward has gathered for auxiliary losses: (gate, statistic); None outside of training.
+        plain: the base reads for itself, without any composition.
         depth: blocks that are open around here.
     """
 
@@ -31,6 +32,7 @@ class CallState:
     experts: Mapping[str, float] | None = None
     text: Any = None
     noted: list[Any] | None = None
+    plain: bool = False
     depth: int = 0
 
 

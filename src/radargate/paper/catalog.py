@@ -31,7 +31,7 @@ EXPERIMENTS = Registry(
 )
 _WEIGHING = ("stretch", "radar", "nexus", "tutel")  # the paper's gates that weigh experts
 # what a trained router must beat: the expert whose example prompts are most like the text
-_SELECTING = ("select", "select:by=centroid")
+_SELECTING = ("select", "select:by=centroid", "select:features=hidden")
 _ROUTERS = tuple(
     f"{gate}:router=text{start}" for start in ("", ",router_start=select") for gate in ("stretch", "radar")
 )

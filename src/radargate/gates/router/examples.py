@@ -11,13 +11,15 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from radargate.base_models.loading import load_tokenizer
+from radargate.data.batches import pad
 from radargate.data.prompts import encode_context, encode_row, render_context
 from radargate.errors import OptionError, shown
-from radargate.gates.router.hooks import embeddings
+from radargate.gates.router.hooks import embeddings, hidden_sums
 from radargate.gates.router.running_text import summed
 
 Examples = Mapping[str, Sequence[str | Sequence[int]]]
 WAYS = ("classifier", "centroid")
+AT_ONCE = 16  # texts that the base reads together
 PROMPTS = 200  # of each expert's rows
 PENALTY = 1e-3  # on the classifier's squared weights; 1e-2 and 1e-4 route as well (docs/log.md)
 
@@ -45,10 +47,11 @@ class ReadsExamples:
         return None if given is None else check_examples(given, experts, cls.every)
 
     @classmethod
-    def read_given(cls, given: Any, base: Any) -> Any:
+    def read_given(cls, given: Any, base: Any, options: Any) -> Any:
         """The example prompts, summed up."""
         text = any(isinstance(prompt, str) for prompts in given.values() for prompt in prompts)
-        return example_sums(given, base, load_tokenizer(base.name_or_path) if text else None)
+        hidden = getattr(options, "features", None) == "hidden"
+        return example_sums(given, base, load_tokenizer(base.name_or_path) if text else None, hidden)
 
     @classmethod
     def reads_own_rows(cls, values: Mapping[str, Any]) -> bool:
@@ -105,19 +108,34 @@ def check_examples(examples: Any, experts: Sequence[str], every: bool = True) ->
     return kept
 
 
-def example_sums(examples: Examples, base: Any, tokenizer: Any = None) -> dict[str, Tensor]:
+def example_sums(examples: Examples, base: Any, tokenizer: Any = None, hidden: bool = False) -> dict[str, Tensor]:
     """Each expert's prompts, read and summed up as a router sums texts: [prompts, d + 1].
 
     Args:
         examples: expert → prompts, as text or token ids.
         base: the model whose embeddings read them.
         tokenizer: of the base; only text needs one.
+        hidden: sum up the base's own states three quarters up instead of embeddings.
     """
 
     def ids(text: str | Sequence[int]) -> list[int]:
         return encode_context(render_context(text, tokenizer), tokenizer) if isinstance(text, str) else list(text)
 
-    return {name: text_sums([ids(text) for text in texts], base) for name, texts in examples.items()}
+    sums = hidden_text_sums if hidden else text_sums
+    return {name: sums([ids(text) for text in texts], base) for name, texts in examples.items()}
+
+
+@torch.no_grad()
+def hidden_text_sums(texts: Sequence[Sequence[int]], base: Any) -> Tensor:
+    """The same as `text_sums` from the base's own states three quarters up: [texts, hidden width + 1]."""
+    was_training, place, found = base.training, embeddings(base).weight.device, []
+    base.eval()
+    for start in range(0, len(texts), AT_ONCE):
+        ids, mask = pad([list(text) for text in texts[start : start + AT_ONCE]], 0, left=False)
+        inputs = {"input_ids": ids.to(place), "attention_mask": mask.to(place)}
+        found.append(hidden_sums(base.get_decoder(), inputs))
+    base.train(was_training)
+    return torch.cat(found)
 
 
 @torch.no_grad()

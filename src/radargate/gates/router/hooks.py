@@ -9,14 +9,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from radargate.base_models.kinds import other_inputs
 from radargate.errors import OptionError
 from radargate.gates.call_state import current
-from radargate.gates.router.running_text import TextSoFar, carry
+from radargate.gates.router.running_text import TextSoFar, carry, summed
 
 _HANDLES = "_radargate_text_hooks"
+DEPTH = 3  # quarters of the layers after which hidden states are looked at; half as deep routes a little worse (docs/log.md)
+_HIDDEN = "_radargate_reads_hidden"
 _KEY = "radargate_text"  # of an encoder's outputs, whose rows generation repeats for beams
 
 
@@ -52,12 +55,14 @@ def reads_tokens(site: str) -> bool:
     return any(part.isdigit() for part in site.split("."))
 
 
-def watch(base: Any) -> None:
-    """Let a base model sum up what it reads, until `unwatch`.
+def watch(base: Any, hidden: bool = False) -> None:
+    """Let a base model sum up what it reads, until `unwatch`; with ``hidden`` also its own states three quarters up.
 
     Raises:
         OptionError: the model keeps more than a cache of keys and values, or has no embeddings.
     """
+    if hidden:
+        base.get_decoder().__dict__[_HIDDEN] = True
     if _HANDLES in base.__dict__:
         return
     if getattr(base, "_is_stateful", False):
@@ -92,6 +97,22 @@ def unwatch(base: Any) -> None:
     """Take the hooks off."""
     for handle in base.__dict__.pop(_HANDLES, ()):
         handle.remove()
+    if not base.config.is_encoder_decoder:
+        base.get_decoder().__dict__.pop(_HIDDEN, None)
+
+
+def hidden_sums(stack: nn.Module, given: Mapping[str, Any]) -> Tensor:
+    """What a decoder's own states three quarters up say of whole texts, read without any composition: [batch, hidden width + 1].
+
+    Args:
+        stack: the decoder.
+        given: its inputs by name.
+    """
+    kept = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
+    inputs = {key: given[key] for key in kept if given.get(key) is not None}
+    with current.block(plain=True), torch.no_grad():
+        states = stack(**inputs, use_cache=False, output_hidden_states=True).hidden_states
+    return summed(states[DEPTH * len(states) // 4], given.get("attention_mask"))[:, -1]
 
 
 def _named(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -100,6 +121,8 @@ def _named(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 
 
 def _begin(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if current.get().plain:
+        return
     given = _named(stack, args, kwargs)
     mask, cache, places = (given.get(key) for key in ("attention_mask", "past_key_values", "position_ids"))
     past, fault = getattr(cache, "radargate_text", None), None
@@ -115,20 +138,23 @@ def _begin(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
     ):
         fault = "would mix texts that are packed into one row. Give each a row of its own, with padding."
     text = TextSoFar(mask, past, cache, fault)
+    if _HIDDEN in stack.__dict__ and not fault:
+        width = stack.config.hidden_size + 1  # type: ignore[union-attr, operator]
+        text.hidden = hidden_sums(stack, given) if past is None else past[:, 2, :width]
     text.token = current.open(text=text)
     if given.get("inputs_embeds") is not None:
         text.read(given["inputs_embeds"])
 
 
 def _embedded(embedding: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-    text = current.get().text
-    if text is not None and text.sums is None and text.listens:
+    state, text = current.get(), current.get().text
+    if not state.plain and text is not None and text.sums is None and text.listens:
         text.read(output)
 
 
 def _end(stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     text = current.get().text
-    if text is None or text.token is None:
+    if text is None or text.token is None or current.get().plain:
         return
     # some models fill the cache that they are given, and return none
     cache: Any = text.cache if text.cache is not None else getattr(output, "past_key_values", None)

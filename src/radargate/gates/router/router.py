@@ -26,6 +26,7 @@ class TextRouter(nn.Module):
         experts: N of the composition.
         width: d of the base's embeddings.
         trained: whether φ is a parameter; a buffer otherwise.
+        reads_hidden: it looks at the base's own states three quarters up instead of embeddings.
         keeps_first: what it says of all that the first call reads, a prompt, holds for every token of it and for all later ones.
     """
 
@@ -34,8 +35,11 @@ class TextRouter(nn.Module):
     text_mean: Tensor
     text_spread: Tensor
 
-    def __init__(self, experts: int, width: int, trained: bool = True, keeps_first: bool = False) -> None:
+    def __init__(
+        self, experts: int, width: int, trained: bool = True, keeps_first: bool = False, reads_hidden: bool = False
+    ) -> None:
         super().__init__()
+        self.reads_hidden = reads_hidden
         self.keeps_first = keeps_first
         if trained:
             self.softmax_router = nn.Parameter(torch.zeros(experts, width))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from radargate.errors import OptionError, RadarGateError
@@ -20,12 +21,13 @@ class TextSoFar:
 
     Attributes:
         mask: [batch, whole length] 1 for real tokens, or None where all are.
-        past: [batch, 2, width + 1] sums of all tokens that the cache holds, and of those that its first call read; or None.
+        past: what `carried` gave of the call before, or None.
         cache: the cache that the call was given.
         fault: why this text cannot be summed up, which only matters to who asks for it.
         sums: [batch, length, width + 1] for each token of this call, summed over all real tokens up to it: its embedding
             scaled to unit RMS, and a 1; None until the base has embedded them.
         prompt: [batch, width + 1] sums of all that the first call read.
+        hidden: [batch, hidden width + 1] the same of the base's own states three quarters up, where a router asks for them.
         whole: an encoder reads this text: every token of both stacks sees all of it, and ``sums`` are [batch, 1, width + 1].
         alone: the encoder was called without its model.
         listens: whether embeddings that are looked up now are this text's: not while only the decoder is at work.
@@ -37,6 +39,7 @@ class TextSoFar:
     fault: str | None = None
     sums: Tensor | None = None
     prompt: Tensor | None = None
+    hidden: Tensor | None = None
     whole: bool = False
     alone: bool = field(default=False, repr=False)
     listens: bool = field(default=True, repr=False)
@@ -58,8 +61,9 @@ class TextSoFar:
         return self._said[id(router)]
 
     def _ask(self, router: Any, sums: Tensor) -> Tensor:
-        if router.keeps_first and self.prompt is not None:
-            return cast(Tensor, router(self.prompt[:, None])).expand(-1, sums.shape[1], -1)
+        first = self.hidden if router.reads_hidden else self.prompt
+        if router.keeps_first and first is not None:
+            return cast(Tensor, router(first[:, None])).expand(-1, sums.shape[1], -1)
         return cast(Tensor, router(sums))
 
     def read(self, embedded: Tensor) -> None:
@@ -69,14 +73,17 @@ class TextSoFar:
         sums = summed(embedded, None if self.mask is None else self.mask[:, -embedded.shape[1] :])
         if self.whole:
             sums = sums[:, -1:]
-        self.sums = sums if self.past is None else sums + self.past[:, :1]
+        width = sums.shape[-1]
+        self.sums = sums if self.past is None else sums + self.past[:, :1, :width]
         if not self.whole:
-            self.prompt = sums[:, -1] if self.past is None else self.past[:, 1]
+            self.prompt = sums[:, -1] if self.past is None else self.past[:, 1, :width]
 
     def carried(self) -> Tensor:
-        """What the next call must know, [batch, 2, width + 1]."""
+        """What the next call must know, a row each, filled up to one width: sums of all so far, of the prompt, of its hidden states."""
         assert self.sums is not None and self.prompt is not None
-        return torch.stack([self.sums[:, -1], self.prompt], 1)
+        rows = [self.sums[:, -1], self.prompt, *([] if self.hidden is None else [self.hidden])]
+        widest = max(row.shape[-1] for row in rows)
+        return torch.stack([F.pad(row, (0, widest - row.shape[-1])) for row in rows], 1)
 
 
 def summed(embedded: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -133,7 +140,7 @@ def _bare(kind: Any) -> Any:
 
 
 def carry(cache: Any, sums: Tensor) -> None:
-    """Give a cache the sums [batch, 2, width + 1] of the tokens whose keys and values it holds."""
+    """Give a cache what `TextSoFar.carried` says of the tokens whose keys and values it holds, a row of the batch each."""
     kind: Any = type(cache)
     cache.__class__ = _carrying(kind)
     cache.radargate_text = sums

@@ -16,6 +16,7 @@ from radargate.gates.router.examples import PROMPTS, WAYS, ReadsExamples
 
 USES = ("best", "weighted")
 SCOPES = ("prompt", "text")
+FEATURES = ("embedding", "hidden")
 
 
 class SelectRule(ReadsExamples, Gate):
@@ -42,6 +43,8 @@ class SelectRule(ReadsExamples, Gate):
         scope: ``"prompt"``: one choice from all that the first call reads, for every token of it and of the answer; who reads
             a prompt in pieces lets the first piece decide, and a forward without a cache looks at all that it is given.
             ``"text"``: at each token a choice from the text up to it, however it is read.
+        features: what a text is known by: the mean of its tokens' ``"embedding"`` at unit RMS, or of the base's ``"hidden"`` states
+            in its middle, which costs one more reading of each prompt.
         temperature: τ > 0 of the scores under ``"weighted"``.
         prompts: rows read of each expert's task, where rows are the examples.
         """
@@ -49,6 +52,7 @@ class SelectRule(ReadsExamples, Gate):
         by: str = "classifier"
         use: str = "best"
         scope: str = "prompt"
+        features: str = "embedding"
         temperature: float = 1.0
         prompts: int = PROMPTS
 
@@ -57,6 +61,11 @@ class SelectRule(ReadsExamples, Gate):
             ops.check_choice("by", self.by, WAYS)
             ops.check_choice("use", self.use, USES)
             ops.check_choice("scope", self.scope, SCOPES)
+            ops.check_choice("features", self.features, FEATURES)
+            if self.features == "hidden" and self.scope != "prompt":
+                raise OptionError(
+                    "features='hidden' is known of whole prompts only. Use scope='prompt', or features='embedding'."
+                )
             if not 0 < self.temperature < float("inf"):
                 raise OptionError(f"temperature is {self.temperature}, expected a number above 0.")
             if self.prompts < 1:
