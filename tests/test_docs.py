@@ -24,7 +24,7 @@ def test_pages_and_the_readmes_made_parts_are_up_to_date():
         assert (ROOT / name).read_text() == made, name
     shown = set(re.findall(r"\((experiment-\S+\.svg)\)", (ROOT / "docs" / "results.md").read_text()))
     assert shown == {file.name for file in (ROOT / "docs").glob("experiment-*.svg")}
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs" / "systems.md").read_text()
     for command in COMMANDS:
         assert f"| `radargate {command}" in text
     for name in (*GATES, *RULES, *ARCHITECTURES):
@@ -41,6 +41,11 @@ def test_pages_and_the_readmes_made_parts_are_up_to_date():
 )
 def test_the_first_sentence_of_a_docstring(docstring, sentence):
     assert readme_tables.first_sentence(docstring) == sentence
+
+
+def test_the_readme_is_read_in_three_minutes():
+    words = re.sub(r"<!--.*?-->|```.*?```|<img[^>]*>", "", (ROOT / "README.md").read_text(), flags=re.S).split()
+    assert len(words) <= 700, len(words)
 
 
 @pytest.mark.real

@@ -13,7 +13,9 @@ import experiments_section
 import readme_tables
 import scale_page
 import speed_tables
+from radargate.comparison.results import ORACLE
 from radargate.evaluation.metrics import paired_difference, row_values
+from radargate.experts.shipped import shipped_experts
 from radargate.io.records import read_records
 from radargate.report import charts
 from tables import cell, delta, markdown
@@ -61,22 +63,32 @@ def pages() -> dict[str, str]:
         "docs/adapters.md": adapters_page.page(),
         "docs/scale.md": scale_page.page(),
         "docs/speed.md": speed_tables.page(),
+        "docs/systems.md": systems_page(),
         "README.md": with_blocks((ROOT / "README.md").read_text()),
     }
 
 
 def with_blocks(text: str) -> str:
     """A page with every part between markers made anew."""
-    blocks = {
-        "quickstart": quickstart_block,
-        "commands": readme_tables.commands,
-        "gates": readme_tables.gates,
-        "speed": speed_tables.readme_block,
-    }
+    blocks = {"quickstart": quickstart_block, "expect": expect_block}
     for name, make in blocks.items():
         begin, end = BEGIN.format(name), END.format(name)
         text = f"{text[: text.index(begin)]}{begin}\n\n{make()}\n\n{text[text.index(end) :]}"
     return text
+
+
+def systems_page() -> str:
+    """docs/systems.md: every command, gate, rule and architecture in one sentence."""
+    parts = [
+        "# Commands, gates, rules, architectures",
+        "Made by `benchmarks/pages/results_table.py` from the registries. Every command has `--help` with an example; flags may come from a file "
+        "(`--config FILE.yaml`). Options of gates are in [method.md](method.md).",
+        "## Commands",
+        readme_tables.commands(),
+        "## Gates, rules, architectures",
+        readme_tables.gates(),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def quickstart_means() -> dict[str, dict[str, Any]]:
@@ -85,27 +97,59 @@ def quickstart_means() -> dict[str, dict[str, Any]]:
 
 
 def quickstart_block() -> str:
-    """The README's results table, from the quickstart's records."""
+    """What the demo ends with, from its records."""
     one = next(r for r in read_records(QUICKSTART) if r["suite"] == "eval" and r["task"] != "mean")
-    rows = [[name, cell(r["metrics"]["acc"]), cell(r["metrics"]["nll"])] for name, r in quickstart_means().items()]
-    scores: dict[Any, Any] = {(r["system"], r["task"]): r for r in read_records(QUICKSTART) if r["suite"] == "eval"}
-    tasks = sorted({task for _, task in scores} - {"mean"})
-    acc, nll = (difference(scores, tasks, "radar", "stretch", metric) for metric in ("acc", "nll"))
-    conditions = (
-        "base: no adapter; the next five: one expert alone; uniform: all mixed evenly; stretch and radar: trained gates. radar − stretch: accuracy "
-        f"{acc['difference']:+.3f} (p {acc['p']:.3f}), NLL {nll['difference']:+.3f} (p {nll['p']:.4f}), in one seed; with more seeds and real data [it is less](#results).\n\n"
-        f"`make demo`: SmolLM2-135M-Instruct, ten built-in tasks, {one['metrics']['n']} held-out rows each, one seed; 95 % bootstrap intervals "
-        f"over rows; NLL in nats a token, lower is better; {one['machine']['cpu']}, {one['machine']['cores']} cores. Records: "
-        "[benchmarks/results/quickstart](benchmarks/results/quickstart)."
+    found, experts = quickstart_means(), list(shipped_experts())
+    best = max(experts, key=lambda name: found[name]["metrics"]["acc"]["value"])
+    shown = {
+        "base": "the model alone",
+        best: "the best single adapter",
+        "uniform": "all adapters mixed evenly",
+        "radar": "a trained gate at each layer, with rotation",
+        "select": "one adapter a question, chosen by its words; nothing trained",
+        "router": "trained gates, and one choice for the whole model",
+    }
+    rows = [
+        [f"`{name}`: {words}", cell(found[name]["metrics"]["acc"]), cell(found[name]["metrics"]["nll"])]
+        for name, words in shown.items()
+    ]
+    note = (
+        f"SmolLM2-135M-Instruct, {one['metrics']['n']} held-out rows of each task, one seed, 95 % intervals over rows; NLL: surprise at the right answer, "
+        f"lower is better ({one['machine']['cpu']}, {one['machine']['cores']} cores; [records](benchmarks/results/quickstart))."
     )
-    return "\n\n".join([markdown(["system", "accuracy", "NLL of the right answer"], rows), conditions])
+    return "\n\n".join([markdown(["it prints", "accuracy", "NLL"], rows), note])
+
+
+def expect_block() -> str:
+    """Quality and speed in two sentences, from records."""
+    findings = experiments_section.findings_of(RESULTS / "experiments" / "routed")
+    assert findings is not None
+    found = findings.by_value[None]
+    tasks = found.tasks
+
+    def shown(label: str) -> str:
+        acc, nll = (found.systems[label].seed_means(metric, tasks).mean() for metric in ("acc", "nll"))
+        return f"{acc:.2f} (NLL {nll:.2f})"
+
+    rows = sum(found.systems["base"].rows["acc"][task].shape[1] for task in tasks)
+    return "\n".join(
+        (
+            f"- **Quality:** on {len(tasks)} short tasks ({rows} test rows, accuracy) the base has {shown('base')}, each task's own adapter {shown(ORACLE)}, `select` "
+            f"{shown('select (mole)')}, stretch with a router {shown('stretch router=text (mole)')}, radar alone {shown('radar (mole)')}, one LoRA trained on all rows "
+            f"{shown('union LoRA on all rows')} ([all results](docs/results.md)).",
+            speed_tables.sentence(),
+        )
+    )
 
 
 def quickstart_picture() -> str:
     """How the quickstart's systems compare."""
     rows = [(name, r["metrics"]["acc"]) for name, r in quickstart_means().items()]
     return charts.intervals(
-        rows, "accuracy, mean over ten tasks", "Accuracy of every system of the quickstart", ("router", "select", "radar")
+        rows,
+        "accuracy, mean over ten tasks",
+        "Accuracy of every system of the quickstart",
+        ("router", "select", "radar"),
     )
 
 

@@ -1,4 +1,4 @@
-"""docs/speed.md, its pictures and the README's speed table, from the records of `radargate bench`."""
+"""docs/speed.md, its pictures and the README's sentence on speed, from the records of `radargate bench`."""
 
 from __future__ import annotations
 
@@ -39,32 +39,23 @@ def records(folder: Path = SPEED) -> list[Record]:
     return found
 
 
-def readme_block() -> str:
-    """A training step and decoding beside one LoRA."""
+def sentence() -> str:
+    """A training step and decoding beside one LoRA, for the README."""
     found = records()
     if not found:
-        return "Not recorded yet: `make bench` measures it on your machine."
-    parts = []
-    for suite, what in (("bench-step", "training step"), ("bench-decode", "answering, token by token")):
-        kept = [r for r in _of(found, suite) if r.get("prompts") != 16]
-        parts.append((what, {r["experts"]: r["metrics"]["times_lora"] for r in kept}))
-    numbers = sorted({n for _, by_n in parts for n in by_n})
-    header = ["time, one PEFT LoRA = 1", *(f"{what}, {n} adapters" for what, _ in parts for n in numbers)]
-    rows = []
-    for name, shown in SYSTEMS.items():
-        cells = [_times(by_n.get(n, {}).get(name)) for _, by_n in parts for n in numbers]
-        if any(cells):
-            rows.append([shown, *cells])
-    one = _of(found, "bench-step")[0]
-    missed = [f.text for f in figures(found) if f.met is False]
-    note = (
-        f"`make bench`: a model of SmolLM2-135M's shape, rank-8 adapters on all seven linears, top-2, float32; medians over "
-        f"{one['metrics']['rounds']} rounds in which all systems take turns; base and Arrow go forward only in the training column; "
-        f"{one['machine']['cpu']}, {one['threads']} threads. "
-        + (f"Goals missed: {'; '.join(missed)}. " if missed else "")
-        + "More: [docs/speed.md](docs/speed.md)."
+        return "- **Speed:** not recorded yet; `make bench` measures it on your machine."
+    train, answer = (
+        _times(
+            next(r for r in _of(found, suite) if r["experts"] == 8 and r.get("prompts") != 16)["metrics"]["times_lora"][
+                "radar"
+            ]
+        )
+        for suite in ("bench-step", "bench-decode")
     )
-    return "\n\n".join([markdown(header, rows), note])
+    return (
+        f"- **Speed:** with eight adapters a training step of `radar` takes {train} × one of a plain LoRA, a token of an answer {answer} × "
+        f"({found[0]['machine']['cpu']}; [more](docs/speed.md))."
+    )
 
 
 def page() -> str:

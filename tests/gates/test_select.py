@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 import radargate
 from conftest import tiny_tokenizer
 from radargate.base_models.loading import load_base
+from radargate.data.rows import Row
 from radargate.errors import OptionError
+from radargate.evaluation.usage import expert_usage
 from radargate.gates.router.examples import PENALTY, evenly, learn, text_sums
 from radargate.training.gates import train_gates
 from radargate.training.options import GateTraining
@@ -322,6 +324,15 @@ def test_hidden_features_are_the_bases_own_states_and_pick_as_the_definition_say
             alone = radargate.compose(str(tiny["base"]), {best: tiny["adapters"][best]}, gate="uniform", top_k=1).eval()
             want = alone.generate(torch.tensor([ids(prompt)]), **words)[0, len(ids(prompt)) :]
             assert torch.equal(found[0][row, batch["input_ids"].shape[1] :][: len(want)], want), (prompt, best)
+
+
+def test_who_looks_at_layers_does_not_see_the_bases_own_reading(select, zoo):
+    """Use of experts, traces and angles count a text once."""
+    rows = {"one": [Row("what is 3*4?", "12")]}
+    model = select(features="hidden")
+    usage = expert_usage(model, tiny_tokenizer(), rows)
+    assert sum(usage.by_task["one"].values()) == pytest.approx(1) and usage.experts_in_use == pytest.approx(1)
+    assert len(next(radargate.trace(model, ids("what is 3*4?")).sites()).dense_weights()) == len(ids("what is 3*4?"))
 
 
 def test_hidden_features_need_whole_prompts_and_a_decoder(zoo):

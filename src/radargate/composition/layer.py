@@ -97,10 +97,14 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         # past the module's own lookup, which a token would wait for at every site
         return cast(Gate, self._modules["radar_gate"]._modules[name])  # type: ignore[union-attr]
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer's call; while the base reads for itself, its own layer alone, and no hook on this one sees it."""
+        return self.base_layer(*args, **kwargs) if current.get().plain else super().__call__(*args, **kwargs)
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Base output plus the update of the active composition."""
         y = self.base_layer(x, *args, **kwargs)
-        if self._disable_adapters or current.get().plain:
+        if self._disable_adapters:
             return y
         state = self._state()
         for name in self.active_adapters:

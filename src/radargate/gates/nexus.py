@@ -102,7 +102,7 @@ class NexusGate(Gate):
     @classmethod
     def from_rows(cls, values: dict[str, Any], base: Any, tokenizer: Any, own: ByTask) -> dict[str, Any]:
         """Options in which ``domains="hidden"`` has become each expert's vector."""
-        texts = {name: [row.prompt for row in rows[:TEXTS]] for name, rows in own.items()}
+        texts = {name: [row.prompt for row in rows[:TEXTS]] for name, rows in own.items() if rows}
         return {**values, "domains": domain_vectors(base, tokenizer, texts)}
 
     def prepare(self, A: Tensor, B: Tensor, scales: Sequence[float]) -> None:

@@ -113,7 +113,7 @@ def settings_table(found: Findings, more: Mapping[str, str] | None = None) -> Ta
         "learning rate, where a name says no other": found.learning_rates,
         "own learning rates": "; ".join(design.get("rates", ())),
         "training of an expert": "given" if found.experts_given else f"{design['expert_steps']} steps",
-        "training of the union LoRA": "; ".join(sorted(set(_unions(found)))),
+        "training of the union LoRA": "; ".join(dict.fromkeys(_unions(found))),
         "seeds": ", ".join(map(str, range(design["seeds"]))),
         "intervals resample": f"{RESAMPLED.get(request['layout'], 'rows within tasks')}, seeds averaged",
         "p-values": "paired differences: over rows by sign flips, with Holm's correction within a table and metric; over seeds by t; over tasks by "

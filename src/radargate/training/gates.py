@@ -114,7 +114,6 @@ def train_gates(
             )
         metrics["mean_angle"] = mean_angle(model, encoded, options.batch_size)
         log_angle(metrics["mean_angle"])
-        metrics["rows_seen"] = [row_hash(row) for row in encoded.rows.seen()]
         facts = record_facts(cast(Any, model.get_base_model()), data, rows, encoded, options)
         facts |= {"base": base, "experts": {n: f["sha256"] for n, f in radar_config(model).expert_facts.items()}}
         facts["dtype"] = known or facts["dtype"]
@@ -124,6 +123,8 @@ def train_gates(
 
 def _check_tasks(options: GateTraining, by_task: ByTask, adapters: Mapping[str, Any]) -> None:
     kind = gate_class(options.gate)
+    if kind.reads_own_rows(options.gate_options):
+        return  # it finds rows for each expert
     made = make_options(kind, kind.take(dict(options.gate_options))[0])
     kind.check_tasks(made, by_task.keys(), list(adapters))
 
@@ -179,7 +180,8 @@ def fit_gates(
     """Train the gates of a composed model, or search a rule's weights, or do nothing where nothing is to be found.
 
     Returns:
-        ``trained_parameters``, ``seconds``, ``final_loss``, ``curve`` ([step, loss] pairs) and, of a search, ``search``.
+        ``trained_parameters``, ``seconds``, ``final_loss``, ``curve`` ([step, loss] pairs); of a training ``rows_seen``, hashes of
+        the rows that steps took; of a search ``search``.
     """
     if any(p.requires_grad for p in model.parameters()):
         if any(not router.knows_texts for router in routers_of(model)):
@@ -258,6 +260,7 @@ def _train(
         "seconds": result.metrics["train_runtime"],
         "final_loss": trainer.losses[-1][1] if trainer.losses else None,
         "curve": trainer.losses,
+        "rows_seen": [row_hash(encoded.rows.source[i]) for i in sorted({i for step in trainer.order for i in step})],
     }
 
 
