@@ -24,6 +24,7 @@ class Comparison:
         training: of every gate; its gate, architecture and seed are the cells' own.
         scoring: rows and batch.
         union_lr: learning rate of the LoRA trained on the union of all tasks.
+        unturned: score each trained gate that rotates once more with Q = 0.
     """
 
     gates: tuple[str, ...] = option(("all",), lambda: f"comma-separated, or all: {', '.join(GATES)}", metavar="NAMES")
@@ -42,3 +43,4 @@ class Comparison:
     training: GateTraining = field(default_factory=GateTraining)
     scoring: Scoring = field(default_factory=Scoring)
     union_lr: float = 1e-3
+    unturned: bool = False

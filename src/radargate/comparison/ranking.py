@@ -180,7 +180,7 @@ def compare_pairs(
             p_values[i],
             corrected[i],
             t_test_p(by_seed[i]),
-            all_flips_p(by_task[:, i]),
+            all_flips_p(by_task[:, i].tolist()),
             len(by_seed[i]),
         )
         for i, (first, second) in enumerate(pairs)

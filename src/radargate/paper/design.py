@@ -41,6 +41,7 @@ class Design:
         rates: ``GATE:lr=…`` and the like, of gates that have learning rates of their own; said in no label.
         rules: systems that are not.
         union: whether one LoRA trained on all learned tasks is a system too.
+        unturned: whether each trained gate that rotates is scored once more with Q = 0, under a label of its own.
         seeds: of everything trained.
         training: of gates; the union LoRA has as many steps. Gate, architecture, top-k and seed are the cells' own.
         recipe: of experts; the union LoRA has their learning rate.
@@ -72,6 +73,7 @@ class Design:
     rates: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()
     union: bool = True
+    unturned: bool = True
     seeds: int = option(3, "seeds of everything trained", least=1)
     training: GateTraining = GateTraining(steps=100, batch_size=4, max_length=256, save_every=0)
     recipe: ExpertOptions = ExpertOptions(steps=60, batch_size=4, max_length=256)

@@ -75,6 +75,8 @@ class Rates:
         if cell.system == UNION:
             return seconds + design.training.steps * step
         rotating = cell.kind == "gate" and cost.rotates(cell.system)
+        if rotating and design.unturned:
+            seconds += self._scoring(test, design) * (1 + mixing)
         steps = cost.SEARCH_STEPS if cell.kind == "rule" else design.training.steps
         return seconds + steps * step * cost.gate_factor((bank + top_k) / 2, cell.architecture, rotating)
 
