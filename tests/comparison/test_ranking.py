@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from compare_records import TASKS, compare_records
+from radargate.comparison.analysis import rotation_pairs
 from radargate.comparison.ranking import PairedTest, compare_pairs, count_wins, leader, standings, task_worth
 from radargate.comparison.results import ORACLE, read_results
 from radargate.errors import RadarGateError
@@ -181,6 +182,23 @@ def test_stored_records_give_the_same_three_p_values_as_an_audit_with_code_of_it
         assert test.holm < 0.05 and test.better is None  # over rows all of them, over seeds none
 
 
+def test_seeds_are_paired_along_an_axis_too():
+    found = read_findings(read_records(EXPERIMENTS / "crowded" / "records.jsonl"))
+    first, last = found.by_value.values()
+    tasks = first.tasks_of("nll")
+
+    def changes(label):
+        return last.systems[label].seed_means("nll", tasks) - first.systems[label].seed_means("nll", tasks)
+
+    for test in found.change["nll"]:
+        gaps = changes(test.first.partition(", experts")[0])
+        assert test.seeds == len(gaps) == 3 and test.p_seeds == pytest.approx(t_test_p(gaps), abs=1e-9)
+        assert test.difference == pytest.approx(gaps.mean(), abs=1e-12)
+    for test in found.resists["nll"]:
+        gaps = changes(test.first) - changes(test.second)
+        assert test.p_seeds == pytest.approx(t_test_p(gaps), abs=1e-9) and test.p_tasks >= 2 / 2 ** len(tasks)
+
+
 def test_wins_ties_and_losses_are_counted_a_task_and_seed_at_a_time(records, grid):
     def by_seed(label, task, metric):
         rows = {
@@ -257,6 +275,29 @@ def test_a_later_cell_of_the_same_system_and_seed_replaces_the_earlier(records):
     radar = read_results([*records, *again]).systems["radar (mole)"]
     assert radar.seeds == (0, 1, 2)
     assert radar.seed_means("acc", TASKS)[0] == 1.0
+
+
+def test_a_gate_scored_again_without_its_turn_is_a_system_of_its_own_and_no_further_cell(records, grid):
+    again = []
+    for r in records:
+        again.append(r)
+        if r["suite"] == "eval" and r["cell"]["label"] == "radar (mole)" and "rows" in r:
+            second = copy.deepcopy(r)
+            second["cell"]["label"] = second["system"] = "radar with Q = 0 (mole)"
+            second["rows"]["nll_sum"] = [
+                value + count for value, count in zip(r["rows"]["nll_sum"], r["rows"]["tokens"], strict=True)
+            ]
+            again.append(second)
+    found = read_results(again)
+    assert set(found.systems) == {*grid.systems, "radar with Q = 0 (mole)"} and found.finished == grid.finished
+    turned, unturned = found.systems["radar (mole)"], found.systems["radar with Q = 0 (mole)"]
+    assert unturned.seeds == turned.seeds and unturned.measured("mean_angle") is None
+    for task in TASKS:
+        assert np.array_equal(turned.rows["nll"][task], grid.systems["radar (mole)"].rows["nll"][task])
+        assert np.allclose(unturned.rows["nll"][task], turned.rows["nll"][task] + 1)
+    assert (turned.label, unturned.label) in rotation_pairs(found) and not any(
+        "Q = 0" in label for pair in rotation_pairs(grid, "control") for label in pair
+    )
 
 
 def test_cells_that_the_last_request_did_not_plan_are_left_out_even_scored_on_other_rows(records):

@@ -20,6 +20,7 @@ from radargate.gates import GATES
 from radargate.gates.base import Call, GateSite, make_options
 from radargate.gates.call_state import current
 from radargate.gates.mole import MoLEGate
+from radargate.gates.rotation import Turning
 from radargate.gates.tutel import within_capacity
 from radargate.ops import reference as literal
 
@@ -423,6 +424,28 @@ def test_the_signed_control_keeps_sign_and_size_and_the_largest():
     torch.testing.assert_close(weights, raw.gather(-1, indices))
     dropped = raw.abs().sum(-1) - weights.abs().sum(-1)
     torch.testing.assert_close(dropped, raw.abs().min(-1).values)
+
+
+@pytest.mark.parametrize(("name", "plain"), [("radar", "stretch"), ("signed-radar", "signed")])
+@torch.no_grad()
+def test_a_gate_that_stops_turning_is_the_same_gate_without_a_turn(zoo, load_tiny, name, plain):
+    turning, still = (
+        radargate.compose(load_tiny(), zoo["llama"]["adapters"], gate=gate, top_k=2).eval() for gate in (name, plain)
+    )
+    torch.manual_seed(0)
+    for parameter in turning.parameters():
+        if parameter.requires_grad:
+            parameter += 0.3 * torch.randn_like(parameter)
+    trained = dict(turning.named_parameters())
+    for key, parameter in still.named_parameters():
+        parameter.copy_(trained[key])
+    text = torch.arange(3, 40)[None]
+    wanted = still(text).logits
+    assert (turning(text).logits - wanted).abs().max() > 1e-3
+    for module in turning.modules():
+        if isinstance(module, Turning):
+            module.stop_turning()
+    torch.testing.assert_close(turning(text).logits, wanted)
 
 
 @pytest.mark.parametrize("architecture", ["mole", "omoe"])

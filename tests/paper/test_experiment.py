@@ -304,6 +304,24 @@ def test_cells_of_one_experiment_serve_another(zoo, sources, tmp_path, monkeypat
     assert cells(second) == cells(first) and "](figure-1.svg)" in (second / "report.md").read_text()
 
 
+def test_a_gate_that_rotates_is_scored_again_with_its_rotation_off(zoo, sources, tmp_path):
+    first, second = tmp_path / "ablation", tmp_path / "fitting"
+    assert main(command("ablation", zoo, sources, first, "--gates", "stretch,radar")) == 0
+    records = read_records(first / "records.jsonl")
+    (cell,) = (r for r in records if r["suite"] == "cell" and r["cell"]["label"] == "radar (mole)")
+    labels = [r["cell"]["label"] for r in records if r.get("cell", {}).get("id") == cell["case"]]
+    assert labels == ["radar (mole)"] * 3 + ["radar with Q = 0 (mole)"] * 3 + ["radar (mole)"]  # its own record is last
+    assert not any("stretch with" in r["case"] for r in records)
+    (results,) = read_findings(records).by_value.values()
+    turned, unturned = (results.systems[label] for label in ("radar (mole)", "radar with Q = 0 (mole)"))
+    assert any(not np.array_equal(turned.rows["nll"][task], unturned.rows["nll"][task]) for task in results.tasks)
+    assert "| radar (mole) − radar with Q = 0 (mole) |" in (first / "report.md").read_text()
+    words = command("fitting", zoo, sources, second, "--gates", "stretch,radar", "--reuse", str(first))
+    assert main(words) == 0  # cells that are taken over bring both
+    there = [r for r in read_records(second / "records.jsonl") if r.get("cell", {}).get("id") == cell["case"]]
+    assert [r["cell"]["label"] for r in there] == labels
+
+
 def test_tables_show_the_records_numbers(zoo, sources, tmp_path):
     out = tmp_path / "numbers"
     assert main(command("fitting", zoo, sources, out, "--gates", "stretch", "--seeds", "2", "--json")) == 0

@@ -19,7 +19,7 @@ from radargate.comparison.ranking import (
     standings,
     task_worth,
 )
-from radargate.comparison.results import METRICS, Results, read_results, shown_label
+from radargate.comparison.results import METRICS, UNTURNED, Results, read_results, shown_label
 from radargate.errors import OptionError
 from radargate.gates import GATES
 
@@ -113,8 +113,10 @@ def contestants(results: Results) -> list[str]:
 
 
 def rotation_pairs(results: Results, *roles: str) -> list[tuple[str, str]]:
-    """Radar with the baseline and with each gate of these roles, under each architecture."""
-    others = dict.fromkeys([BASELINE, *(name for role in roles for name in GATES.having(role=role))])
+    """Radar with the baseline, with itself where Q is 0, and with each gate of these roles, under each architecture."""
+    others = dict.fromkeys(
+        [BASELINE, f"{SUBJECT} {UNTURNED}", *(name for role in roles for name in GATES.having(role=role))]
+    )
     pairs = []
     for architecture in results.architectures():
         radar = results.systems.get(f"{SUBJECT} ({architecture})")

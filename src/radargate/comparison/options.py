@@ -25,6 +25,7 @@ class Comparison:
         scoring: rows and batch.
         union_lr: learning rate of the LoRA trained on the union of all tasks.
         union_steps: its steps; None takes as many rows as the adapters' own training and the gate's read together.
+        unturned: score each trained gate that rotates once more with Q = 0.
     """
 
     gates: tuple[str, ...] = option(("all",), lambda: f"comma-separated, or all: {', '.join(GATES)}", metavar="NAMES")
@@ -48,3 +49,4 @@ class Comparison:
         "steps of the LoRA trained on all rows (default: as many rows as the adapters' training, where they say, and the gate's)",
         least=1,
     )
+    unturned: bool = False

@@ -14,9 +14,13 @@ from radargate.evaluation.metrics import row_values
 METRICS = ("acc", "nll")
 CHRF = "chrf"  # of translations, whose exact match says nothing
 ORACLE = "oracle"  # each task by its own expert
+UNTURNED = "with Q = 0"  # a gate that was trained to rotate, its rotation switched off
 _EXPERT_LABEL = "expert: "
 # label in records of before → what it was, as the same name stands for another training now
 RENAMED = {"union LoRA": "union LoRA on the gate's rows only"}
+_OF_UNTURNED = ("trained_parameters", "top_k")  # all other numbers of a cell are those of the gate that rotates
+
+Scores = dict[str, Mapping[str, Any]]  # task → eval record
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ def read_results(records: Iterable[Mapping[str, Any]]) -> Results:
         RadarGateError: no cell is finished, or a task was scored on different rows in two cells.
     """
     cells: dict[str, Mapping[str, Any]] = {}
-    scores: dict[str, dict[str, Mapping[str, Any]]] = {}
+    found: dict[str, dict[str, Scores]] = {}  # cell's id → label → its scores
     compare = None
     for record in records:
         if record["suite"] == "compare":
@@ -124,21 +128,29 @@ def read_results(records: Iterable[Mapping[str, Any]]) -> Results:
         elif record["suite"] == "cell":
             cells[record["cell"]["id"]] = record
         elif record["suite"] == "eval" and "cell" in record and record["task"] != "mean":
-            scores.setdefault(record["cell"]["id"], {})[record["task"]] = record
+            of_cell = found.setdefault(record["cell"]["id"], {})
+            of_cell.setdefault(record["cell"]["label"], {})[record["task"]] = record
     plan = (compare or {}).get("request", {}).get("plan")
     if plan is not None:  # a folder may hold cells of other settings too
         cells = {id: cells[id] for id in plan if id in cells}
-    tasks = tuple(dict.fromkeys(task for cell in cells for task in scores.get(cell, {})))
-    whole = {id: cell for id, cell in cells.items() if tasks and set(tasks) <= set(scores.get(id, {}))}
+    scores = {id: found.get(id, {}).pop(cell["cell"]["label"], {}) for id, cell in cells.items()}
+    tasks = tuple(dict.fromkeys(task for cell in cells for task in scores[cell]))
+    whole = {id: cell for id, cell in cells.items() if tasks and set(tasks) <= set(scores[id])}
     if not whole:
         raise RadarGateError("no finished cell among the records: let radargate compare finish one, then read again.")
-    _check_same_rows(tasks, [scores[id] for id in whole])
+    more = {id: (label, s) for id in whole for label, s in found.get(id, {}).items() if set(tasks) <= set(s)}
+    _check_same_rows(tasks, [*(scores[id] for id in whole), *(s for _, s in more.values())])
     # records from before runs said what they planned: a system and seed stands for its latest cell
     latest = {(shown_label(cell["cell"]["label"]), cell["cell"]["seed"]): cell for cell in whole.values()}
     by_label: dict[str, list[Mapping[str, Any]]] = {}
     for (label, _), cell in latest.items():
         by_label.setdefault(label, []).append(cell)
-    systems = {label: _system(seeds, scores, tasks) for label, seeds in by_label.items()}
+    systems = {}
+    for label, seeds in by_label.items():
+        systems[label] = _system(seeds, scores, tasks)
+        if others := [_unturned(cell, more[id][0]) for cell in seeds if (id := cell["cell"]["id"]) in more]:
+            second = _system(others, {id: s for id, (_, s) in more.items()}, tasks)
+            systems[second.label] = second
     own = _oracle(systems, tasks)
     return Results(
         systems={**systems, **({ORACLE: own} if own else {})},
@@ -156,9 +168,18 @@ def shown_label(label: str) -> str:
     return RENAMED.get(label, label)
 
 
-def _system(
-    cells: list[Mapping[str, Any]], scores: Mapping[str, Mapping[str, Mapping[str, Any]]], tasks: Sequence[str]
-) -> System:
+def unturned_label(label: str, architecture: str) -> str:
+    """What a gate is called once its rotation is switched off."""
+    return f"{label.removesuffix(f' ({architecture})')} {UNTURNED} ({architecture})"
+
+
+def _unturned(cell: Mapping[str, Any], label: str) -> Mapping[str, Any]:
+    """A cell's record as that of the same gate with Q = 0."""
+    metrics = {name: cell["metrics"].get(name) for name in _OF_UNTURNED}
+    return {**cell, "cell": {**cell["cell"], "label": label}, "metrics": metrics, "note": None}
+
+
+def _system(cells: list[Mapping[str, Any]], scores: Mapping[str, Scores], tasks: Sequence[str]) -> System:
     cells = sorted(cells, key=lambda record: -1 if record["cell"]["seed"] is None else record["cell"]["seed"])
     facts = cells[0]["cell"]
     rows = {

@@ -14,11 +14,14 @@ from peft import PeftModel
 from radargate.comparison.cells import UNION, Cell
 from radargate.comparison.grid import Grid
 from radargate.comparison.memory import peak_mb, reset_peak
+from radargate.comparison.results import unturned_label
 from radargate.comparison.told import search_tasks
 from radargate.comparison.union import train_union
 from radargate.composition.composing import compose, radar_config
+from radargate.composition.config import gate_class
 from radargate.evaluation.run import score_system
 from radargate.evaluation.usage import Usage, expert_usage
+from radargate.gates.rotation import Turning
 from radargate.io.progress import quietly, share
 from radargate.io.records import make_record
 from radargate.training.diagnostics import mean_angle
@@ -69,8 +72,10 @@ def run_cell(cell: Cell, grid: Grid, cell_id: str | None = None) -> list[dict[st
         "seed": cell.seed,
         "label": cell.label,
     }
+    again = grid.options.unturned and cell.kind == "gate" and issubclass(gate_class(cell.system), Turning)
+    left = (1 - TRAINED if cell.trained else 1) / (1 + again)
     begun = time.monotonic()
-    with share(1 - TRAINED if cell.trained else 1):
+    with share(left):
         known = {"cell": shown}
         records = score_system(cell.label, model, grid.tokenizer, grid.test, grid.options.scoring, known, before)
     metrics = {
@@ -90,6 +95,9 @@ def run_cell(cell: Cell, grid: Grid, cell_id: str | None = None) -> list[dict[st
     }
     if grid.probe is not None and cell.kind == "gate":
         metrics["probe"] = grid.probe(model, cell, grid)
+    if again:
+        with share(left):
+            records += _unturned(model, grid, shown)
     options = {
         **asdict(grid.options.training),
         **cell.training,
@@ -113,6 +121,16 @@ def run_cell(cell: Cell, grid: Grid, cell_id: str | None = None) -> list[dict[st
     if isinstance(model, PeftModel):
         model.unload()
     return records
+
+
+def _unturned(model: PeftModel, grid: Grid, shown: dict[str, Any]) -> list[dict[str, Any]]:
+    """Eval records of the same cell with its rotation switched off, under a label of their own; last, as it stays off."""
+    for module in model.modules():
+        if isinstance(module, Turning):
+            module.stop_turning()
+    label = unturned_label(shown["label"], shown["architecture"])
+    facts = {"cell": {**shown, "label": label}}
+    return score_system(label, model, grid.tokenizer, grid.test, grid.options.scoring, facts)
 
 
 def _composed(cell: Cell, grid: Grid) -> tuple[PeftModel, dict[str, Any], str | None]:

@@ -117,6 +117,11 @@ class Turning(Gate):
             return None
         return Turn(self.turning_codes(call, indices), self.rotation_up.to(call.x), self.options.angle_norm)
 
+    @torch.no_grad()
+    def stop_turning(self) -> None:
+        """Q = 0: no angle from here on, and all else as it was trained."""
+        self.rotation_up.zero_()
+
 
 class RotationGate(Turning):
     """Turns only, equal weights on the chosen experts: α_i = ((v_i ⊙ Σ_{j≠i} v_j) P) Q.

@@ -43,6 +43,7 @@ class Design:
         union: whether one LoRA is a system too that is trained on the rows of all experts and of the gates, and sees as many
             rows as one expert after the other and a gate.
         union_equal_time: whether there is another of it, trained for as long as all experts and the slowest gate by prediction.
+        unturned: whether each trained gate that rotates is scored once more with Q = 0, under a label of its own.
         seeds: of everything trained.
         training: of gates; the union LoRA has its batch. Gate, architecture, top-k and seed are the cells' own.
         recipe: of experts; the union LoRA has their learning rate.
@@ -78,6 +79,7 @@ class Design:
         False,
         "one more union LoRA, trained for as long as all experts and the slowest gate together are predicted to take",
     )
+    unturned: bool = True
     seeds: int = option(3, "seeds of everything trained", least=1)
     training: GateTraining = GateTraining(steps=100, batch_size=4, max_length=256, save_every=0)
     recipe: ExpertOptions = ExpertOptions(steps=60, batch_size=4, max_length=256)

@@ -12,7 +12,7 @@ import numpy as np
 
 from radargate.comparison.analysis import SUBJECT, rotation_pairs
 from radargate.comparison.ranking import PairedTest, compare_pairs, leader, standings, task_worth
-from radargate.comparison.results import METRICS, ORACLE, Results, read_results, shown_label
+from radargate.comparison.results import METRICS, ORACLE, Results, read_results, shown_label, unturned_label
 from radargate.errors import RadarGateError
 from radargate.evaluation.metrics import paired_difference
 from radargate.evaluation.resampling import all_flips_p, holm, t_test_p
@@ -67,7 +67,8 @@ class Findings:
     def systems(self) -> list[str]:
         """Labels of all finished systems, in the order of the plan; each task's own expert last."""
         there = {label for results in self.by_value.values() for label in results.systems}
-        planned = [*dict.fromkeys(shown_label(place["label"]) for place in self.request["plan"]), ORACLE]
+        labels = {shown_label(place["label"]): place["architecture"] for place in self.request["plan"]}
+        planned = [name for label, a in labels.items() for name in (label, unturned_label(label, a))] + [ORACLE]
         return [label for label in planned if label in there]
 
     @property

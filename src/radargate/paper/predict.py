@@ -74,6 +74,8 @@ class Rates:
             return seconds
         if cell.system == UNION:
             return seconds + cell.options["steps"] * self._step(train, design.training)
+        if cell.kind == "gate" and cost.rotates(cell.system) and design.unturned:
+            seconds += self._scoring(test, design) * (1 + mixing)
         searches = len(test) if cell.kind == "told" else 1
         return seconds + searches * self._composed(cell, bank, top_k, train, design)
 

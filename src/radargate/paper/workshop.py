@@ -107,7 +107,10 @@ class Workshop:
         seq2seq = bool(model.config.is_encoder_decoder)
         rows = [row for task_rows in train.values() for row in task_rows]
         encoded = encode_rows(rows, tokenizer, training, encoder_decoder=seq2seq)
-        options = Comparison(training=training, scoring=self.design.scoring, union_lr=self.design.recipe.lr)
+        design = self.design
+        options = Comparison(
+            training=training, scoring=design.scoring, union_lr=design.recipe.lr, unturned=design.unturned
+        )
         probe: Any = None
         if self.experiment.probe:
             module, _, attribute = self.experiment.probe.partition(":")
