@@ -203,6 +203,8 @@ def _take(
 ) -> dict[str, Any]:
     """Save the choice; where the base alone is taken there is nothing but its record to save."""
     taken = next(cell for cell in cells if cell.label == decision.taken)
+    options = dict(decision.system(taken.label).cells[-1].get("options") or {})
+    steps = int(options.get("steps", 0)) if taken.trained else 0
     metrics = {
         "taken": taken.label,
         "kind": taken.kind,
@@ -211,14 +213,13 @@ def _take(
         "measured": True,
         "seconds": round(seconds, 1),
         "predicted_seconds": round(plan.seconds, 1),
-        "rows_seen": [row_hash(row) for row in trials.seen()],
+        "rows_seen": [row_hash(row) for row in trials.seen(steps, plan.validation)],
     }
     if taken.kind == "base":
         record = make_record("train", "base", metrics, base=base, options={"gate": None})
         folder.note(record)
         write_atomic(folder.path / "record.json", json.dumps(record, indent=2))
     else:
-        options = dict(decision.system(taken.label).cells[-1].get("options") or {})
         record = _save(folder, trials.opened(taken), base, metrics, options)
     write_atomic(folder.path / PAGE, choice_page(folder.path))
     shutil.rmtree(folder.path / TRIES, ignore_errors=True)

@@ -21,6 +21,7 @@ from radargate.comparison.grid import Grid
 from radargate.comparison.options import Comparison
 from radargate.comparison.run_cell import RECORDS, run_cell
 from radargate.composition.composing import compose, load, load_for, radar_config
+from radargate.data.batches import step_order
 from radargate.data.rows import Row, rows_hash
 from radargate.evaluation.options import Scoring
 from radargate.evaluation.run import line, score_system
@@ -147,9 +148,13 @@ class Trials:
         places = None if cell.system == UNION else self.folders
         return load(self.model, self.out / TRIES / record["case"], adapters=places)
 
-    def seen(self) -> list[Row]:
-        """Rows that gates learned from or that systems were chosen by."""
-        return [*self.encoded.rows.seen(), *(row for rows in self.held.validation.values() for row in rows)]
+    def seen(self, steps: int, rows: int) -> list[Row]:
+        """Rows that a gate learned from in so many steps, and those that systems were chosen by."""
+        examples, together = self.encoded.rows, self.training.batch_size
+        order = step_order(lambda i: examples[i].length, len(examples), together, steps, self.training.seed)
+        learned = sorted({i for step in order for i in step})
+        chosen_by = first(self.held.validation, rows).values()
+        return [*(examples.source[i] for i in learned), *(row for group in chosen_by for row in group)]
 
     def _scoring(self, rows: int) -> Scoring:
         return Scoring(limit=rows, max_new_tokens=self.options.max_new_tokens, seed=self.options.seed)

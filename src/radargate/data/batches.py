@@ -60,10 +60,6 @@ class Examples(Sequence[EncodedRow]):
             self._done[index] = self._encode(self.source[index])
         return self._done[index]
 
-    def seen(self) -> list[Row]:
-        """The rows that were asked for, in their order."""
-        return [self.source[index] for index in sorted(self._done)]
-
 
 @dataclass(frozen=True)
 class AnswerCollator:
