@@ -15,6 +15,8 @@ from radargate.base_models.loading import load_base
 from radargate.data.rows import Row
 from radargate.errors import OptionError
 from radargate.evaluation.usage import expert_usage
+from radargate.gates.call_state import current
+from radargate.gates.router import running_text
 from radargate.gates.router.examples import PENALTY, evenly, learn, text_sums
 from radargate.training.gates import train_gates
 from radargate.training.options import GateTraining
@@ -341,3 +343,46 @@ def test_hidden_features_need_whole_prompts_and_a_decoder(zoo):
         radargate.compose("no/base", zoo["llama"]["adapters"], scope="text", **words)
     with pytest.raises(OptionError, match="has an encoder"):
         radargate.compose(str(zoo["t5"]["base"]), zoo["t5"]["adapters"], **words)
+
+
+@pytest.mark.parametrize("gate", ["stretch", "radar"])
+@pytest.mark.parametrize("start", ["zero", "select"])
+def test_a_router_of_prompts_reads_the_same_prompt_in_training_and_in_answering(zoo, gate, start, tmp_path):
+    """With labels it knows where a prompt ends; without, the first call is the prompt. Padding on the left, an answer of several tokens."""
+    tiny, words = zoo["llama"], {"router": "prompt", "router_start": start}
+    examples = {"examples": EXAMPLES} if start == "select" else {}
+    model = radargate.compose(str(tiny["base"]), tiny["adapters"], gate=gate, **words, **examples)
+    if start == "zero":
+        radargate.describe_texts(model, [ids(text) for texts in EXAMPLES.values() for text in texts])
+    phi = next(p for name, p in model.named_parameters() if name.endswith("softmax_router"))
+    with torch.no_grad():
+        phi += torch.randn(phi.shape, generator=torch.Generator().manual_seed(0))
+    pairs = [("what is 3*4?", "12."), ("the court said so", "no, it did not")]
+    whole = [ids(prompt) + ids(answer) for prompt, answer in pairs]
+    wide = max(map(len, whole))
+    rows = torch.tensor([[0] * (wide - len(row)) + row for row in whole])
+    mask = torch.tensor([[0] * (wide - len(row)) + [1] * len(row) for row in whole])
+    labels = torch.tensor([[-100] * (wide - len(ids(a))) + ids(a) for _, a in pairs])
+    out = model.train()(input_ids=rows, attention_mask=mask, labels=labels)
+    out.loss.backward()
+    assert phi.grad.abs().sum() > 0
+    model.save_pretrained(tmp_path / "b")
+    with torch.no_grad():
+        for answering in (model.eval(), radargate.load(None, tmp_path / "b")):
+            for row, (prompt, answer) in enumerate(pairs):
+                first = answering(torch.tensor([ids(prompt)]), use_cache=True)
+                second = answering(torch.tensor([ids(answer)]), past_key_values=first.past_key_values)
+                torch.testing.assert_close(
+                    second.logits[0], out.logits[row, wide - len(ids(answer)) :], atol=1e-4, rtol=1e-4
+                )
+
+
+def test_our_trainer_tells_the_router_where_prompts_end(zoo, tasks, tmp_path, monkeypatch):
+    seen = []
+    real = running_text.ended
+    monkeypatch.setattr(running_text, "ended", lambda sums: seen.append(current.get().answers) or real(sums))
+    options = GateTraining(gate="stretch", gate_options={"router": "prompt"}, steps=2, batch_size=4, max_length=64)
+    tiny = zoo["llama"]
+    train_gates(str(tiny["base"]), tiny["adapters"], str(tasks), tmp_path / "b", options, device="cpu")
+    told = [answers for answers in seen if answers is not None]
+    assert len(told) >= 2 and all(bool(a.any(1).all()) and not bool(a[:, 0].any()) for a in told)

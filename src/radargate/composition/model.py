@@ -133,7 +133,6 @@ class RadarModel(BaseTuner):
         if not reads_tokens(site):
             return None  # a pooler or a head: one vector a text
         options = make_options(kind, config.gate_options)
-        first = kind.routes_alone and options.scope == "prompt"
         hidden = kind.routes_alone and options.features == "hidden"
         if hidden and base.config.is_encoder_decoder:
             raise OptionError(
@@ -142,7 +141,7 @@ class RadarModel(BaseTuner):
         watch(base, hidden)
         if adapter_name not in self._routers:
             width = base.get_decoder().config.hidden_size if hidden else embeddings(base).embedding_dim
-            router = TextRouter(len(config.experts), width, not kind.routes_alone, first, hidden)
+            router = TextRouter(len(config.experts), width, not kind.routes_alone, kind.routes_prompts(options), hidden)
             for name, other in self._routers.items():  # TRL makes its reference this way and copies parameters only
                 if cast(RadarConfig, self.peft_config[name]).experts == config.experts:
                     router.take_texts(other)
@@ -224,7 +223,9 @@ class RadarModel(BaseTuner):
         the labels that this call holds, so that one optimizer step sees its mean once.
         """
         terms: list[tuple[Gate, torch.Tensor]] | None = [] if self.training else None
-        with current.block(masks=_masks(kwargs), noted=terms), self._reading(args, kwargs):
+        labels = kwargs.get("labels")
+        known = {} if labels is None or labels.dim() != 2 or not self._routers else {"answers": labels != -100}
+        with current.block(masks=_masks(kwargs), noted=terms, **known), self._reading(args, kwargs):
             forward = forward_of(self.model) if self._routers else self.model.forward
             outputs = forward(*args, **kwargs)
         if terms:

@@ -13,6 +13,7 @@ from radargate.base_models.offload import device_of
 from radargate.composition.composing import radar_config, radar_layers
 from radargate.data.prompts import encode_row
 from radargate.data.rows import Row
+from radargate.gates.call_state import current
 from radargate.ops import dense_weights
 
 
@@ -45,7 +46,9 @@ def read_rows(model: Any, tokenizer: Any, rows: Sequence[Row]) -> None:
         pair = encode_row(row.prompt, row.target, tokenizer, seq2seq)
         extra = {"decoder_input_ids": torch.tensor([pair.continuation], device=device)} if seq2seq else {}
         ids = pair.context if seq2seq else pair.context + pair.continuation
-        model(input_ids=torch.tensor([ids], device=device), **extra)
+        answers = torch.arange(len(ids))[None] >= len(pair.context)
+        with current.block(answers=answers):
+            model(input_ids=torch.tensor([ids], device=device), **extra)
 
 
 def expert_usage(

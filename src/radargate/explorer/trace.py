@@ -193,7 +193,8 @@ class _Text:
         device = device_of(model)
         ids = torch.tensor([self.ids], device=device)
         if self.encoder is None:
-            logits = model(input_ids=ids, use_cache=False).logits
+            with current.block(answers=torch.arange(len(self.ids))[None] >= self.prompt_length):
+                logits = model(input_ids=ids, use_cache=False).logits
         else:
             logits = model(input_ids=torch.tensor([self.encoder], device=device), decoder_input_ids=ids).logits
         found = []

@@ -173,6 +173,11 @@ class Gate(nn.Module):
             )
 
     @classmethod
+    def routes_prompts(cls, options: Any) -> bool:
+        """Whether the router decides once, by the whole prompt."""
+        return False
+
+    @classmethod
     def names_tasks(cls, options: Any) -> bool:
         """Whether each expert needs training rows of the task of its name."""
         return cls.trains_alone

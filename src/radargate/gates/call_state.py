@@ -23,6 +23,8 @@ class CallState:
             None outside of a call of the composed model.
         experts: what `radargate.using` set: expert → factor on its weight; None where nothing is changed.
         text: what was read so far, where a composition has a router (`TextSoFar`).
+        answers: [batch, length] True for tokens of the model's input that are no part of a prompt; None where all are, or nobody
+            knows better.
         noted: what this forward has gathered for auxiliary losses: (gate, statistic); None outside of training.
         plain: the base reads for itself, without any composition.
         depth: blocks that are open around here.
@@ -31,6 +33,7 @@ class CallState:
     masks: Masks | None = None
     experts: Mapping[str, float] | None = None
     text: Any = None
+    answers: Tensor | None = None
     noted: list[Any] | None = None
     plain: bool = False
     depth: int = 0

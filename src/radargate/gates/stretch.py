@@ -17,7 +17,7 @@ from radargate.gates.router.examples import ReadsExamples
 from radargate.ops.selection import check_selection
 
 LENGTHS = ("one", "expert")
-ROUTERS = ("none", "text")
+ROUTERS = ("none", "text", "prompt")
 STARTS = ("zero", "select")
 
 
@@ -37,7 +37,8 @@ class StretchOptions:
         length: ``"one"``: kept weights are those of the softmax; ``"expert"``: times a learned factor for each expert, e^{ℓ_i},
             which starts at 1 (not in the paper).
         router: ``"text"``: weights are also times those of one decision for the whole model, made from the text so far (see
-            `TextRouter`; not in the paper).
+            `TextRouter`; not in the paper). ``"prompt"``: from all of the prompt, for every token of it and of the answer: in
+            training what comes before the first label, else all that the first call reads.
         router_start: ``"zero"``: before training the router weighs all alike; ``"select"``: it knows each expert's example
             prompts as rule ``select`` does, θ_s is 0, and the gate is that rule's (``scope="text"``, ``use="weighted"``).
     """
@@ -99,7 +100,12 @@ class StretchGate(ReadsExamples, Gate):
     @classmethod
     def routes(cls, options: Any) -> bool:
         """Where the option says so."""
-        return bool(options.router == "text")
+        return bool(options.router != "none")
+
+    @classmethod
+    def routes_prompts(cls, options: Any) -> bool:
+        """Where the option says so."""
+        return bool(options.router == "prompt")
 
     @classmethod
     def weighs_codes(cls, options: Any) -> bool:

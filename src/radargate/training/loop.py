@@ -25,6 +25,7 @@ from radargate.data.batches import AnswerCollator, EncodedRow, EncodedRows, step
 from radargate.data.options import Batching
 from radargate.data.rows import Row, rows_hash
 from radargate.errors import OptionError
+from radargate.gates.call_state import current
 from radargate.io.disk import alone, enough_memory
 from radargate.io.processes import is_main_process
 from radargate.io.progress import Progress
@@ -235,7 +236,8 @@ class AnswerTrainer(Trainer):
             labels = labels[:, first:]
         elif not self.seq2seq:
             labels = labels[:, 1:]
-        outputs = model(**wanted)
+        with current.block(answers=inputs["labels"] != -100):  # the labels themselves stay here
+            outputs = model(**wanted)
         logits = outputs.logits if self.seq2seq else outputs.logits[:, :-1]
         total = _summed_loss(logits, labels)
         count = (labels != -100).sum()

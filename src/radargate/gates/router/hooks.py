@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from radargate.base_models.kinds import other_inputs
 from radargate.errors import OptionError
 from radargate.gates.call_state import current
-from radargate.gates.router.running_text import TextSoFar, carry, summed
+from radargate.gates.router.running_text import TextSoFar, carry, ended, summed
 
 _HANDLES = "_radargate_text_hooks"
 DEPTH = 3  # quarters of the layers after which hidden states are looked at; half as deep routes a little worse (docs/log.md)
@@ -112,7 +112,7 @@ def hidden_sums(stack: nn.Module, given: Mapping[str, Any]) -> Tensor:
     inputs = {key: given[key] for key in kept if given.get(key) is not None}
     with current.block(plain=True), torch.no_grad():
         states = stack(**inputs, use_cache=False, output_hidden_states=True).hidden_states
-    return summed(states[DEPTH * len(states) // 4], given.get("attention_mask"))[:, -1]
+    return ended(summed(states[DEPTH * len(states) // 4], given.get("attention_mask")))
 
 
 def _named(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:

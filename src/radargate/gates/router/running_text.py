@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from radargate.errors import OptionError, RadarGateError
-from radargate.gates.call_state import CallState
+from radargate.gates.call_state import CallState, current
 
 
 @dataclass(eq=False)
@@ -26,7 +26,7 @@ class TextSoFar:
         fault: why this text cannot be summed up, which only matters to who asks for it.
         sums: [batch, length, width + 1] for each token of this call, summed over all real tokens up to it: its embedding
             scaled to unit RMS, and a 1; None until the base has embedded them.
-        prompt: [batch, width + 1] sums of all that the first call read.
+        prompt: [batch, width + 1] sums of all that the first call read, up to its first token of an answer.
         hidden: [batch, hidden width + 1] the same of the base's own states three quarters up, where a router asks for them.
         whole: an encoder reads this text: every token of both stacks sees all of it, and ``sums`` are [batch, 1, width + 1].
         alone: the encoder was called without its model.
@@ -76,7 +76,7 @@ class TextSoFar:
         width = sums.shape[-1]
         self.sums = sums if self.past is None else sums + self.past[:, :1, :width]
         if not self.whole:
-            self.prompt = sums[:, -1] if self.past is None else self.past[:, 1, :width]
+            self.prompt = ended(sums) if self.past is None else self.past[:, 1, :width]
 
     def carried(self) -> Tensor:
         """What the next call must know, a row each, filled up to one width: sums of all so far, of the prompt, of its hidden states."""
@@ -84,6 +84,16 @@ class TextSoFar:
         rows = [self.sums[:, -1], self.prompt, *([] if self.hidden is None else [self.hidden])]
         widest = max(row.shape[-1] for row in rows)
         return torch.stack([F.pad(row, (0, widest - row.shape[-1])) for row in rows], 1)
+
+
+def ended(sums: Tensor) -> Tensor:
+    """Running sums [batch, length, width] where prompts end: at the last token, or before the first of an answer."""
+    answers = current.get().answers
+    if answers is None or answers.shape != sums.shape[:2]:
+        return sums[:, -1]
+    before = (answers.to(sums.device).cumsum(1) == 0).sum(1)
+    last = sums.gather(1, (before - 1).clamp(min=0)[:, None, None].expand(-1, 1, sums.shape[-1]))[:, 0]
+    return last * (before > 0)[:, None]
 
 
 def summed(embedded: Tensor, mask: Tensor | None = None) -> Tensor:

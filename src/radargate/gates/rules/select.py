@@ -86,6 +86,11 @@ class SelectRule(ReadsExamples, Gate):
         return True
 
     @classmethod
+    def routes_prompts(cls, options: Any) -> bool:
+        """Where the scope is the prompt."""
+        return bool(options.scope == "prompt")
+
+    @classmethod
     def weighs_codes(cls, options: Any) -> bool:
         """Weights come from the text alone."""
         return False
