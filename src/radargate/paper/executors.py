@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from radargate.errors import OptionError, RadarGateError
+from radargate.io.progress import Progress
 from radargate.paper.planning import Place
 from radargate.paper.workshop import Workshop
 
@@ -27,10 +28,12 @@ MOST_TRIES = 3  # of a cell whose worker was lost
 Worker = Callable[[Place | None], "Future[list[dict[str, Any]]]"]
 
 
-def here(shop: Workshop, places: Sequence[Place]) -> Results:
-    """One after the other in this process."""
+def here(shop: Workshop, places: Sequence[Place], work: Progress) -> Results:
+    """One after the other in this process; each moves ``work`` along while it runs."""
     for place in places:
-        yield place, shop.run(place)
+        with work.part(place.seconds):
+            records = shop.run(place)
+        yield place, records
 
 
 def in_slots(shop: Workshop, places: Sequence[Place], slots: int) -> Results:

@@ -119,11 +119,10 @@ def run_experiment(
             mine = [place for place in todo if place.point.base == base]
             with work.part(sum(seconds for (of, _, _), seconds in training.items() if of == base)):
                 shop.prepare(mine)
-            for number, (place, records) in enumerate(_results(shop, mine, slots, ray), before + 1):
+            for number, (place, records) in enumerate(_results(shop, mine, slots, ray, work), before + 1):
                 append_records(file, records)
                 mean = next(r for r in records if r.get("task") == "mean")
                 seed = f" seed {place.cell.seed}" if place.cell.seed is not None else ""
-                work.add(place.seconds)
                 left = work.left()
                 logger.info(
                     f"[{number}] {where(experiment, place.point)}{place.cell.label}{seed}: {line(mean['metrics'])}"
@@ -149,12 +148,17 @@ def _dtypes(bases: Sequence[str], asked: str | None, device: str | None, file: P
     return found
 
 
-def _results(shop: Workshop, places: Sequence[Place], slots: int | None, ray: str | None) -> Results:
-    if ray is not None:
-        return executors.on_ray(shop, places, ray, slots)
-    if slots is not None and slots > 1:
-        return executors.in_slots(shop, places, slots)
-    return executors.here(shop, places)
+def _results(shop: Workshop, places: Sequence[Place], slots: int | None, ray: str | None, work: Progress) -> Results:
+    """Places and their records as they are finished, each reported to ``work``."""
+    if ray is None and (slots or 1) == 1:
+        yield from executors.here(shop, places, work)
+        return
+    side_by_side = (
+        executors.in_slots(shop, places, slots or 1) if ray is None else executors.on_ray(shop, places, ray, slots)
+    )
+    for place, records in side_by_side:
+        work.add(place.seconds)
+        yield place, records
 
 
 def _check_out(file: Path, name: str, resume: bool) -> None:
