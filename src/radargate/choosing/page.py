@@ -16,6 +16,7 @@ from radargate.report import charts, page
 from radargate.report.table import NOTHING
 
 SCORES = {"acc": "accuracy", "nll": "NLL"}
+AXES = {"acc": "share of right answers, mean over tasks", "nll": "nats a token, mean over tasks"}
 WORDS = {
     "base": "the base model alone: none of the adapters helps on these rows",
     "expert": "one adapter alone: composing adds nothing that these rows could show",
@@ -107,7 +108,7 @@ def _ranking(decision: Decision) -> list[str]:
             page.figure(
                 charts.intervals(
                     [(s.label, {"value": s.value, "low": s.low, "high": s.high}) for s in ranked],
-                    f"{words}, mean over tasks",
+                    AXES[metric],
                     f"{words} of every system with 95 % intervals",
                     [decision.taken],
                 ),
@@ -151,7 +152,9 @@ def _cells(metric: Mapping[str, float]) -> tuple[str, str]:
 def _p(decision: Decision, label: str) -> str:
     """Of the metric by which it is further behind."""
     found = [tests[label].p for tests in decision.behind.values() if label in tests]
-    return f"{min(found):.3f}" if found else NOTHING
+    if not found:
+        return NOTHING
+    return "< 0.001" if min(found) < 0.001 else f"{min(found):.3f}"
 
 
 def _times(system: System, base: System | None, key: str) -> str:
