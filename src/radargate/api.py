@@ -120,6 +120,7 @@ def compare(
     rules: Sequence[str] = ("uniform",),
     architectures: Sequence[str] = ("mole",),
     seeds: int = 1,
+    union_steps: int | None = None,
     limit: int | None = None,
     tasks: list[str] | None = None,
     resume: bool = False,
@@ -138,6 +139,7 @@ def compare(
         rules: the same.
         architectures: the same.
         seeds: of everything trained.
+        union_steps: of the LoRA trained on all rows; None takes as many rows as the adapters' training and the gate's read.
         limit: test rows of each task.
         tasks: only these.
         resume: go on with what is there.
@@ -155,6 +157,7 @@ def compare(
         seeds=seeds,
         training=GateTraining(**training),
         scoring=Scoring(limit=limit),
+        union_steps=union_steps,
     )
     file = run_comparison(
         base, adapters, str(data), out, options, tasks=tasks, resume=resume, dtype=dtype, device=device
