@@ -53,6 +53,7 @@ def test_comparison_and_export(zoo, tasks, tmp_path, bundle):
         tasks,
         tmp_path / "c",
         gates=("stretch",),
+        union_steps=2,
         limit=2,
         steps=2,
         max_length=64,

@@ -143,6 +143,8 @@ def scenarios(world: World) -> list[Scenario]:
         "stretch",
         "--rules",
         "uniform",
+        "--union-steps",
+        "2",
         "--steps",
         "2",
         "--limit",

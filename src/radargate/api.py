@@ -166,6 +166,7 @@ def compare(
     rules: Sequence[str] = ("uniform", "select"),
     architectures: Sequence[str] = ("mole",),
     seeds: int = 1,
+    union_steps: int | None = None,
     limit: int | None = None,
     tasks: list[str] | None = None,
     resume: bool = False,
@@ -184,6 +185,7 @@ def compare(
         rules: the same.
         architectures: the same.
         seeds: of everything trained.
+        union_steps: of the LoRA trained on all rows; None takes as many rows as the adapters' training and the gate's read.
         limit: test rows of each task.
         tasks: only these.
         resume: go on with what is there.
@@ -201,6 +203,7 @@ def compare(
         seeds=seeds,
         training=GateTraining(**training),
         scoring=Scoring(limit=limit),
+        union_steps=union_steps,
     )
     file = run_comparison(
         base, adapters, str(data), out, options, tasks=tasks, resume=resume, dtype=dtype, device=device

@@ -186,7 +186,18 @@ def test_a_grid_that_goes_on_keeps_its_dtype_and_its_cells(half_base, zoo, tasks
     common = ["--data", str(tasks), "--limit", "2", "--out", str(out), "--steps", "2", "--seeds", "1"]
     if command == "compare":
         adapters = [f"{key}={path}" for key, path in zoo["llama"]["adapters"].items()]
-        words = ["compare", str(half_base), *adapters, "--gates", "stretch", "--max-new-tokens", "2", *common]
+        words = [
+            "compare",
+            str(half_base),
+            *adapters,
+            "--gates",
+            "stretch",
+            "--max-new-tokens",
+            "2",
+            "--union-steps",
+            "2",
+            *common,
+        ]
     else:
         words = ["experiment", "ablation", "--smoke", "--base", str(half_base), "--gates", "stretch", *common]
     processor(SLOW)

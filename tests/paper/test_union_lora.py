@@ -113,7 +113,7 @@ def test_it_is_trained_and_reported_for_equal_time_where_asked(zoo, sources, tmp
     assert found[TIME]["metrics"]["rows_read"] == found[TIME]["options"]["steps"] * 4
     assert all(cell["metrics"]["train_seconds"] > 0 for cell in found.values())
     page = (out / "report.md").read_text()
-    assert f"{ALL}: 88 rows read in 22 steps, of 24 there are; {TIME}: " in page
+    assert f"{ALL}: 88 rows read in 22 steps, of 24 there are" in page and f"{TIME}: " in page
     assert read_records(out / "records.jsonl")[0]["design"]["union_equal_time"] is True
 
 

@@ -106,6 +106,7 @@ def test_classifiers_are_compared(tmp_path):
         str(tmp_path),
         tmp_path / "out",
         gates=("stretch",),
+        union_steps=2,
         device="cpu",
         steps=2,
         batch_size=2,

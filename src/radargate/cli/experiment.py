@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--preset",
         default="cpu",
         metavar="NAME",
-        help=f"how large: one of {', '.join(PRESETS)} (default cpu: at most four hours on two cores)",
+        help=f"how large: one of {', '.join(PRESETS)} (default cpu: two to ten hours on two cores; --dry-run says how many)",
     )
     parser.add_argument(
         "--data",
