@@ -20,6 +20,7 @@ from radargate.composition.verify import verify
 from radargate.errors import DataError, OptionError
 from radargate.io.records import read_records
 
+ROUTED = "router=prompt router_start=select"
 EXAMPLES = {"math": ["1+2=", "3+4="], "law": ["is 3 even?"], "code": ["def f"]}
 
 
@@ -54,7 +55,7 @@ def test_the_taken_system_is_a_whole_bundle_with_records_and_page(chosen, tmp_pa
     tried = {system for system, _, _, cell in scores if cell}
     assert tried == {
         *("base", "expert: math", "expert: law", "expert: code", "uniform", "select", "select by=centroid"),
-        *("cat", "stretch", "stretch router=text", "radar", "radar router=text"),
+        *("cat", "stretch", f"stretch {ROUTED}", "radar", f"radar {ROUTED}"),
     }
     assert choice["taken"] in choice["level"] and choice["leader"] in choice["level"]
     reported = {system for system, _, _, cell in scores if not cell}
@@ -105,10 +106,10 @@ def test_the_union_lora_can_win_and_is_saved_whole(chosen, tmp_path, monkeypatch
     assert all(finding.ok for finding in verify(tmp_path / "b"))
 
 
-@pytest.mark.parametrize("label", ["base", "expert: law", "select", "radar router=text"])
+@pytest.mark.parametrize("label", ["base", "expert: law", "select", f"radar {ROUTED}"])
 def test_whatever_is_taken_is_saved_so_that_it_can_be_used(chosen, tmp_path, monkeypatch, label):
     monkeypatch.setattr("radargate.choosing.run.decide", _taking(label))
-    monkeypatch.setattr("radargate.choosing.candidates.GATES", ("radar:router=text",))
+    monkeypatch.setattr("radargate.choosing.candidates.GATES", ("radar:router=prompt,router_start=select",))
     out = tmp_path / "b"
     chosen(out)
     assert json.loads((out / "record.json").read_text())["metrics"]["taken"] == label

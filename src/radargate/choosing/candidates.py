@@ -11,7 +11,8 @@ from radargate.comparison.cells import UNION, Cell, all_cells
 from radargate.composition.config import gate_class
 
 RULES = ("uniform", "select", "select:by=centroid")
-GATES = ("cat", "stretch", "stretch:router=text", "radar", "radar:router=text")
+_ROUTED = "router=prompt,router_start=select"
+GATES = ("cat", "stretch", f"stretch:{_ROUTED}", "radar", f"radar:{_ROUTED}")
 ONE_LORA_RULES, ONE_LORA_GATES = ("uniform", "ties", "dare", "knots", "tsv", "iso"), ("cat",)
 
 

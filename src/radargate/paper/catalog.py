@@ -33,7 +33,7 @@ _WEIGHING = ("stretch", "radar", "nexus", "tutel")  # the paper's gates that wei
 # what a trained router must beat: the expert whose example prompts are most like the text
 _SELECTING = ("select", "select:by=centroid", "select:features=hidden")
 _ROUTERS = tuple(
-    f"{gate}:router=text{start}" for start in ("", ",router_start=select") for gate in ("stretch", "radar")
+    f"{gate}:router={router}" for router in ("prompt,router_start=select", "text") for gate in ("stretch", "radar")
 )
 # their own bases in the paper (Sec. 5.3, App. F); three of them are encoder–decoders
 PAPER_BASES = (

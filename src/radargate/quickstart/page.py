@@ -16,7 +16,7 @@ WORDS = {
     "select": "each question answered by the one expert whose training rows are most like it, with nothing trained",
     "stretch": "a trained gate at each layer, which weighs the experts",
     "radar": "a trained gate at each layer, which weighs and rotates them",
-    "router": "stretch with one more decision for the whole model, made from the text so far",
+    "router": "stretch with one more decision for the whole model, made from the prompt and trained on from select",
 }
 COMPARED = ("router", "radar", "stretch", "select", "uniform", "base")  # and the oracle
 TRAINED = ("stretch", "radar", "router")

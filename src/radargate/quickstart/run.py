@@ -32,7 +32,11 @@ DATA = "builtin:all"
 TRAINED: dict[str, tuple[str, dict[str, Any], str]] = {
     "stretch": ("stretch", {}, "how much of each expert, at each layer for itself"),
     "radar": ("radar", {}, "stretch and rotation"),
-    "router": ("stretch", {"router": "text"}, "stretch, and one decision for the whole model from the text so far"),
+    "router": (
+        "stretch",
+        {"router": "prompt", "router_start": "select"},
+        "stretch, and one decision for the whole model from the prompt",
+    ),
 }
 UNTRAINED = ("uniform", "select")
 TRAINING = 0.85  # time of a training step, over that of scoring one row of each task with one system
