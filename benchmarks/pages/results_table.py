@@ -11,6 +11,7 @@ import answers_section
 import compare_section
 import experiments_section
 import readme_tables
+import rivals_section
 import scale_page
 import speed_tables
 from radargate.comparison.results import ORACLE
@@ -122,9 +123,7 @@ def quickstart_block() -> str:
 
 def expect_block() -> str:
     """Quality and speed in two sentences, from records."""
-    findings = experiments_section.findings_of(RESULTS / "experiments" / "routed")
-    assert findings is not None
-    found = findings.by_value[None]
+    found = rivals_section.routed(RESULTS)
     tasks = found.tasks
 
     def shown(label: str) -> str:
@@ -135,7 +134,7 @@ def expect_block() -> str:
     return "\n".join(
         (
             f"- **Quality:** on {len(tasks)} short tasks ({rows} test rows, accuracy) the base has {shown('base')}, each task's own adapter {shown(ORACLE)}, `select` "
-            f"{shown('select (mole)')}, stretch with a router {shown('stretch router=text (mole)')}, radar alone {shown('radar (mole)')}, one LoRA trained on all rows "
+            f"{shown('select (mole)')}, stretch with a router {shown('stretch router=prompt router_start=select (mole)')}, radar alone {shown('radar (mole)')}, one LoRA trained on all rows "
             f"{shown('union LoRA on all rows')} ([all results](docs/results.md)).",
             speed_tables.sentence(),
         )
@@ -229,6 +228,7 @@ def page() -> str:
         "\n\n".join(
             [
                 *top,
+                *rivals_section.section(RESULTS),
                 *answers_section.section(RESULTS),
                 *three_seeds(RESULTS / "three_seeds"),
                 *experiments_section.section(RESULTS / "experiments"),
