@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -11,7 +12,7 @@ from conftest import logged
 from radargate.choosing import trials
 from radargate.choosing.held_out import hold_out
 from radargate.choosing.options import Choosing
-from radargate.choosing.plan import SIZES, Plan, plan_for, rounds_of
+from radargate.choosing.plan import SIZES, Plan, Round, plan_for, rounds_of
 from radargate.choosing.run import choose
 from radargate.choosing.trials import TRIES
 from radargate.cli import main
@@ -90,6 +91,53 @@ def test_a_choice_stopped_anywhere_goes_on_to_the_same_end(chosen, tmp_path, mon
         chosen(tmp_path / "stopped", resume=True, seed=3)
 
 
+def test_a_choice_stopped_after_its_reports_trains_and_scores_nothing_again(chosen, tmp_path, monkeypatch):
+    """Who goes on is decided by the round before, not by later records, least of all those of the test rows."""
+    real = radargate.choosing.run._take
+    monkeypatch.setattr("radargate.choosing.run._take", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        chosen(tmp_path / "b")
+    before = read_records(tmp_path / "b" / "records.jsonl")
+    monkeypatch.setattr("radargate.choosing.run._take", real)
+    monkeypatch.setattr("radargate.choosing.trials.run_cell", None)
+    chosen(tmp_path / "b", resume=True)
+    after = read_records(tmp_path / "b" / "records.jsonl")
+    assert after[: len(before)] == before and {r["suite"] for r in after[len(before) :]} <= {"train"}
+    (tmp_path / "b" / "report.html").unlink()
+    chosen(tmp_path / "b", resume=True)
+    assert (tmp_path / "b" / "report.html").exists()
+
+
+def test_a_system_that_cannot_work_is_left_out_and_said(chosen, tmp_path, monkeypatch):
+    real = trials.run_cell
+
+    def refusing(cell, grid):
+        if cell.system in ("select", "cat"):
+            raise OptionError("not with these adapters")
+        return real(cell, grid)
+
+    monkeypatch.setattr("radargate.choosing.trials.run_cell", refusing)
+    chosen(tmp_path / "b")
+    assert {s for s, _, _, _ in essence(tmp_path / "b")[0]} >= {"uniform", "stretch"}
+    page = (tmp_path / "b" / "report.html").read_text()
+    assert "cat: not with these adapters" in page and "select by=centroid: not with these adapters" in page
+
+
+def test_a_test_row_that_is_too_long_is_said_before_anything_is_trained(chosen, tasks, tmp_path, monkeypatch):
+    folder = tmp_path / "data"
+    shutil.copytree(tasks, folder)
+    with open(folder / "add.test.jsonl", "a") as file:
+        file.write(json.dumps({"prompt": "9" * 600, "target": "9"}) + "\n")
+    monkeypatch.setattr("radargate.choosing.trials.run_cell", None)
+    with pytest.raises(DataError, match="512"):
+        chosen(tmp_path / "b", data=str(folder))
+
+
+def test_without_rows_nothing_but_select_can_be_asked_for(chosen, tmp_path):
+    with pytest.raises(OptionError, match="without `data` only rule select can be built"):
+        chosen(tmp_path / "b", data=None, examples=EXAMPLES, serve_as_one_lora=True)
+
+
 def test_only_what_exports_as_one_lora_is_tried_where_that_is_asked(chosen, tmp_path):
     chosen(tmp_path / "b", serve_as_one_lora=True)
     tried = {system for system, _, _, cell in essence(tmp_path / "b")[0] if cell}
@@ -142,7 +190,7 @@ def test_without_rows_examples_build_select_and_nothing_is_claimed(zoo, tmp_path
     words += ["--examples", str(file), "--example", "code=def f", "--out", str(out), "--device", "cpu"]
     assert main(["choose", str(tiny["base"]), *words]) == 0
     printed = capsys.readouterr().out
-    assert "Nothing was measured" in printed and "100 tell more" in printed
+    assert "Nothing was measured" in printed and "500 tell more" in printed
     model = radargate.load(None, out)
     direct = radargate.compose(str(tiny["base"]), tiny["adapters"], gate="select", examples=EXAMPLES)
     for (name, one), (_, other) in zip(model.state_dict().items(), direct.state_dict().items(), strict=True):
@@ -178,10 +226,29 @@ def test_a_file_is_parted_by_prompts_and_one_too_small_is_refused(tmp_path):
     assert not prompts[0] & prompts[1] and not prompts[0] & prompts[2] and not prompts[1] & prompts[2]
     assert set(held.fit) == {"add", "few"} and set(held.validation) == set(held.test) == {"add"}
     assert [len(s["add"]) for s in (held.validation, held.test)] == [12, 12] and len(held.fit["add"]) == 36
-    assert any("few has 5 rows, too few" in line for line in lines)
+    assert any(line.startswith("few: too few different prompts") for line in lines)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows[-5:]))
-    with pytest.raises(DataError, match="the largest task has 5 rows, expected at least 10"):
+    with pytest.raises(DataError, match="0 rows can be held out to choose by, expected at least 10"):
         hold_out(str(file))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows[:29]))  # with five rows nothing could be significant
+    with pytest.raises(DataError, match="5 rows can be held out"):
+        hold_out(str(file))
+
+
+def test_what_a_row_asks_is_its_prompt_and_its_choices_and_examples_are_no_longer_unseen(tmp_path):
+    pairs = [
+        {"prompt": "Which is right?", "choices": [f"{i}", f"{i + 1}"], "answer_index": 0, "target": f"{i}"}
+        for i in range(60)
+    ]
+    adds = [{"prompt": f"{i}+1=", "target": str(i + 1)} for i in range(60)]
+    for name, rows in (("pairs", pairs), ("adds", adds)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held = hold_out(str(tmp_path / "pairs.jsonl"))
+    assert len(held.validation["pairs"]) == len(held.test["pairs"]) == 12
+    first = hold_out(str(tmp_path / "adds.jsonl"))
+    known = [row.prompt for row in (*first.validation["adds"][:2], *first.test["adds"][:2])]
+    second = hold_out(str(tmp_path / "adds.jsonl"), None, known)
+    assert not {row.prompt for s in (second.validation, second.test) for row in s["adds"]} & set(known)
 
 
 def test_splits_of_a_folder_are_kept_and_what_was_seen_is_left_out(tasks, tmp_path):
@@ -210,4 +277,6 @@ def test_the_largest_plan_that_fits_is_taken_and_the_dearest_systems_go_first(mo
         assert found.seconds <= seconds and Plan.of(json.loads(json.dumps(found.record()))) == found
     short = plan(90.0)
     assert short.left_out == ("g2", "g3") or short.left_out[-1] == "g3"
-    assert plan(0.0).rounds == () and rounds_of(1, 16)[-1].steps == 16
+    assert plan(45.0).rounds == () and rounds_of(1, 16) == (Round(1, 16),)
+    with pytest.raises(OptionError, match="Give more `minutes`, or fewer adapters or tasks"):
+        plan(1.0)

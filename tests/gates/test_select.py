@@ -386,3 +386,31 @@ def test_our_trainer_tells_the_router_where_prompts_end(zoo, tasks, tmp_path, mo
     train_gates(str(tiny["base"]), tiny["adapters"], str(tasks), tmp_path / "b", options, device="cpu")
     told = [answers for answers in seen if answers is not None]
     assert len(told) >= 2 and all(bool(a.any(1).all()) and not bool(a[:, 0].any()) for a in told)
+
+
+def test_labels_on_every_token_say_nothing_of_where_a_prompt_ends(select):
+    model, text = select(), torch.tensor([ids("the court said so")])
+    with torch.no_grad():
+        assert torch.equal(model(text).logits, model(text, labels=text).logits)
+    assert model(text, labels=None).logits is not None
+
+
+def test_a_router_that_knows_one_expert_alone_learns_how_texts_look_when_it_is_trained(zoo):
+    tiny = zoo["llama"]
+    model = radargate.compose(
+        str(tiny["base"]),
+        tiny["adapters"],
+        gate="stretch",
+        router="prompt",
+        router_start="select",
+        examples={"law": ["x"]},
+    )
+    router = model.base_model._routers["default"]
+    assert not router.knows_texts and not router.softmax_router.any()
+
+
+def test_who_reads_prompt_and_answer_in_one_go_is_refused(select):
+    from radargate.evaluation.harness import language_model
+
+    with pytest.raises(OptionError, match="it would look at the answer too"):
+        language_model(select(), tiny_tokenizer(), 1)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from radargate.data.rows import Row
+from radargate.data.rows import Row, rows_hash
 from radargate.data.sources import has_split, load_rows
 from radargate.errors import DataError
 
 SHARE = 5  # a fifth of the rows is held out for choosing, and one for reporting
 LEAST = 2  # rows of a task in each set
+ENOUGH = 10  # rows to choose by in all: with fewer than six nothing could be significant
 logger = logging.getLogger(__name__)
 Rows = dict[str, list[Row]]
 
@@ -32,39 +33,62 @@ class HeldOut:
     validation: Rows
     test: Rows
 
+    def hash(self) -> str:
+        """Of all rows, and of which set each is in."""
+        return rows_hash(
+            row for part in (self.fit, self.validation, self.test) for rows in part.values() for row in rows
+        )
 
-def hold_out(data: str, tasks: list[str] | None = None) -> HeldOut:
+
+def hold_out(data: str, tasks: list[str] | None = None, examples: Iterable[str] = ()) -> HeldOut:
     """Read rows, and hold some out where the source has no splits of its own.
 
+    Args:
+        data: where they are.
+        tasks: only these.
+        examples: prompts that are no longer unseen.
+
     Raises:
-        DataError: nothing can be held out.
+        DataError: too few can be held out to choose by.
     """
-    given = {split for split in ("validation", "test") if data.startswith("builtin:") or has_split(data, split)}
-    test, validation = (load_rows(data, s, tasks) if s in given else Rows() for s in ("test", "validation"))
-    validation = {task: rows for task, rows in _without(validation, test).items() if len(rows) >= LEAST}
-    fit = _without(_without(load_rows(data, "train", tasks), test), validation)
+    train, parts = load_rows(data, "train", tasks), {}
+    for split in ("test", "validation"):
+        given = data.startswith("builtin:") or has_split(data, split)
+        found = load_rows(data, split) if given else Rows()
+        parts[split] = {task: rows for task, rows in found.items() if tasks is None or task in tasks}
+    known = Rows({"": [Row(prompt, "x") for prompt in examples]})
+    test = _enough(_without(parts["test"], known))
+    validation = _enough(_without(_without(parts["validation"], test), known))
+    fit = _without(_without(train, test), validation)
     for task, rows in fit.items():
         missing = [found for found in (validation, test) if task not in found]
-        size = len(rows) // SHARE
-        if missing and size >= LEAST:
-            fit[task] = _hold_out_of(rows, size, missing)
-        elif missing:
-            logger.warning(f"{task} has {len(rows)} rows, too few to hold some out: it is learned from and not scored.")
+        if missing and len(rows) // SHARE >= LEAST:
+            fit[task] = _hold_out_of(rows, len(rows) // SHARE, missing)
     fit = _without(_without(fit, test), validation)  # where two tasks ask the same
-    validation = _without(validation, test)
-    scored = [task for task in validation if min(len(validation[task]), len(test.get(task, ()))) >= LEAST]
-    if not scored:
-        most = max(map(len, fit.values()), default=0)
+    validation, test = _enough(_without(_without(validation, test), known)), _enough(_without(test, known))
+    scored = [task for task in validation if task in test]
+    left = [task for task in train if task not in scored]
+    count = sum(len(validation[task]) for task in scored)
+    if count < ENOUGH:
+        different = sum(len(_groups(rows)) for rows in train.values())
         raise DataError(
-            f"`data` {Path(data).name}: no rows can be held out to choose by and to report on (the largest task has {most} rows, "
-            f"expected at least {LEAST * SHARE}). Give more rows, or `examples` instead: rule select needs one prompt an adapter."
+            f"`data` {Path(data).name}: {count} rows can be held out to choose by, expected at least {ENOUGH} (of {different} different "
+            f"prompts; {ENOUGH * SHARE} or more are wanted). Give more rows, or `examples` instead: rule select needs one prompt an adapter."
+        )
+    if left:
+        logger.warning(
+            f"{', '.join(left)}: too few different prompts to hold some out; learned from at most, and not scored."
         )
     return HeldOut(fit, {task: validation[task] for task in scored}, {task: test[task] for task in scored})
 
 
+def _enough(by_task: Rows) -> Rows:
+    return {task: rows for task, rows in by_task.items() if len(rows) >= LEAST}
+
+
 def _key(row: Row) -> bytes:
     """What is the same for rows that ask the same."""
-    return hashlib.sha256(str(row.prompt).encode()).digest()
+    return hashlib.sha256(repr((str(row.prompt), row.choices)).encode()).digest()
 
 
 def _without(by_task: Rows, others: Rows) -> Rows:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from radargate.choosing.decision import Decision, decide
-from radargate.choosing.plan import Plan
+from radargate.choosing.plan import SIZES, Plan
+from radargate.comparison.cells import UNION
 from radargate.comparison.results import System
 from radargate.io.progress import duration
 from radargate.io.records import read_records
@@ -18,7 +19,8 @@ from radargate.report.table import NOTHING
 SCORES = {"acc": "accuracy", "nll": "NLL"}
 AXES = {"acc": "share of right answers, mean over tasks", "nll": "nats a token, mean over tasks"}
 WORDS = {
-    "base": "the base model alone: none of the adapters helps on these rows",
+    "base": "the base model alone: nothing was significantly better on these rows",
+    "union": "one LoRA trained on all rows together",
     "expert": "one adapter alone: composing adds nothing that these rows could show",
     "rule": "a composition that trains nothing",
     "gate": "a composition with trained gates",
@@ -33,6 +35,7 @@ def choice_page(out: Path) -> str:
     """
     records = read_records(out / "records.jsonl")
     plan_record = next(r for r in records if r["suite"] == "choose")
+    failed = [(r["case"], r["reason"]) for r in records if r["suite"] == "left out"]
     choice = [r for r in records if r["suite"] == "train"][-1]
     plan, found = Plan.of(plan_record["plan"]), choice["metrics"]
     decision = decide([r for r in records if "cell" in r], plan_record["cells"])
@@ -56,6 +59,11 @@ def choice_page(out: Path) -> str:
             ),
             page.section("All that was tried", *_ranking(decision)),
             page.section("With more time", *map(page.paragraph, _more(decision, plan, report))),
+            *(
+                [page.section("What cannot work here", *(page.paragraph(f"{a}: {b}") for a, b in failed))]
+                if failed
+                else []
+            ),
             page.section("How it was done", *map(page.paragraph, _how(decision, plan, found, choice))),
         ],
     )
@@ -80,7 +88,7 @@ def choice_table(out: Path) -> str:
 
 
 def _taken(decision: Decision, taken: System) -> str:
-    what = f"Take {decision.taken}: {WORDS[taken.kind]}. "
+    what = f"Take {decision.taken}: {WORDS['union' if taken.name.startswith(UNION) else taken.kind]}. "
     if decision.taken == decision.leader:
         return what + "It leads, and no simpler system is level with it."
     others = ", ".join(label for label in decision.level if label not in (decision.taken, decision.leader))
@@ -171,7 +179,7 @@ def _more(decision: Decision, plan: Plan, report: Sequence[Mapping[str, Any]]) -
     lines = []
     if plan.left_out:
         lines.append(f"Not tried, for want of time: {', '.join(plan.left_out)}.")
-    if plan.rounds:
+    if plan.rounds and (plan.rounds[-1].steps, plan.validation) != SIZES[0][:2]:
         lines.append(
             f"Trained systems got at most {plan.rounds[-1].steps} steps. Some go on improving: run it again with more minutes, or train "
             "the one you prefer with radargate train."

@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from radargate.comparison.cells import Cell
+from radargate.errors import OptionError
 
 # training steps of the last round, rows a task to choose by, rows a task to report on; the largest that fits is taken
-SIZES = ((240, 40, 60), (120, 25, 40), (60, 15, 30), (30, 10, 20), (16, 6, 12))
+SIZES = ((480, 200, 300), (240, 100, 150), (240, 40, 60), (120, 25, 40), (60, 15, 30), (30, 10, 20), (16, 6, 12))
+OVER = 2  # times the minutes that there are: more than that is not begun
 FINALISTS = 4  # at most, scored on the rows that nothing saw
 
 
@@ -56,8 +58,8 @@ def rounds_of(trained: int, steps: int) -> tuple[Round, ...]:
     if not trained:
         return ()
     half = math.ceil(trained / 2)
-    found = {Round(trained, steps // 4): None, Round(half, steps // 2): None, Round(math.ceil(half / 2), steps): None}
-    return tuple(found)
+    found = (Round(trained, steps // 4), Round(half, steps // 2), Round(math.ceil(half / 2), steps))
+    return tuple({one.kept: one for one in found}.values())  # of rounds that drop nobody the last
 
 
 def plan_for(
@@ -70,6 +72,9 @@ def plan_for(
         seconds: that there are.
         cost: predicted seconds of one cell, from its training steps and the rows a task it is scored on.
         row: predicted seconds of scoring a system on so many test rows a task.
+
+    Raises:
+        OptionError: even the smallest plan takes far longer.
     """
     plain, trained = [c for c in cells if not c.trained], [c for c in cells if c.trained]
     for kept in range(len(trained), -1, -1):
@@ -82,4 +87,9 @@ def plan_for(
             plan = Plan(rounds, validation, test, tuple(cell.label for cell in trained[kept:]), whole)
             if whole <= seconds:
                 return plan
+    if plan.seconds > OVER * seconds:
+        raise OptionError(
+            f"{len(plain)} systems that are not trained, on the fewest rows, are predicted to take {plan.seconds / 60:.0f} minutes, and `minutes` "
+            f"is {seconds / 60:g}. Give more `minutes`, or fewer adapters or tasks."
+        )
     return plan

@@ -80,27 +80,36 @@ def choose(
     if examples is not None:
         check_examples(examples, list(adapters))
     cells = candidates(list(adapters), options, examples)
-    held = hold_out(str(data), tasks) if data is not None else None
+    if data is None and (options.serve_as_one_lora or options.union or tasks):
+        raise OptionError(
+            "without `data` only rule select can be built, which is no single LoRA and trains nothing. Give `data`, or leave out "
+            "`serve_as_one_lora`, `union` and `task`."
+        )
+    known = [text for texts in (examples or {}).values() for text in ([texts] if isinstance(texts, str) else texts)]
+    held = hold_out(str(data), tasks, known) if data is not None else None
     if held is not None:
         check_metrics(row for rows in (held.validation | held.test).values() for row in rows)
     read = {name: read_adapter(name, source) for name, source in adapters.items()}
     with alone(folder.path), writing("the choice", folder.path):
-        known = folder.dtype(base, dtype, device)
+        known_dtype = folder.dtype(base, dtype, device)
         request: dict[str, Any] = {
             "base": base,
             "adapters": {name: str(source) for name, source in adapters.items()},
             "data": None if data is None else str(data),
             "tasks": tasks,
+            "data_hash": None if held is None else held.hash(),
             "options": asdict(options),
             "examples": None if examples is None else {name: list(texts) for name, texts in examples.items()},
-            "dtype": known,
+            "dtype": known_dtype,
             "experts": {name: adapter.file.sha256 for name, adapter in read.items()},
         }
         if folder.claim(request, resume):
-            return folder.read()
+            record = folder.read()
+            _tidy(folder, record)
+            return record
         if held is None:
-            return _select_alone(folder, base, read, examples or {}, known, device)
-        trials = Trials(folder.path, base, read, held, options, known, device)
+            return _select_alone(folder, base, read, examples or {}, options.head, known_dtype, device)
+        trials = Trials(folder.path, base, read, held, options, known_dtype, device)
         return _choose(folder, base, trials, cells)
 
 
@@ -109,12 +118,13 @@ def _select_alone(
     base: str,
     adapters: Mapping[str, Adapter],
     examples: Mapping[str, Any],
+    head: str | None,
     dtype: str | None,
     device: str | None,
 ) -> dict[str, Any]:
     """Rule ``select`` from examples alone, as a bundle."""
-    model = load_for(base, adapters, None, dtype or CHECKPOINT, device)
-    composed = compose(model, adapters, gate="select", examples=examples)
+    model = load_for(base, adapters, head, dtype or CHECKPOINT, device)
+    composed = compose(model, adapters, gate="select", head=head, examples=examples)
     return _save(folder, composed, base, {"taken": "select", "measured": False}, {"gate": "select"})
 
 
@@ -178,12 +188,15 @@ def _rounds(trials: Trials, cells: Sequence[Cell], plan: Plan) -> Iterator[tuple
     """Steps, and the cells that are run with them: what is not trained, then fewer and fewer of what is."""
     yield 1, [cell for cell in cells if not cell.trained]
     left = [cell for cell in cells if cell.trained and cell.label not in plan.left_out]
+    before = 0
     for found in plan.rounds:
+        left = [cell for cell in left if cell.label not in trials.left_out()]
         if found.kept < len(left):
-            means = {r["system"]: r["metrics"]["nll"]["value"] for r in trials.records("eval") if r["task"] == "mean"}
+            means = trials.means([at_steps(cell, before) for cell in left], trials.grid(before, plan.validation))
             best = sorted(left, key=lambda cell: means[cell.label])[: found.kept]
             left = [cell for cell in left if cell in best]
         yield found.steps, [at_steps(cell, found.steps) for cell in left]
+        before = found.steps
 
 
 def _finalists(cells: Sequence[Cell], decision: Decision) -> list[Cell]:
@@ -221,9 +234,15 @@ def _take(
         write_atomic(folder.path / "record.json", json.dumps(record, indent=2))
     else:
         record = _save(folder, trials.opened(taken), base, metrics, options)
-    write_atomic(folder.path / PAGE, choice_page(folder.path))
-    shutil.rmtree(folder.path / TRIES, ignore_errors=True)
+    _tidy(folder, record)
     return record
+
+
+def _tidy(folder: RunFolder, record: dict[str, Any]) -> None:
+    """The page, where something was measured; and nothing is left of what was only tried."""
+    if record["metrics"].get("measured"):
+        write_atomic(folder.path / PAGE, choice_page(folder.path))
+    shutil.rmtree(folder.path / TRIES, ignore_errors=True)
 
 
 def _said(decision: Decision) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,17 @@ from radargate.comparison.run_cell import RECORDS, run_cell
 from radargate.composition.composing import compose, load, load_for, radar_config
 from radargate.data.batches import step_order
 from radargate.data.rows import Row, rows_hash
+from radargate.errors import OptionError
+from radargate.evaluation.labels import scorer_for
 from radargate.evaluation.options import Scoring
 from radargate.evaluation.run import line, score_system
 from radargate.experts.adapters import Adapter
 from radargate.io.progress import Progress, duration, quietly
-from radargate.io.records import append_records, read_records
+from radargate.io.records import append_records, make_record, read_records
 from radargate.training.encoding import encode_for
 from radargate.training.options import GateTraining
 
-TRIES = "tries"
+TRIES, LEFT_OUT = "tries", "left out"
 logger = logging.getLogger(__name__)
 
 
@@ -60,11 +62,17 @@ class Trials:
     ) -> None:
         self.out, self.file, self.adapters, self.held = out, out / RECORDS, adapters, held
         self.options, self.device = options, device
-        self.model: Any = load_for(base, adapters, None, dtype or CHECKPOINT, device)
+        self.model: Any = load_for(base, adapters, options.head, dtype or CHECKPOINT, device)
         self.tokenizer = load_tokenizer(base)
         self.training = GateTraining(
-            batch_size=options.batch_size, max_length=options.max_length, seed=options.seed, save_every=0
+            batch_size=options.batch_size,
+            max_length=options.max_length,
+            seed=options.seed,
+            head=options.head,
+            save_every=0,
         ).resolved()
+        scored = [row for part in (held.validation, held.test) for rows in part.values() for row in rows]
+        scorer_for(self.model, self.tokenizer, self._scoring(1)).check(scored)  # before hours are spent
         self.rows = [row for rows in held.fit.values() for row in rows]
         self.encoded = encode_for(self.model, self.rows, self.tokenizer, self.training)
 
@@ -77,7 +85,14 @@ class Trials:
         """How long a step and a row take here."""
         with quietly():
             return Forecast.measure(
-                self.model, self.folders, self.encoded, self.held.validation, self.tokenizer, self.training, self.device
+                self.model,
+                self.folders,
+                self.encoded,
+                self.held.validation,
+                self.tokenizer,
+                self.training,
+                self.device,
+                self._scoring(1),
             )
 
     def records(self, *suites: str) -> list[dict[str, Any]]:
@@ -114,15 +129,32 @@ class Trials:
 
     def run(self, cell: Cell, grid: Grid, work: Progress, expected: float) -> None:
         """Train and score one system, unless that is done."""
-        if cell.id(grid.conditions) in finished_cells(self.file):
+        if cell.id(grid.conditions) in finished_cells(self.file) or cell.label in self.left_out():
             work.add(expected)
             return
-        with work.part(expected):
-            records = run_cell(cell, grid)
+        try:
+            with work.part(expected):
+                records = run_cell(cell, grid)
+        except OptionError as error:
+            if cell.kind in ("base", "expert"):
+                raise
+            logger.warning(f"{cell.label} cannot work here: {error}")
+            append_records(self.file, [make_record(LEFT_OUT, cell.label, {}, reason=str(error))])
+            return
         append_records(self.file, records)
         steps = f" after {grid.options.training.steps} steps" if cell.trained else ""
         mean, left = next(r for r in records if r.get("task") == "mean")["metrics"], work.left()
         logger.info(f"{cell.label}{steps}: {line(mean)}{'' if left is None else f'  ({duration(left)} left)'}")
+
+    def means(self, cells: Sequence[Cell], grid: Grid) -> dict[str, float]:
+        """Label → NLL of these cells, as they were run on this grid and on no other rows."""
+        ids = {cell.id(grid.conditions) for cell in cells}
+        found = [r for r in self.records("eval") if r["task"] == "mean" and r.get("cell", {}).get("id") in ids]
+        return {record["system"]: record["metrics"]["nll"]["value"] for record in found}
+
+    def left_out(self) -> set[str]:
+        """Labels of systems that cannot work with this base, these adapters or rows."""
+        return {record["case"] for record in self.records(LEFT_OUT)}
 
     def report_on(self, cell: Cell, rows: int) -> None:
         """Score one of the last systems on rows that nothing saw, unless that is done."""
@@ -162,7 +194,8 @@ class Trials:
     def _keep(self, model: PeftModel, cell_id: str) -> None:
         """Save a composition, without adapters that lie elsewhere, before its record is written."""
         config = radar_config(model)
-        config.gate_only = set(config.experts) <= set(self.adapters)
+        hashes = {name: adapter.file.sha256 for name, adapter in self.adapters.items()}
+        config.gate_only = all(config.expert_facts[name].get("sha256") == hashes.get(name) for name in config.experts)
         model.save_pretrained(str(self.out / TRIES / cell_id), save_embedding_layers=False)
 
 

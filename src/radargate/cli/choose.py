@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(
             "Nothing was measured: each text goes to the adapter whose example prompts it is most like. With rows in --data (a "
-            "prompt and an answer each; 10 of a task are enough to begin, 100 tell more) radargate choose compares it with everything else."
+            "prompt and an answer each; 50 in all are enough to begin, 500 tell more) radargate choose compares it with everything else."
         )
     if record["metrics"]["taken"] != "base":
         print(f'Bundle in {out}. Try it:\n  {flags.program()} generate {out} --prompt "…"')

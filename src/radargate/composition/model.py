@@ -20,7 +20,16 @@ from radargate.errors import BundleError, OptionError, RadarGateError, shown
 from radargate.experts.adapters import base_sites
 from radargate.gates.base import Gate, make_options
 from radargate.gates.call_state import Masks, current
-from radargate.gates.router.hooks import check_reads_text, embeddings, forward_of, reading, reads_tokens, unwatch, watch
+from radargate.gates.router.hooks import (
+    check_reads_text,
+    embeddings,
+    forward_of,
+    leave_hidden,
+    reading,
+    reads_tokens,
+    unwatch,
+    watch,
+)
 from radargate.gates.router.router import TextRouter
 
 
@@ -127,8 +136,8 @@ class RadarModel(BaseTuner):
         check_reads_text(base)
         if base.get_output_embeddings() is getattr(target, "base_layer", target):
             raise OptionError(
-                f"router='text' cannot serve {site}, the model's output layer, which is outside of what reads the text. Leave the "
-                "router out, or compose adapters without that target."
+                f"a router of the whole model (router=…, rule select) cannot serve {site}, the model's output layer, which is outside of "
+                "what reads the text. Use a gate without a router, or compose adapters without that target."
             )
         if not reads_tokens(site):
             return None  # a pooler or a head: one vector a text
@@ -174,6 +183,8 @@ class RadarModel(BaseTuner):
             layer.routers.pop(adapter_name, None)
         if not any(layer.routers for layer in layers):
             unwatch(self.model)
+        elif not any(router.reads_hidden for router in self._routers.values()):
+            leave_hidden(self.model)
 
     def _pre_injection_hook(self, model: nn.Module, config: RadarConfig, adapter_name: str) -> None:
         names = {name for name, _ in model.named_modules()}
@@ -224,7 +235,8 @@ class RadarModel(BaseTuner):
         """
         terms: list[tuple[Gate, torch.Tensor]] | None = [] if self.training else None
         labels = kwargs.get("labels")
-        known = {} if labels is None or labels.dim() != 2 or not self._routers else {"answers": labels != -100}
+        told = bool(self._routers) and isinstance(labels, torch.Tensor) and labels.dim() == 2
+        known = {"answers": labels != -100} if told else {}
         with current.block(masks=_masks(kwargs), noted=terms, **known), self._reading(args, kwargs):
             forward = forward_of(self.model) if self._routers else self.model.forward
             outputs = forward(*args, **kwargs)

@@ -18,6 +18,7 @@ from radargate.data.turns import number_as_text
 from radargate.errors import DataError, first_line, shown
 from radargate.registry import unknown_name
 
+MEAN = "mean"  # what records call the mean over tasks
 SPLITS = ("train", "validation", "test")
 _SPLIT_FILE = re.compile(r"(?:(?P<task>.+)\.)?(?P<split>train|validation|test)(-\d+-of-\d+)?" + SUFFIX.pattern)
 logger = logging.getLogger(__name__)
@@ -61,6 +62,10 @@ def load_rows(
     by_task: dict[str, list[Row]] = {}
     for row in rows:
         by_task.setdefault(row.task, []).append(row)
+    if MEAN in by_task:
+        raise DataError(
+            f"{text}: a task is called {MEAN!r}, as the mean over tasks is in records. Give it another name."
+        )
     if tasks:
         missing = [task for task in tasks if task not in by_task]
         if missing:

@@ -8,7 +8,7 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
-from radargate.errors import DataError
+from radargate.errors import DataError, OptionError
 from radargate.registry import unknown_name
 
 REACH_S = 5.0
@@ -118,5 +118,11 @@ def language_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    routers = getattr(getattr(model, "base_model", None), "_routers", {})
+    if not inner.config.is_encoder_decoder and any(router.keeps_first for router in routers.values()):
+        raise OptionError(
+            "lm-eval reads a prompt and an answer in one go, and this composition chooses experts by the whole prompt: it would look at the "
+            "answer too. Score it on rows (`data`), or compose with scope='text' or router='text'."
+        )
     backend = "seq2seq" if inner.config.is_encoder_decoder else "causal"
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend=backend)

@@ -47,8 +47,10 @@ class Batch:
         """The same for one prompt, piece by piece: ``watch`` gets each piece's start and logits [tokens, vocabulary]."""
         ids = torch.tensor([prompt], device=self.device)
         mask, cache = torch.ones_like(ids), DynamicCache()
-        for start in range(0, len(prompt), PIECE):
-            piece = ids[:, start : start + PIECE]
+        whole = any(router.keeps_first for router in getattr(model.base_model, "_routers", {}).values())
+        width = len(prompt) if whole else PIECE  # a choice by the whole prompt must see all of it
+        for start in range(0, len(prompt), width):
+            piece = ids[:, start : start + width]
             end = start + piece.shape[1]
             logits = self._read(model, piece, mask[:, :end], cache, keep=piece.shape[1])[0]
             watch(start, logits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import torch
 from radargate.composition.composing import compose
 from radargate.composition.config import gate_class
 from radargate.data.rows import Row
+from radargate.errors import DataError
 from radargate.experts.adapters import Adapter
 from radargate.gates.base import ByTask
 from radargate.training.encoding import encode_for
@@ -97,15 +99,18 @@ def _losses(
 ) -> dict[str, float]:
     """Mean loss of one expert alone on the first rows of each task."""
     model = compose(base, {name: adapter}, gate="uniform", top_k=1, allow_inactive=True, head=options.head).eval()
-    encoded = {task: encode_for(base, rows[:count], tokenizer, options) for task, rows in by_task.items()}
-    found = {}
+    encoded = {}
+    for task, rows in by_task.items():
+        with contextlib.suppress(DataError):  # all of its rows are too long
+            encoded[task] = encode_for(base, rows, tokenizer, options)
+    found = dict.fromkeys(by_task, float("inf"))
     with tempfile.TemporaryDirectory() as work:
         first = next(iter(encoded.values()))
         arguments = training_arguments(work, Training(steps=1, batch_size=count, lr=1.0), device=device)
         trainer = AnswerTrainer(model, first.rows, arguments, first.collator)
         try:
             for task, examples in encoded.items():
-                inputs: Any = trainer._prepare_inputs(dict(examples.collator(examples.rows[:])))
+                inputs: Any = trainer._prepare_inputs(dict(examples.collator(examples.rows[:count])))
                 found[task] = float(trainer.compute_loss(model, inputs))
         finally:
             trainer.remove_hooks()

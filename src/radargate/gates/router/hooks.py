@@ -98,7 +98,12 @@ def unwatch(base: Any) -> None:
     for handle in base.__dict__.pop(_HANDLES, ()):
         handle.remove()
     if not base.config.is_encoder_decoder:
-        base.get_decoder().__dict__.pop(_HIDDEN, None)
+        leave_hidden(base)
+
+
+def leave_hidden(base: Any) -> None:
+    """Stop looking at the base's own states: no composition asks for them any more."""
+    base.get_decoder().__dict__.pop(_HIDDEN, None)
 
 
 def hidden_sums(stack: nn.Module, given: Mapping[str, Any]) -> Tensor:
@@ -140,7 +145,10 @@ def _begin(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
     text = TextSoFar(mask, past, cache, fault)
     if _HIDDEN in stack.__dict__ and not fault:
         width = stack.config.hidden_size + 1  # type: ignore[union-attr, operator]
-        text.hidden = hidden_sums(stack, given) if past is None else past[:, 2, :width]
+        if past is None:
+            text.hidden = hidden_sums(stack, given)
+        elif past.shape[1] > 2:
+            text.hidden = past[:, 2, :width]
     text.token = current.open(text=text)
     if given.get("inputs_embeds") is not None:
         text.read(given["inputs_embeds"])

@@ -91,7 +91,7 @@ class TextRouter(nn.Module):
             self.describe(torch.cat([*known.values()]), mean)
             learned = learn([self._features(sums) for sums in known.values()], by)
             self.softmax_router[list(known)] = learned * (math.sqrt(learned.shape[1]) / GAIN)
-        else:  # an only expert is chosen whatever it reads
+        elif len(by_expert) == 1:  # an only expert is chosen whatever it reads
             self.text_mean.copy_(mean)
             self.text_spread.fill_(1)
 

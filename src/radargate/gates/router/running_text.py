@@ -61,6 +61,10 @@ class TextSoFar:
         return self._said[id(router)]
 
     def _ask(self, router: Any, sums: Tensor) -> Tensor:
+        if router.reads_hidden and self.hidden is None and not self.whole:
+            raise RadarGateError(
+                "features='hidden' does not know what this key–value cache holds: it was filled without it. Begin with an empty cache."
+            )
         first = self.hidden if router.reads_hidden else self.prompt
         if router.keeps_first and first is not None:
             return cast(Tensor, router(first[:, None])).expand(-1, sums.shape[1], -1)
@@ -93,7 +97,8 @@ def ended(sums: Tensor) -> Tensor:
         return sums[:, -1]
     before = (answers.to(sums.device).cumsum(1) == 0).sum(1)
     last = sums.gather(1, (before - 1).clamp(min=0)[:, None, None].expand(-1, 1, sums.shape[-1]))[:, 0]
-    return last * (before > 0)[:, None]
+    found = last * (before > 0)[:, None]
+    return torch.where(found[:, -1:] > 0, found, sums[:, -1])  # labels on all tokens: nobody says what the prompt is
 
 
 def summed(embedded: Tensor, mask: Tensor | None = None) -> Tensor:
