@@ -127,6 +127,8 @@ def expect_block() -> str:
     tasks = found.tasks
 
     def shown(label: str) -> str:
+        if label not in found.systems:
+            return "–"
         acc, nll = (found.systems[label].seed_means(metric, tasks).mean() for metric in ("acc", "nll"))
         return f"{acc:.2f} (NLL {nll:.2f})"
 
