@@ -45,6 +45,7 @@ def test_the_first_sentence_of_a_docstring(docstring, sentence):
 
 def test_the_readme_is_read_in_three_minutes():
     words = re.sub(r"<!--.*?-->|```.*?```|<img[^>]*>", "", (ROOT / "README.md").read_text(), flags=re.S).split()
+    words = [word for word in words if re.search(r"\w", word)]  # bars of tables are none
     assert len(words) <= 700, len(words)
 
 
