@@ -14,7 +14,6 @@ import readme_tables
 import rivals_section
 import scale_page
 import speed_tables
-from radargate.comparison.results import ORACLE
 from radargate.evaluation.metrics import paired_difference, row_values
 from radargate.experts.shipped import shipped_experts
 from radargate.io.records import read_records
