@@ -130,7 +130,7 @@ class Trials:
     def run(self, cell: Cell, grid: Grid, work: Progress, expected: float) -> None:
         """Train and score one system, unless that is done."""
         if cell.id(grid.conditions) in finished_cells(self.file) or cell.label in self.left_out():
-            work.add(expected)
+            work.drop(expected)
             return
         try:
             with work.part(expected):

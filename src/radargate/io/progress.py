@@ -129,6 +129,10 @@ class Progress:
         else:
             self._inside.work.reach(self._inside.start + self._inside.amount * self.done / self.total, text)
 
+    def drop(self, amount: float) -> None:
+        """Count so much no longer: an earlier run did it, and its speed says nothing of this one's."""
+        self.total = max(self.total - amount, self.done, 1e-9)
+
     def reach(self, done: float, text: str = "") -> None:
         """Report that so much is done in all."""
         self.add(max(done - self.done, 0.0), text)
