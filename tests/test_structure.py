@@ -34,7 +34,6 @@ ORDER = [
     "explorer",
     "exporting",
     "comparison",
-    "choosing",
     "server",
     "quickstart",
     "paper",

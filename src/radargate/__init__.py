@@ -14,7 +14,7 @@ _PUBLIC = {
     "train": "radargate.api",
     "evaluate": "radargate.api",
     "generate": "radargate.api",
-    "choose": "radargate.api",
+    "choose": "radargate.comparison.choosing.run",
     "compare": "radargate.api",
     "export": "radargate.api",
     "GateTraining": "radargate.training.options",

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from radargate.base_models.loading import base_name, load_tokenizer
-from radargate.choosing.options import Choosing
-from radargate.choosing.run import choose as make_choice
 from radargate.comparison.options import Comparison
 from radargate.comparison.run import compare as run_comparison
 from radargate.data.rows import Row
@@ -110,50 +108,6 @@ def generate(model: Any, prompts: str | Sequence[str], *, max_new_tokens: int = 
     _, model, tokenizer = _opened(model, None, None)
     asked = [prompts] if isinstance(prompts, str) else list(prompts)
     return scoring.generate(model.eval(), tokenizer, asked, max_new_tokens=max_new_tokens, **options)
-
-
-def choose(
-    base: str,
-    adapters: Mapping[str, str | Path],
-    data: str | Path | None = None,
-    *,
-    out: str | Path,
-    examples: Mapping[str, Sequence[str]] | None = None,
-    tasks: list[str] | None = None,
-    resume: bool = False,
-    dtype: str | None = None,
-    device: str | None = None,
-    **options: Any,
-) -> dict[str, Any]:
-    """Find the best model that these adapters give, and save it as a bundle in ``out``: what ``radargate choose`` does.
-
-    Args:
-        base: base model name or folder.
-        adapters: name → folder or Hub id, two or more.
-        data: where rows with answers are; some are held out.
-        out: the bundle's folder, with records and a page.
-        examples: adapter → prompts that it is for; without ``data`` they build rule ``select``, and nothing is measured.
-        tasks: only these of the data.
-        resume: go on with an interrupted choice.
-        dtype: of the base.
-        device: where to run; None means CPU or PyTorch's default.
-        **options: fields of `radargate.choosing.options.Choosing`, such as ``minutes``.
-
-    Returns:
-        The choice's record; its metrics say what was ``taken``.
-    """
-    return make_choice(
-        base,
-        adapters,
-        None if data is None else str(data),
-        out,
-        Choosing(**options),
-        examples=examples,
-        tasks=tasks,
-        resume=resume,
-        dtype=dtype,
-        device=device,
-    )
 
 
 def compare(

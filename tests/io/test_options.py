@@ -27,7 +27,7 @@ SOURCE = Path(radargate.__file__).parent
 # real command lines of pip and git, and colours of a page
 OTHERS = {
     "base_models/cache.py": ("--no-deps", "--quiet", "--dest"),
-    "choosing/page.py": (' --prompt "…"\nradargate serve ',),  # a command to copy
+    "comparison/choosing/page.py": (' --prompt "…"\nradargate serve ',),  # a command to copy
     "io/records.py": ("--porcelain", "--untracked-files=no"),
 }
 COMMANDS_TO_COPY = {"quickstart/page.py": "<pre>radargate doctor", "report/page.py": "\n:root {"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from conftest import logged
 from radargate.base_models.loading import load_base, load_tokenizer
 from radargate.data.prompts import encode_row
 from radargate.data.sources import load_rows
+from radargate.errors import DataError
 from radargate.training.gates import train_gates
 from radargate.training.options import GateTraining
 from radargate.training.own_rows import MOST, rows_by_expert
@@ -53,6 +55,18 @@ def test_names_of_tasks_come_first_and_cost_nothing(zoo, tasks, monkeypatch):
     monkeypatch.setattr("radargate.training.own_rows.compose", None)
     by_task = load_rows(tasks, "train")
     assert rows_by_expert(None, adapters, by_task, None, GateTraining()) == {n: by_task[n] for n in ("even", "add")}
+
+
+def test_rows_that_are_all_too_long_are_refused_and_one_such_task_is_nobodys_trouble(zoo, tasks):
+    tiny, by_task = zoo["llama"], load_rows(tasks, "train")
+    base, tokenizer = load_base(str(tiny["base"])), load_tokenizer(str(tiny["base"]))
+    with pytest.raises(DataError, match="longer than `max_length` 2 tokens"):
+        rows_by_expert(base, tiny["adapters"], by_task, tokenizer, GateTraining(max_length=2))
+    long = [replace(row, task="long", prompt="9" * 300) for row in by_task["add"][:3]]
+    found = rows_by_expert(base, tiny["adapters"], {**by_task, "long": long}, tokenizer, GateTraining(max_length=64))
+    assert sorted(row.id for rows in found.values() for row in rows if row.task != "long") == sorted(
+        row.id for rows in by_task.values() for row in rows
+    )
 
 
 @pytest.mark.parametrize("names", [("even", "add"), ("math", "law", "code")])

@@ -6,8 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from radargate.choosing.options import Choosing
 from radargate.cli import flags
+from radargate.comparison.choosing.options import Choosing
 
 HELP = "find the best model that adapters give, within minutes, and save it as a bundle"
 EXAMPLE = "radargate choose smollm2-135m math=experts/math law=experts/law --data my_rows.jsonl --out bundle"
@@ -30,27 +30,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Choose, and say what was taken."""
-    from radargate.choosing.page import choice_table
-    from radargate.choosing.run import PAGE, choose
+    from radargate.comparison.choosing.page import choice_table
+    from radargate.comparison.choosing.run import PAGE, choose
 
     record = choose(
         args.base,
         flags.named_adapters(args.adapters),
         args.data,
-        args.out,
-        flags.build(args, Choosing),
+        out=args.out,
         examples=flags.read_examples(args),
         tasks=args.task,
         resume=args.resume,
         dtype=args.dtype,
         device=flags.pick_device(args.device),
+        **flags.values(args, Choosing),
     )
     out, measured = Path(args.out), record["metrics"]["measured"]
     if args.json:
         print(json.dumps(record))
         return 0
     if measured:
-        print(choice_table(out))
+        print(choice_table(out, record["metrics"]["taken"]))
         print(f"\nReport: {out / PAGE} (open it in a browser).")
     else:
         print(

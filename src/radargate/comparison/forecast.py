@@ -95,5 +95,4 @@ class Forecast:
         share = training.dense_start or 0.0
         turning = share * self.turning_dense + (1 - share) * self.turning
         step = turning if cell.kind == "gate" and rotates(cell.system) else self.plain
-        steps = training.steps if cell.system == UNION else training_steps(cell.system, training.steps, self.experts)
-        return self.opening + scoring + factor * step * steps
+        return self.opening + scoring + factor * step * training_steps(cell.system, training.steps, self.experts)

@@ -8,7 +8,6 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,14 @@ from radargate.base_models.loading import base_dtype, fingerprint, load_tokenize
 from radargate.comparison.cells import UNION, Cell, all_cells
 from radargate.comparison.finished import finished_cells
 from radargate.comparison.forecast import Forecast
-from radargate.comparison.grid import Grid
+from radargate.comparison.grid import Grid, grid_conditions
 from radargate.comparison.options import Comparison
 from radargate.comparison.run_cell import RECORDS, run_cell
 from radargate.comparison.told import task_rows
 from radargate.comparison.union import steps_of_union
 from radargate.composition.composing import load_for
 from radargate.composition.config import check_top_k
-from radargate.data.rows import Row, rows_hash
+from radargate.data.rows import Row
 from radargate.data.sources import load_rows
 from radargate.errors import AdapterError, RadarGateError
 from radargate.evaluation.answers import check_metrics
@@ -206,16 +205,8 @@ def _open(
         architecture: {name: read_adapter(name, folder).file.sha256 for name, folder in folders.items()}
         for architecture, folders in own.items()
     }
-    conditions = {
-        "base": fingerprint(model),
-        "dtype": dtype,
-        "experts": hashes,
-        "training": training.shared(),
-        "union_lr": options.union_lr,
-        "scoring": asdict(options.scoring),
-        "train_hash": rows_hash(rows),
-        "test_hash": rows_hash([row for task_rows in test.values() for row in task_rows]),
-    }
+    known = grid_conditions(fingerprint(model), dtype, hashes, rows, test, training, options.scoring)
+    conditions = {**known, "union_lr": options.union_lr}
     options = dataclasses.replace(options, training=training)
     return Grid(model, tokenizer, own, train, test, encoded, options, conditions, out / ".work", device)
 

@@ -157,6 +157,11 @@ class RadarModel(BaseTuner):
             self._routers[adapter_name] = router
         return self._routers[adapter_name]
 
+    @property
+    def reads_whole_prompts(self) -> bool:
+        """Whether a composition chooses experts by all that is read at first, so that a prompt must come in one piece and alone."""
+        return any(router.keeps_first for router in self._routers.values())
+
     def unload(self) -> nn.Module:
         """The base model, without layers, heads and hooks of ours."""
         restore_heads(self.model)

@@ -90,6 +90,10 @@ class EncodedRows:
     max_length: int
     collator: AnswerCollator
 
+    def of_task(self, task: str) -> list[int]:
+        """Indices of a task's rows."""
+        return [i for i, row in enumerate(self.rows.source) if row.task == task]
+
     def report(self) -> str:
         """One line about what is kept and dropped."""
         kept = f"{len(self.rows)} training rows"

@@ -118,8 +118,8 @@ def language_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    routers = getattr(getattr(model, "base_model", None), "_routers", {})
-    if not inner.config.is_encoder_decoder and any(router.keeps_first for router in routers.values()):
+    whole = getattr(getattr(model, "base_model", None), "reads_whole_prompts", False)
+    if whole and not inner.config.is_encoder_decoder:
         raise OptionError(
             "lm-eval reads a prompt and an answer in one go, and this composition chooses experts by the whole prompt: it would look at the "
             "answer too. Score it on rows (`data`), or compose with scope='text' or router='text'."

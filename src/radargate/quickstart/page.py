@@ -9,6 +9,7 @@ from typing import Any
 from radargate.data.builtin import category_of
 from radargate.io.records import read_records
 from radargate.report import charts, page
+from radargate.report.table import score_and_interval
 
 WORDS = {
     "base": "the model alone",
@@ -70,7 +71,7 @@ def quickstart_page(out: Path) -> str:
                 ),
                 page.table(
                     ["system", "accuracy", "95 % interval", "NLL of the right answer", "95 % interval"],
-                    [[n, *_cells(m["acc"]), *_cells(m["nll"])] for n, m in means.items()],
+                    [[n, *score_and_interval(m["acc"]), *score_and_interval(m["nll"])] for n, m in means.items()],
                     best=[i for i, n in enumerate(means) if n in best],
                 ),
                 page.table(
@@ -161,10 +162,6 @@ def _largest(task: str, weights: dict[str, float]) -> tuple[str, str]:
     """The expert with the largest mean weight, and whether it is the task's own."""
     name = max(weights, key=weights.__getitem__)
     return name, "yes" if name == category_of(task) else "no"
-
-
-def _cells(metric: dict[str, float]) -> tuple[str, str]:
-    return f"{metric['value']:.3f}", f"{metric['low']:.3f} to {metric['high']:.3f}"
 
 
 def _pair(means: dict[str, Any], leader: str, other: str) -> list[str]:

@@ -81,8 +81,8 @@ def quickstart(out: str | Path, options: Quickstart, *, device: str | None = Non
                 train_gates(BASE, experts, DATA, out / name, training, resume=True, dtype=dtype, device=device)
         for rule in UNTRAINED:  # nothing to train: this saves them as bundles
             with quietly():
-                options_of_rule = GateTraining(gate=rule, seed=options.seed)
-                train_gates(BASE, experts, DATA, out / rule, options_of_rule, resume=True, dtype=dtype, device=device)
+                nothing = GateTraining(gate=rule, seed=options.seed)
+                train_gates(BASE, experts, DATA, out / rule, nothing, resume=True, dtype=dtype, device=device)
         logger.info(
             f"5/5  Scoring on rows nothing was trained on: {options.limit} of each of the ten tasks, for "
             f"{len(systems(list(experts)))} systems."

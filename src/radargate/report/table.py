@@ -126,6 +126,11 @@ def with_interval(key: str) -> Callable[[Row], str]:
     return lambda row: value(row) if row.get(f"{key}_low") is None else f"{value(row)} ({spread(row)})"
 
 
+def score_and_interval(metric: Mapping[str, float]) -> tuple[str, str]:
+    """Two cells of a score in a record: its value, and its interval."""
+    return f"{metric['value']:.3f}", f"{metric['low']:.3f} to {metric['high']:.3f}"
+
+
 def probability(key: str) -> Callable[[Row], str]:
     """A p-value to four places."""
     return lambda row: NOTHING if row[key] is None else "< 0.0001" if row[key] < 0.0001 else f"{row[key]:.4f}"

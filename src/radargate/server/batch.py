@@ -47,8 +47,8 @@ class Batch:
         """The same for one prompt, piece by piece: ``watch`` gets each piece's start and logits [tokens, vocabulary]."""
         ids = torch.tensor([prompt], device=self.device)
         mask, cache = torch.ones_like(ids), DynamicCache()
-        whole = any(router.keeps_first for router in getattr(model.base_model, "_routers", {}).values())
-        width = len(prompt) if whole else PIECE  # a choice by the whole prompt must see all of it
+        whole = getattr(model.base_model, "reads_whole_prompts", False)
+        width = len(prompt) if whole else PIECE
         for start in range(0, len(prompt), width):
             piece = ids[:, start : start + width]
             end = start + piece.shape[1]

@@ -210,8 +210,7 @@ def _own_rows(model: PeftModel, encoded: EncodedRows) -> dict[str, list[int]]:
     Raises:
         DataError: an expert has none.
     """
-    tasks = [row.task for row in encoded.rows.source]
-    own = {name: [i for i, task in enumerate(tasks) if task == name] for name in radar_config(model).experts}
+    own = {name: encoded.of_task(name) for name in radar_config(model).experts}
     for name, rows in own.items():
         if not rows:
             lost = f", {encoded.dropped[name]} are longer than `max_length`" if name in encoded.dropped else ""

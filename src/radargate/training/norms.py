@@ -92,7 +92,7 @@ def norm_batches(model: PeftModel, encoded: EncodedRows, batch_size: int) -> dic
     experts = dict.fromkeys(name for rule in rules_without_norms(model) for name in rule.site.composition)
     found: dict[str, list[Inputs]] = {}
     for expert in experts:
-        own = [i for i, row in enumerate(encoded.rows.source) if row.task == expert][:MOST_ROWS]
+        own = encoded.of_task(expert)[:MOST_ROWS]
         rows = [encoded.rows[i] for i in own]
         batches = [encoded.collator(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
         found[expert] = [{key: v for key, v in {**batch, **few}.items() if key in accepted} for batch in batches]

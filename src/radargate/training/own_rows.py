@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import tempfile
 from collections.abc import Mapping
@@ -13,8 +12,8 @@ import torch
 
 from radargate.composition.composing import compose
 from radargate.composition.config import gate_class
+from radargate.data.batches import EncodedRows
 from radargate.data.rows import Row
-from radargate.errors import DataError
 from radargate.experts.adapters import Adapter
 from radargate.gates.base import ByTask
 from radargate.training.encoding import encode_for
@@ -72,9 +71,11 @@ def rows_by_expert(
     """
     if all(name in by_task for name in adapters):
         return {name: list(by_task[name]) for name in adapters}
+    encoded = encode_for(base, [row for rows in by_task.values() for row in rows], tokenizer, options)
     count = max(1, min(MOST, AT_ONCE // (len(by_task) * len(adapters))))
+    looked_at = {task: encoded.of_task(task)[:count] for task in by_task}
     losses = {
-        name: _losses(base, name, adapters[name], by_task, count, tokenizer, options, device) for name in adapters
+        name: _losses(base, name, adapter, encoded, looked_at, options, device) for name, adapter in adapters.items()
     }
     own: dict[str, list[Row]] = {name: [] for name in adapters}
     owner = {task: min(losses, key=lambda name: losses[name][task]) for task in by_task}
@@ -91,26 +92,22 @@ def _losses(
     base: Any,
     name: str,
     adapter: str | Path | Adapter,
-    by_task: ByTask,
-    count: int,
-    tokenizer: Any,
+    encoded: EncodedRows,
+    looked_at: Mapping[str, list[int]],
     options: GateTraining,
     device: str | None,
 ) -> dict[str, float]:
-    """Mean loss of one expert alone on the first rows of each task."""
+    """Mean loss of one expert alone on some rows of each task; infinite where all are too long."""
     model = compose(base, {name: adapter}, gate="uniform", top_k=1, allow_inactive=True, head=options.head).eval()
-    encoded = {}
-    for task, rows in by_task.items():
-        with contextlib.suppress(DataError):  # all of its rows are too long
-            encoded[task] = encode_for(base, rows, tokenizer, options)
-    found = dict.fromkeys(by_task, float("inf"))
+    found = dict.fromkeys(looked_at, float("inf"))
     with tempfile.TemporaryDirectory() as work:
-        first = next(iter(encoded.values()))
-        arguments = training_arguments(work, Training(steps=1, batch_size=count, lr=1.0), device=device)
-        trainer = AnswerTrainer(model, first.rows, arguments, first.collator)
+        arguments = training_arguments(work, Training(steps=1, batch_size=1, lr=1.0), device=device)
+        trainer = AnswerTrainer(model, encoded.rows, arguments, encoded.collator)
         try:
-            for task, examples in encoded.items():
-                inputs: Any = trainer._prepare_inputs(dict(examples.collator(examples.rows[:count])))
+            for task, some in looked_at.items():
+                if not some:
+                    continue
+                inputs: Any = trainer._prepare_inputs(dict(encoded.collator([encoded.rows[i] for i in some])))
                 found[task] = float(trainer.compute_loss(model, inputs))
         finally:
             trainer.remove_hooks()

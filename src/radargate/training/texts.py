@@ -47,8 +47,6 @@ def describe_texts(model: PeftModel, texts: Sequence[Sequence[int]]) -> None:
             f"{len(routers)} routers and {len(texts)} texts."
         )
     sums = text_sums(texts[:: -(-len(texts) // MOST_TEXTS)], model.get_base_model())
-    others = {
-        router for layer in radar_layers(model) for router in layer.routers.values() if not router.text_spread > 0
-    }
+    others = {router for layer in radar_layers(model) for router in layer.routers.values() if not router.knows_texts}
     for router in {*routers, *others}:
         router.describe(sums)

@@ -115,7 +115,7 @@ class TextRouter(nn.Module):
             OptionError: it is trained before it knows μ and σ.
         """
         if self.training and not self._described and not self.text_spread.is_meta:
-            self._described = bool(self.text_spread > 0)  # asked once: on a GPU the answer is waited for
+            self._described = self.knows_texts  # asked once: on a GPU the answer is waited for
         if self.training and not self._described and not self.text_spread.is_meta:
             raise OptionError(
                 "router='text' does not know yet what texts look like. Call radargate.describe_texts(model, token_ids) with "

@@ -124,11 +124,6 @@ class DareRule(EntryRule):
             ops.check_choice("combination", self.combination, ("linear", "ties"))
 
     @classmethod
-    def default_weight(cls, options: Any, n: int) -> float:
-        """1/n for a sum, 1 for an average."""
-        return 1 / n if options.combination == "linear" else 1.0
-
-    @classmethod
     def combine(cls, tensors: list[Tensor], weights: Tensor, options: Any) -> Tensor:
         """Drop and rescale, then add or elect."""
         if options.combination == "linear":

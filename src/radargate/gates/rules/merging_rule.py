@@ -94,8 +94,8 @@ class MergingRule(OneExpert):
 
     @classmethod
     def default_weight(cls, options: Any, n: int) -> float:
-        """Weight of each of n experts where none is given."""
-        return 1.0
+        """Weight of each of n experts where none is given: 1/n where experts are summed, else 1."""
+        return 1 / n if getattr(options, "combination", None) == "linear" else 1.0
 
     @classmethod
     def merge(

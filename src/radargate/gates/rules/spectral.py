@@ -58,11 +58,6 @@ class KnotsRule(SpectralRule):
             ops.check_choice("combination", self.combination, ("ties", "linear"))
 
     @classmethod
-    def default_weight(cls, options: Any, n: int) -> float:
-        """1/n for a sum, 1 for an average."""
-        return 1 / n if options.combination == "linear" else 1.0
-
-    @classmethod
     def merge(
         cls, A: list[Tensor], B: list[Tensor], scales: list[float], weights: list[float], options: Any
     ) -> tuple[Tensor, Tensor]:

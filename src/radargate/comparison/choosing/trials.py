@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,17 @@ from peft import PeftModel
 
 from radargate.base_models.dtype import CHECKPOINT
 from radargate.base_models.loading import fingerprint, load_tokenizer
-from radargate.choosing.held_out import HeldOut, Rows
-from radargate.choosing.options import Choosing
 from radargate.comparison.cells import UNION, Cell
+from radargate.comparison.choosing.held_out import HeldOut, Rows
+from radargate.comparison.choosing.options import Choosing
 from radargate.comparison.finished import finished_cells
 from radargate.comparison.forecast import Forecast
-from radargate.comparison.grid import Grid
+from radargate.comparison.grid import Grid, grid_conditions
 from radargate.comparison.options import Comparison
 from radargate.comparison.run_cell import RECORDS, run_cell
 from radargate.composition.composing import compose, load, load_for, radar_config
 from radargate.data.batches import step_order
-from radargate.data.rows import Row, rows_hash
+from radargate.data.rows import Row
 from radargate.errors import OptionError
 from radargate.evaluation.labels import scorer_for
 from radargate.evaluation.options import Scoring
@@ -75,6 +75,11 @@ class Trials:
         scorer_for(self.model, self.tokenizer, self._scoring(1)).check(scored)  # before hours are spent
         self.rows = [row for rows in held.fit.values() for row in rows]
         self.encoded = encode_for(self.model, self.rows, self.tokenizer, self.training)
+        self.finished = finished_cells(self.file)
+        self.left_out = {
+            record["case"] for record in self.records(LEFT_OUT)
+        }  # what cannot work with these adapters or rows
+        self.base, self.hashes = fingerprint(self.model), {name: a.file.sha256 for name, a in adapters.items()}
 
     @property
     def folders(self) -> dict[str, str]:
@@ -103,16 +108,7 @@ class Trials:
     def grid(self, steps: int, rows: int) -> Grid:
         """What all cells of one round share."""
         training, test = replace(self.training, steps=steps), first(self.held.validation, rows)
-        scoring = replace(self._scoring(rows), split="validation")
-        conditions = {
-            "base": fingerprint(self.model),
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-            "experts": {"mole": {name: adapter.file.sha256 for name, adapter in self.adapters.items()}},
-            "training": training.shared(),
-            "scoring": asdict(scoring),
-            "train_hash": rows_hash(self.rows),
-            "test_hash": rows_hash([row for rows in test.values() for row in rows]),
-        }
+        scoring, dtype = replace(self._scoring(rows), split="validation"), str(self.model.dtype).removeprefix("torch.")
         return Grid(
             self.model,
             self.tokenizer,
@@ -121,7 +117,7 @@ class Trials:
             test,
             self.encoded,
             Comparison(training=training, scoring=scoring),
-            conditions,
+            grid_conditions(self.base, dtype, {"mole": self.hashes}, self.rows, test, training, scoring),
             self.out / TRIES / "work",
             self.device,
             keep=self._keep,
@@ -129,7 +125,7 @@ class Trials:
 
     def run(self, cell: Cell, grid: Grid, work: Progress, expected: float) -> None:
         """Train and score one system, unless that is done."""
-        if cell.id(grid.conditions) in finished_cells(self.file) or cell.label in self.left_out():
+        if cell.id(grid.conditions) in self.finished or cell.label in self.left_out:
             work.drop(expected)
             return
         try:
@@ -140,8 +136,10 @@ class Trials:
                 raise
             logger.warning(f"{cell.label} cannot work here: {error}")
             append_records(self.file, [make_record(LEFT_OUT, cell.label, {}, reason=str(error))])
+            self.left_out.add(cell.label)
             return
         append_records(self.file, records)
+        self.finished.add(cell.id(grid.conditions))
         steps = f" after {grid.options.training.steps} steps" if cell.trained else ""
         mean, left = next(r for r in records if r.get("task") == "mean")["metrics"], work.left()
         logger.info(f"{cell.label}{steps}: {line(mean)}{'' if left is None else f'  ({duration(left)} left)'}")
@@ -151,10 +149,6 @@ class Trials:
         ids = {cell.id(grid.conditions) for cell in cells}
         found = [r for r in self.records("eval") if r["task"] == "mean" and r.get("cell", {}).get("id") in ids]
         return {record["system"]: record["metrics"]["nll"]["value"] for record in found}
-
-    def left_out(self) -> set[str]:
-        """Labels of systems that cannot work with this base, these adapters or rows."""
-        return {record["case"] for record in self.records(LEFT_OUT)}
 
     def report_on(self, cell: Cell, rows: int) -> None:
         """Score one of the last systems on rows that nothing saw, unless that is done."""
@@ -194,8 +188,9 @@ class Trials:
     def _keep(self, model: PeftModel, cell_id: str) -> None:
         """Save a composition, without adapters that lie elsewhere, before its record is written."""
         config = radar_config(model)
-        hashes = {name: adapter.file.sha256 for name, adapter in self.adapters.items()}
-        config.gate_only = all(config.expert_facts[name].get("sha256") == hashes.get(name) for name in config.experts)
+        config.gate_only = all(
+            config.expert_facts[name].get("sha256") == self.hashes.get(name) for name in config.experts
+        )
         model.save_pretrained(str(self.out / TRIES / cell_id), save_embedding_layers=False)
 
 

@@ -14,15 +14,16 @@ from typing import Any
 from peft import PeftModel
 
 from radargate.base_models.dtype import CHECKPOINT
-from radargate.choosing.candidates import at_steps, candidates
-from radargate.choosing.decision import Decision, decide
-from radargate.choosing.held_out import hold_out
-from radargate.choosing.options import Choosing
-from radargate.choosing.page import choice_page
-from radargate.choosing.plan import FINALISTS, Plan, plan_for
-from radargate.choosing.trials import TRIES, Trials, first
 from radargate.comparison.cells import Cell
+from radargate.comparison.choosing.candidates import at_steps, candidates
+from radargate.comparison.choosing.decision import Decision, decide
+from radargate.comparison.choosing.held_out import hold_out
+from radargate.comparison.choosing.options import Choosing
+from radargate.comparison.choosing.page import choice_page
+from radargate.comparison.choosing.plan import FINALISTS, Plan, plan_for
+from radargate.comparison.choosing.trials import TRIES, Trials, first
 from radargate.comparison.forecast import Forecast
+from radargate.comparison.grid import Grid
 from radargate.composition.composing import compose, load_for, radar_config
 from radargate.data.rows import row_hash
 from radargate.errors import OptionError
@@ -42,51 +43,51 @@ logger = logging.getLogger(__name__)
 def choose(
     base: str,
     adapters: Mapping[str, str | Path],
-    data: str | None,
-    out: str | Path,
-    options: Choosing,
+    data: str | Path | None = None,
     *,
+    out: str | Path,
     examples: Mapping[str, Sequence[str]] | None = None,
     tasks: list[str] | None = None,
     resume: bool = False,
     dtype: str | None = None,
     device: str | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Find the best model that these adapters give, and save it as a bundle in ``out`` with its records.
+    """Find the best model that these adapters give, and save it as a bundle in ``out``: what ``radargate choose`` does.
 
     Args:
-        base: base model name.
+        base: base model name or folder.
         adapters: name → folder or Hub id, two or more.
-        data: where the rows are; None with ``examples`` builds rule ``select`` and measures nothing.
-        out: the bundle's folder.
-        options: how much is tried, and what may be chosen.
-        examples: adapter → prompts that it is for; rule ``select`` then takes these instead of rows.
+        data: where rows with answers are; some are held out.
+        out: the bundle's folder, with records and a page.
+        examples: adapter → prompts that it is for; rule ``select`` then takes these instead of rows. Without ``data`` they
+            build it, and nothing is measured.
         tasks: only these of the data.
         resume: go on with an interrupted choice; it ends as an undisturbed one.
         dtype: of the base.
-        device: where to run.
+        device: where to run; None means CPU or PyTorch's default.
+        **options: fields of `radargate.comparison.choosing.options.Choosing`, such as ``minutes``.
 
     Returns:
-        The choice's record: what was taken and why.
+        The choice's record; its metrics say what was ``taken``.
 
     Raises:
         RadarGateError: something that cannot work; most of it before a model is loaded.
     """
-    folder = RunFolder(out)
+    folder, how = RunFolder(out), Choosing(**options)
     if data is None and not examples:
         raise OptionError(
             "there is nothing to choose by. Give `data`, rows with answers; or `examples`, a prompt or more for each adapter."
         )
-    if examples is not None:
-        check_examples(examples, list(adapters))
-    cells = candidates(list(adapters), options, examples)
-    if data is None and (options.serve_as_one_lora or options.union or tasks):
+    given = {} if examples is None else check_examples(examples, list(adapters))
+    cells = candidates(list(adapters), how, given)
+    if data is None and (how.serve_as_one_lora or how.union or tasks):
         raise OptionError(
             "without `data` only rule select can be built, which is no single LoRA and trains nothing. Give `data`, or leave out "
             "`serve_as_one_lora`, `union` and `task`."
         )
-    known = [text for texts in (examples or {}).values() for text in ([texts] if isinstance(texts, str) else texts)]
-    held = hold_out(str(data), tasks, known) if data is not None else None
+    known = [text for texts in given.values() for text in texts if isinstance(text, str)]
+    held = None if data is None else hold_out(str(data), tasks, known)
     if held is not None:
         check_metrics(row for rows in (held.validation | held.test).values() for row in rows)
     read = {name: read_adapter(name, source) for name, source in adapters.items()}
@@ -98,8 +99,8 @@ def choose(
             "data": None if data is None else str(data),
             "tasks": tasks,
             "data_hash": None if held is None else held.hash(),
-            "options": asdict(options),
-            "examples": None if examples is None else {name: list(texts) for name, texts in examples.items()},
+            "options": asdict(how),
+            "examples": given or None,
             "dtype": known_dtype,
             "experts": {name: adapter.file.sha256 for name, adapter in read.items()},
         }
@@ -108,8 +109,8 @@ def choose(
             _tidy(folder, record)
             return record
         if held is None:
-            return _select_alone(folder, base, read, examples or {}, options.head, known_dtype, device)
-        trials = Trials(folder.path, base, read, held, options, known_dtype, device)
+            return _select_alone(folder, base, read, given, how.head, known_dtype, device)
+        trials = Trials(folder.path, base, read, held, how, known_dtype, device)
         return _choose(folder, base, trials, cells)
 
 
@@ -145,8 +146,7 @@ def _choose(folder: RunFolder, base: str, trials: Trials, cells: Sequence[Cell])
     forecast = trials.forecast()
     plan, begun = _plan(trials, cells, forecast), time.monotonic()
     with Progress("choosing", plan.seconds, forecast=True) as work:
-        for steps, some in _rounds(trials, cells, plan):
-            grid = trials.grid(steps, plan.validation)
+        for grid, some in _rounds(trials, cells, plan):
             for cell in some:
                 trials.run(cell, grid, work, forecast.seconds(cell, grid.options.training, grid.test))
         records = [record for record in trials.records("cell", "eval") if "cell" in record]
@@ -184,19 +184,19 @@ def _plan(trials: Trials, cells: Sequence[Cell], forecast: Forecast) -> Plan:
     return plan
 
 
-def _rounds(trials: Trials, cells: Sequence[Cell], plan: Plan) -> Iterator[tuple[int, list[Cell]]]:
-    """Steps, and the cells that are run with them: what is not trained, then fewer and fewer of what is."""
-    yield 1, [cell for cell in cells if not cell.trained]
+def _rounds(trials: Trials, cells: Sequence[Cell], plan: Plan) -> Iterator[tuple[Grid, list[Cell]]]:
+    """What the cells of a round share, and the cells: what is not trained, then fewer and fewer of what is."""
+    grid = trials.grid(1, plan.validation)
+    yield grid, [cell for cell in cells if not cell.trained]
     left = [cell for cell in cells if cell.trained and cell.label not in plan.left_out]
-    before = 0
     for found in plan.rounds:
-        left = [cell for cell in left if cell.label not in trials.left_out()]
+        left = [cell for cell in left if cell.label not in trials.left_out]
         if found.kept < len(left):
-            means = trials.means([at_steps(cell, before) for cell in left], trials.grid(before, plan.validation))
+            means = trials.means(left, grid)
             best = sorted(left, key=lambda cell: means[cell.label])[: found.kept]
             left = [cell for cell in left if cell in best]
-        yield found.steps, [at_steps(cell, found.steps) for cell in left]
-        before = found.steps
+        left, grid = [at_steps(cell, found.steps) for cell in left], trials.grid(found.steps, plan.validation)
+        yield grid, left
 
 
 def _finalists(cells: Sequence[Cell], decision: Decision) -> list[Cell]:

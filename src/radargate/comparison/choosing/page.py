@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from radargate.choosing.decision import Decision, decide
-from radargate.choosing.plan import SIZES, Plan
 from radargate.comparison.cells import UNION
+from radargate.comparison.choosing.decision import Decision, decide
+from radargate.comparison.choosing.plan import SIZES, Plan
 from radargate.comparison.results import System
 from radargate.io.progress import duration
 from radargate.io.records import read_records
 from radargate.report import charts, page
-from radargate.report.table import NOTHING
+from radargate.report.table import NOTHING, score_and_interval
 
 SCORES = {"acc": "accuracy", "nll": "NLL"}
 AXES = {"acc": "share of right answers, mean over tasks", "nll": "nats a token, mean over tasks"}
@@ -39,12 +39,11 @@ def choice_page(out: Path) -> str:
     choice = [r for r in records if r["suite"] == "train"][-1]
     plan, found = Plan.of(plan_record["plan"]), choice["metrics"]
     decision = decide([r for r in records if "cell" in r], plan_record["cells"])
-    report = [r for r in records if r["suite"] == "eval" and "cell" not in r and r["task"] == "mean"]
-    taken = decision.system(decision.taken)
+    report, taken = _report(records), decision.system(decision.taken)
     return page.page(
         f"RadarGate: take {decision.taken}",
         [
-            page.section("What to take", page.paragraph(_taken(decision, taken)), *_commands(out, taken, choice)),
+            page.section("What to take", page.paragraph(_taken(decision, taken)), *_commands(out, taken)),
             page.section(
                 "On rows that nothing saw",
                 page.paragraph(
@@ -53,12 +52,19 @@ def choice_page(out: Path) -> str:
                 ),
                 page.table(
                     ["system", "accuracy", "95 % interval", "NLL", "95 % interval"],
-                    [[r["system"], *_cells(r["metrics"]["acc"]), *_cells(r["metrics"]["nll"])] for r in report],
+                    [
+                        [
+                            r["system"],
+                            *score_and_interval(r["metrics"]["acc"]),
+                            *score_and_interval(r["metrics"]["nll"]),
+                        ]
+                        for r in report
+                    ],
                     best=[i for i, r in enumerate(report) if r["system"] == decision.taken],
                 ),
             ),
             page.section("All that was tried", *_ranking(decision)),
-            page.section("With more time", *map(page.paragraph, _more(decision, plan, report))),
+            page.section("With more time", *map(page.paragraph, _more(decision, plan))),
             *(
                 [page.section("What cannot work here", *(page.paragraph(f"{a}: {b}") for a, b in failed))]
                 if failed
@@ -69,22 +75,24 @@ def choice_page(out: Path) -> str:
     )
 
 
-def choice_table(out: Path) -> str:
-    """The same in a few lines for a terminal."""
-    records = read_records(out / "records.jsonl")
-    plan_record = next(r for r in records if r["suite"] == "choose")
-    decision = decide([r for r in records if "cell" in r], plan_record["cells"])
-    report = [r for r in records if r["suite"] == "eval" and "cell" not in r and r["task"] == "mean"]
+def choice_table(out: Path, taken: str) -> str:
+    """What the last systems reached, in a few lines for a terminal."""
+    report = _report(read_records(out / "records.jsonl"))
     width = max(len(r["system"]) for r in report)
     lines = [f"{'on rows that nothing saw':<{max(width, 24)}}  accuracy          NLL"]
     for r in report:
         acc, nll = r["metrics"]["acc"], r["metrics"]["nll"]
-        mark = "  <- taken" if r["system"] == decision.taken else ""
+        mark = "  <- taken" if r["system"] == taken else ""
         lines.append(
             f"{r['system']:<{max(width, 24)}}  {acc['value']:.3f} [{acc['low']:.2f}, {acc['high']:.2f}]  "
             f"{nll['value']:.3f} [{nll['low']:.2f}, {nll['high']:.2f}]{mark}"
         )
     return "\n".join(lines)
+
+
+def _report(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Means of the systems that were scored on rows that nothing saw."""
+    return [r for r in records if r["suite"] == "eval" and "cell" not in r and r["task"] == "mean"]
 
 
 def _taken(decision: Decision, taken: System) -> str:
@@ -98,7 +106,7 @@ def _taken(decision: Decision, taken: System) -> str:
     )
 
 
-def _commands(out: Path, taken: System, choice: Mapping[str, Any]) -> list[str]:
+def _commands(out: Path, taken: System) -> list[str]:
     if taken.kind == "base":
         return [page.paragraph("Nothing was saved: use the base as it is.")]
     lines = f'radargate generate {out} --prompt "…"\nradargate serve {out}'
@@ -133,7 +141,7 @@ def _ranking(decision: Decision) -> list[str]:
                 label,
                 *(_value(standing[metric][label]) for metric in SCORES),
                 _p(decision, label),
-                _times(system, base, "score_seconds"),
+                _times(system, base),
                 _seconds(system.measured("train_seconds")),
                 f"{int(system.measured('trained_parameters') or 0):,}",
             ]
@@ -153,10 +161,6 @@ def _value(standing: Any) -> str:
     return f"{standing.value:.3f} ({standing.low:.2f} to {standing.high:.2f})"
 
 
-def _cells(metric: Mapping[str, float]) -> tuple[str, str]:
-    return f"{metric['value']:.3f}", f"{metric['low']:.3f} to {metric['high']:.3f}"
-
-
 def _p(decision: Decision, label: str) -> str:
     """Of the metric by which it is further behind."""
     found = [tests[label].p for tests in decision.behind.values() if label in tests]
@@ -165,8 +169,8 @@ def _p(decision: Decision, label: str) -> str:
     return "< 0.001" if min(found) < 0.001 else f"{min(found):.3f}"
 
 
-def _times(system: System, base: System | None, key: str) -> str:
-    own, alone = system.measured(key), base.measured(key) if base else None
+def _times(system: System, base: System | None) -> str:
+    own, alone = system.measured("score_seconds"), base.measured("score_seconds") if base else None
     return f"{own / alone:.1f} × base" if own and alone else NOTHING
 
 
@@ -174,7 +178,7 @@ def _seconds(seconds: float | None) -> str:
     return duration(seconds) if seconds else NOTHING
 
 
-def _more(decision: Decision, plan: Plan, report: Sequence[Mapping[str, Any]]) -> list[str]:
+def _more(decision: Decision, plan: Plan) -> list[str]:
     """What more time or rows could show."""
     lines = []
     if plan.left_out:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from radargate.choosing.options import Choosing
 from radargate.comparison.cells import UNION, Cell, all_cells
+from radargate.comparison.choosing.options import Choosing
 from radargate.composition.config import gate_class
 
 RULES = ("uniform", "select", "select:by=centroid")
@@ -16,13 +16,13 @@ GATES = ("cat", "stretch", f"stretch:{_ROUTED}", "radar", f"radar:{_ROUTED}")
 ONE_LORA_RULES, ONE_LORA_GATES = ("uniform", "ties", "dare", "knots", "tsv", "iso"), ("cat",)
 
 
-def candidates(adapters: Sequence[str], options: Choosing, examples: Mapping[str, Any] | None = None) -> list[Cell]:
+def candidates(adapters: Sequence[str], options: Choosing, examples: Mapping[str, Any]) -> list[Cell]:
     """The systems that are tried, the simplest first; of two that are level the earlier is taken.
 
     Args:
         adapters: their names.
         options: what may be chosen.
-        examples: prompts of each adapter, where the user gave some.
+        examples: prompts of each adapter; none where the user gave none.
 
     Raises:
         OptionError: one adapter only.
@@ -51,7 +51,7 @@ def at_steps(cell: Cell, steps: int) -> Cell:
     return replace(cell, options={"steps": steps}) if cell.system == UNION else cell
 
 
-def _given(cell: Cell, examples: Mapping[str, Any] | None) -> Cell:
+def _given(cell: Cell, examples: Mapping[str, Any]) -> Cell:
     """A cell with the user's example prompts, where it asks for some."""
     if cell.kind in ("base", "expert") or cell.system == UNION or not examples:
         return cell

@@ -9,14 +9,13 @@ import pytest
 
 import radargate
 from conftest import logged
-from radargate.choosing import trials
-from radargate.choosing.held_out import hold_out
-from radargate.choosing.options import Choosing
-from radargate.choosing.plan import SIZES, Plan, Round, plan_for, rounds_of
-from radargate.choosing.run import choose
-from radargate.choosing.trials import TRIES
 from radargate.cli import main
 from radargate.comparison.cells import Cell
+from radargate.comparison.choosing import trials
+from radargate.comparison.choosing.held_out import hold_out
+from radargate.comparison.choosing.plan import SIZES, Plan, Round, plan_for, rounds_of
+from radargate.comparison.choosing.run import choose
+from radargate.comparison.choosing.trials import TRIES
 from radargate.composition.verify import verify
 from radargate.errors import DataError, OptionError
 from radargate.io.records import read_records
@@ -27,7 +26,7 @@ EXAMPLES = {"math": ["1+2=", "3+4="], "law": ["is 3 even?"], "code": ["def f"]}
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr("radargate.choosing.plan.SIZES", ((8, 4, 4),))
+    monkeypatch.setattr("radargate.comparison.choosing.plan.SIZES", ((8, 4, 4),))
 
 
 @pytest.fixture
@@ -36,7 +35,7 @@ def chosen(zoo, tasks):
         how = {"batch_size": 4, "max_length": 64, "max_new_tokens": 2, "minutes": 60.0}
         tiny, more = zoo["llama"], {key: changes.pop(key) for key in ("examples", "resume") if key in changes}
         data = changes.pop("data", str(tasks))
-        return choose(str(tiny["base"]), tiny["adapters"], data, out, Choosing(**how | changes), device="cpu", **more)
+        return choose(str(tiny["base"]), tiny["adapters"], data, out=out, device="cpu", **more, **how | changes)
 
     return make
 
@@ -79,7 +78,7 @@ def test_a_choice_stopped_anywhere_goes_on_to_the_same_end(chosen, tmp_path, mon
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr("radargate.choosing.trials.run_cell", stopping)
+    monkeypatch.setattr("radargate.comparison.choosing.trials.run_cell", stopping)
     for again in (False, True):
         with pytest.raises(KeyboardInterrupt):
             chosen(tmp_path / "stopped", resume=again)
@@ -93,13 +92,13 @@ def test_a_choice_stopped_anywhere_goes_on_to_the_same_end(chosen, tmp_path, mon
 
 def test_a_choice_stopped_after_its_reports_trains_and_scores_nothing_again(chosen, tmp_path, monkeypatch):
     """Who goes on is decided by the round before, not by later records, least of all those of the test rows."""
-    real = radargate.choosing.run._take
-    monkeypatch.setattr("radargate.choosing.run._take", lambda *args: 1 / 0)
+    real = radargate.comparison.choosing.run._take
+    monkeypatch.setattr("radargate.comparison.choosing.run._take", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         chosen(tmp_path / "b")
     before = read_records(tmp_path / "b" / "records.jsonl")
-    monkeypatch.setattr("radargate.choosing.run._take", real)
-    monkeypatch.setattr("radargate.choosing.trials.run_cell", None)
+    monkeypatch.setattr("radargate.comparison.choosing.run._take", real)
+    monkeypatch.setattr("radargate.comparison.choosing.trials.run_cell", None)
     chosen(tmp_path / "b", resume=True)
     after = read_records(tmp_path / "b" / "records.jsonl")
     assert after[: len(before)] == before and {r["suite"] for r in after[len(before) :]} <= {"train"}
@@ -116,7 +115,7 @@ def test_a_system_that_cannot_work_is_left_out_and_said(chosen, tmp_path, monkey
             raise OptionError("not with these adapters")
         return real(cell, grid)
 
-    monkeypatch.setattr("radargate.choosing.trials.run_cell", refusing)
+    monkeypatch.setattr("radargate.comparison.choosing.trials.run_cell", refusing)
     chosen(tmp_path / "b")
     assert {s for s, _, _, _ in essence(tmp_path / "b")[0]} >= {"uniform", "stretch"}
     page = (tmp_path / "b" / "report.html").read_text()
@@ -128,7 +127,7 @@ def test_a_test_row_that_is_too_long_is_said_before_anything_is_trained(chosen, 
     shutil.copytree(tasks, folder)
     with open(folder / "add.test.jsonl", "a") as file:
         file.write(json.dumps({"prompt": "9" * 600, "target": "9"}) + "\n")
-    monkeypatch.setattr("radargate.choosing.trials.run_cell", None)
+    monkeypatch.setattr("radargate.comparison.choosing.trials.run_cell", None)
     with pytest.raises(DataError, match="512"):
         chosen(tmp_path / "b", data=str(folder))
 
@@ -148,7 +147,7 @@ def test_only_what_exports_as_one_lora_is_tried_where_that_is_asked(chosen, tmp_
 
 
 def test_the_union_lora_can_win_and_is_saved_whole(chosen, tmp_path, monkeypatch):
-    monkeypatch.setattr("radargate.choosing.run.decide", _taking("union LoRA on all rows"))
+    monkeypatch.setattr("radargate.comparison.choosing.run.decide", _taking("union LoRA on all rows"))
     chosen(tmp_path / "b", union=True)
     assert essence(tmp_path / "b")[1]["taken"] == "union LoRA on all rows"
     assert all(finding.ok for finding in verify(tmp_path / "b"))
@@ -156,8 +155,8 @@ def test_the_union_lora_can_win_and_is_saved_whole(chosen, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("label", ["base", "expert: law", "select", f"radar {ROUTED}"])
 def test_whatever_is_taken_is_saved_so_that_it_can_be_used(chosen, tmp_path, monkeypatch, label):
-    monkeypatch.setattr("radargate.choosing.run.decide", _taking(label))
-    monkeypatch.setattr("radargate.choosing.candidates.GATES", ("radar:router=prompt,router_start=select",))
+    monkeypatch.setattr("radargate.comparison.choosing.run.decide", _taking(label))
+    monkeypatch.setattr("radargate.comparison.choosing.candidates.GATES", ("radar:router=prompt,router_start=select",))
     out = tmp_path / "b"
     chosen(out)
     assert json.loads((out / "record.json").read_text())["metrics"]["taken"] == label
@@ -172,7 +171,7 @@ def _taking(label):
     """`decide`, with its choice set."""
     import dataclasses
 
-    from radargate.choosing.decision import decide
+    from radargate.comparison.choosing.decision import decide
 
     def deciding(records, order):
         found = decide(records, order)
@@ -208,7 +207,7 @@ def test_without_rows_examples_build_select_and_nothing_is_claimed(zoo, tmp_path
 )
 def test_what_cannot_be_chosen_by_is_one_line_before_a_model_is_loaded(chosen, tmp_path, monkeypatch, given, said):
     for module in ("run", "trials"):
-        monkeypatch.setattr(f"radargate.choosing.{module}.load_for", None)
+        monkeypatch.setattr(f"radargate.comparison.choosing.{module}.load_for", None)
     with pytest.raises(OptionError, match=said):
         chosen(tmp_path / "b", **given)
     assert not (tmp_path / "b" / "run.json").exists()
@@ -264,7 +263,7 @@ def cells(count):
 
 
 def test_the_largest_plan_that_fits_is_taken_and_the_dearest_systems_go_first(monkeypatch):
-    monkeypatch.setattr("radargate.choosing.plan.SIZES", SIZES)
+    monkeypatch.setattr("radargate.comparison.choosing.plan.SIZES", SIZES)
 
     def plan(seconds):
         return plan_for(cells(4), seconds, lambda cell, steps, rows: steps + rows, lambda rows: rows)
