@@ -363,7 +363,11 @@ def test_merged_composed_and_exported_are_one(zoo, load_tiny, tmp_path, rule):
         ("tsv", {"rank": -1}, "rank is -1"),
         ("tsv", {"weights": {"math": 1.0}}, "no value for expert 'law'"),
         ("tsv", {"density": 0.2}, "Unknown option of TsvRule 'density'"),
-        ("iso", {"common_space_fraction": 1.1}, "common_space_fraction is 1.1, expected a number of at least 0 and at most 1"),
+        (
+            "iso",
+            {"common_space_fraction": 1.1},
+            "common_space_fraction is 1.1, expected a number of at least 0 and at most 1",
+        ),
         ("iso", {"common_space_fraction": True}, "common_space_fraction is True"),
         ("iso", {"scaling": 0}, "scaling is 0, expected a number above 0"),
         ("iso", {"scaling": float("nan")}, "scaling is nan"),

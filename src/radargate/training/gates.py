@@ -83,7 +83,8 @@ def train_gates(
         StorageError: ``out`` cannot be written, or another run writes there now.
         OutOfMemoryError: it needs more memory than there is.
     """
-    folder, options = RunFolder(out), options.resolved()
+    folder = RunFolder(out)
+    options = folder.begun(options)
     again = AGAIN if resume else f"{AGAIN} with `resume`"
     with training_run(folder.path, options):
         by_task = load_rows(data, "train", tasks)
