@@ -109,9 +109,13 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         state = self._state()
         for name in self.active_adapters:
             if name in self._modules["radar_gate"]._modules and not self._silent(name, state):  # type: ignore[union-attr]
-                added = self._at_once(x, name, y, state)
-                y = self._update(x, name, y, state) if added is None else added
+                y = self.onto(x, y, name, state)
         return y
+
+    def onto(self, x: Tensor, y: Tensor, name: str, state: CallState) -> Tensor:
+        """A base's output y [..., d_out] for x [..., d_in] plus the update, for who called the base itself; y stays as it is."""
+        added = self._at_once(x, name, y, state)
+        return self._update(x, name, y, state) if added is None else added
 
     def update(self, x: Tensor, name: str) -> Tensor:
         """Σ_i g_i ṽ_i for x [..., d_in], in float32 or wider also under autocast."""
