@@ -35,6 +35,7 @@ ORDER = [
     "exporting",
     "comparison",
     "server",
+    "vllm",
     "quickstart",
     "paper",
     "api",

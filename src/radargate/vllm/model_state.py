@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
 from radargate.vllm.text import StepText
 
@@ -52,10 +51,10 @@ class RequestText:
         self.step.say(self.step.sums.log_weights(sums), padded)
 
 
-def state_class(base: type[DefaultModelState], step: StepText, prompts: bool) -> type[DefaultModelState]:
+def state_class(base: Any, step: StepText, prompts: bool) -> Any:
     """vLLM's state of a model, which also reads the text."""
 
-    class ReadsText(base):  # type: ignore[misc, valid-type]
+    class ReadsText(base):
         supports_prompt_embeds = False
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:

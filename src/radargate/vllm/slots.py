@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.forward_context import get_forward_context
 
 from radargate.errors import RadarGateError
 from radargate.vllm.text import StepText, TextSums
@@ -32,6 +31,8 @@ class SlotText:
 
     def __call__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Say what the router thinks of each token of the step."""
+        from vllm.forward_context import get_forward_context
+
         ids = kwargs.get("input_ids", args[0] if args else None)
         context = get_forward_context()
         batch = _batch(context.attn_metadata)
