@@ -24,6 +24,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "stretch": {"gate": "stretch"},
     "radar": {"gate": "radar"},
     "radar with router": {"gate": "radar", "router": "text"},
+    "radar with router of prompts": {"gate": "radar", "router": "prompt"},
 }
 
 

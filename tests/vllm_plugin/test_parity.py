@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("vllm.engine", reason="vLLM is not installed here: make test-vllm")
 
 import tiny_models
-from engines import assert_same, close, engine, largest_difference, prompts, with_transformers, with_vllm
+from vllm_answers import assert_same, close, engine, largest_difference, prompts, with_transformers, with_vllm
 
 PROMPTS = {"enable_prefix_caching": False, "logits_processors": ["radargate.vllm.prompts:ReadsPrompts"]}
 KINDS = {
@@ -171,6 +171,6 @@ def test_base_and_bundle_compiled_one_after_the_other(made, plain, tmp_path, mon
             assert_same(with_vllm(running), answers)
         finally:
             close(running)
-        folders.append({path for path in Path(tmp_path).glob("torch_compile_cache/*") if path.is_dir()})
+        folders.append({path for path in Path(tmp_path).glob("torch_compile_cache/torch_aot_compile/*") if path.is_dir()})
     assert len(folders[0]) < len(folders[1]) < len(folders[2]), "one folder each"
     assert largest_difference(plain, plain) == 0
