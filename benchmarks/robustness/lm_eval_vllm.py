@@ -56,7 +56,12 @@ def main(data: str, out: str) -> None:
         "acc": sum(a for a, _ in ours) / len(rows),
         "acc_lm_eval": sum(a for a, _ in theirs) / len(rows),
     }
-    facts = {"experts": list(shipped_experts()), "gate": KIND, "base": BASE, "tasks": sorted({row.task for row in rows})}
+    facts = {
+        "experts": list(shipped_experts()),
+        "gate": KIND,
+        "base": BASE,
+        "tasks": sorted({row.task for row in rows}),
+    }
     name = f"lm_eval --model vllm on {len(rows)} rows of {Path(data).name}"
     record = make_record("vllm", name, metrics, data_hash=rows_hash(rows), **facts)
     record["versions"]["vllm"] = vllm.__version__

@@ -60,8 +60,16 @@ def engine(base, bundle=None, **options):
     """vLLM in this process, in float32, eager unless said otherwise."""
     from vllm import LLM
 
-    served = {} if bundle is None else {"load_format": "radargate", "model_loader_extra_config": {"bundle": str(bundle)}}
-    usual = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512, "max_num_seqs": 16, "disable_log_stats": True}
+    served = (
+        {} if bundle is None else {"load_format": "radargate", "model_loader_extra_config": {"bundle": str(bundle)}}
+    )
+    usual = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 512,
+        "max_num_seqs": 16,
+        "disable_log_stats": True,
+    }
     return LLM(model=str(base), **{**usual, **served, **options})
 
 

@@ -9,6 +9,7 @@ an environment with vLLM (make test-vllm makes one). Exit code 1 where a token d
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -16,13 +17,13 @@ from typing import Any
 
 here = Path(__file__).parent
 sys.path[:0] = [str(here), str(here.parent)]
-
-from vllm_answers import TOKENS, Answers, close, engine, largest_difference, with_transformers, with_vllm
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from radargate.base_models.loading import load_tokenizer, resolve_base
 from radargate.experts.shipped import BASE, shipped_experts
 from radargate.io.records import append_records, make_record
 from speed.vllm_bundles import KINDS, prompts, save_bundle
+from vllm_answers import TOKENS, Answers, close, engine, largest_difference, with_transformers, with_vllm
 
 RESULTS = here.parent / "results" / "vllm" / "parity.jsonl"
 ALLOWED = 1e-4
@@ -42,7 +43,9 @@ def compare(kind: str, mode: str, options: dict[str, Any], bundle: Path, asked: 
     usual = {"max_model_len": 1024, **(WHOLE_PROMPTS if kind == "radar with router of prompts" else {})}
     running = engine(resolve_base(BASE), bundle, **{**usual, **options})
     rounds = [with_vllm(running, asked), with_vllm(running, asked)]
-    counts = [m.value for m in running.get_metrics() if m.name == "vllm:num_preemptions"] if mode == "preemption" else []
+    counts = (
+        [m.value for m in running.get_metrics() if m.name == "vllm:num_preemptions"] if mode == "preemption" else []
+    )
     close(running)
     equal = [sum(a[0] == b[0] for a, b in zip(found, expected, strict=True)) for found in rounds]
     metrics = {

@@ -54,4 +54,10 @@ def prompts(tokenizer: Any) -> list[list[int]]:
     """Nine prompts of 6 to some 330 tokens; three begin with the same 300."""
     ids = [tokenizer(text)["input_ids"] for text in TEXTS]
     long = (ids[0] + ids[1] + ids[3]) * 20
-    return [*ids[:5], sum(ids, []) * 2, long[:300], [*long[:300], *ids[4]], [*long[:300], *ids[6]]]
+    return [
+        *ids[:5],
+        [token for text in ids for token in text] * 2,
+        long[:300],
+        [*long[:300], *ids[4]],
+        [*long[:300], *ids[6]],
+    ]

@@ -75,7 +75,7 @@ def main() -> int:
             loaded = engine(load_format="radargate", model_loader_extra_config={"bundle": str(bundle)})
             engines[kind] = loaded, None
         rates: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
-        for name, (running, own) in engines.items():
+        for running, own in engines.values():
             tokens_per_second(running, asked, 4, own)  # what is built once
         busy = []
         for turn in range(args.rounds):
@@ -83,7 +83,7 @@ def main() -> int:
                 running, own = engines[name]
                 rates[name].append(tokens_per_second(running, asked, args.answered, own))
                 busy.append(psutil.getloadavg()[0])
-    metrics = {
+    metrics: dict[str, Any] = {
         name: {
             "tokens": {engine: round(median(pair[kind] for pair in found), 2) for engine, found in rates.items()},
             # the median over rounds of the ratio within a round

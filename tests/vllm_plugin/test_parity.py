@@ -171,6 +171,8 @@ def test_base_and_bundle_compiled_one_after_the_other(made, plain, tmp_path, mon
             assert_same(with_vllm(running), answers)
         finally:
             close(running)
-        folders.append({path for path in Path(tmp_path).glob("torch_compile_cache/torch_aot_compile/*") if path.is_dir()})
+        folders.append(
+            {path for path in Path(tmp_path).glob("torch_compile_cache/torch_aot_compile/*") if path.is_dir()}
+        )
     assert len(folders[0]) < len(folders[1]) < len(folders[2]), "one folder each"
     assert largest_difference(plain, plain) == 0

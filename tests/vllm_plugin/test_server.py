@@ -88,7 +88,7 @@ def refused(*words) -> str:
 
 
 def test_bad_bundles_and_bases(made, tmp_path):
-    root, base, bundle, other = made
+    _, base, bundle, other = made
     assert "has no adapter_config.json" in refused(base)
     assert "other weights" in refused("--base", other, bundle)
     changed = tmp_path / "changed"

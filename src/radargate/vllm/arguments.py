@@ -36,7 +36,9 @@ def engine_arguments(bundle: Bundle, options: Mapping[str, Any], device: str | N
     return made
 
 
-def serve_words(bundle: Bundle, options: Mapping[str, Any], words: Sequence[str], device: str | None = None) -> list[str]:
+def serve_words(
+    bundle: Bundle, options: Mapping[str, Any], words: Sequence[str], device: str | None = None
+) -> list[str]:
     """The words of ``vllm serve``, the user's own last, which so win.
 
     Raises:

@@ -15,7 +15,7 @@ from vllm.utils.torch_utils import direct_register_custom_op
 
 from radargate.composition.layer import RadarLayer
 from radargate.errors import BundleError, OptionError, shown
-from radargate.gates.call_state import NOTHING, CallState
+from radargate.gates.call_state import NOTHING
 
 KEY = "radargate."  # before the names of layers in vLLM's table of what a compiled graph looks up by name
 NAME = "default"

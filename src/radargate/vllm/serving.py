@@ -55,7 +55,9 @@ def attach_bundle(model: nn.Module, bundle: Bundle, vllm_config: Any) -> None:
     attach(model, layers, table, step)
     if step is not None:
         _read_text(model, step, vllm_config, routes_prompts(bundle.config))
-    logger.info(f"{bundle.folder}: {len(bundle.config.experts)} experts at {len(layers)} layers, gate {bundle.config.gate}.")
+    logger.info(
+        f"{bundle.folder}: {len(bundle.config.experts)} experts at {len(layers)} layers, gate {bundle.config.gate}."
+    )
 
 
 @torch.no_grad()
@@ -66,7 +68,7 @@ def _read_text(model: nn.Module, step: Any, vllm_config: Any, prompts: bool) -> 
         from radargate.vllm.model_state import state_class
 
         made = state_class(resolve_model_state_cls(vllm_config, model), step, prompts)
-        model.get_model_state_cls = lambda: made  # type: ignore[assignment, method-assign]
+        model.get_model_state_cls = lambda: made  # type: ignore[assignment]
         return
     from radargate.vllm.slots import KEY, SlotText
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from radargate.errors import RadarGateError
-from radargate.vllm.text import StepText, TextSums
+from radargate.vllm.text import StepText
 
 KEY = "radargate prompts"  # in vLLM's table of what is looked up by name
 
