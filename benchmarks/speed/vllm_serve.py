@@ -89,7 +89,8 @@ async def rate(url: str, clients: int, seconds: float) -> float:
     async def client(number: int) -> None:
         nonlocal tokens
         while time.monotonic() < begun + seconds:
-            tokens += (await ask(http, body(number, False, 48)))[1]
+            answered = await ask(http, body(number, False, 48))
+            tokens += answered[1]
 
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=clients)) as http:
         await ask(http, body(0, False, 4))
@@ -109,7 +110,8 @@ async def checked(url: str, clients: int, seconds: float) -> dict[str, Any]:
             while time.monotonic() < begun + seconds:
                 found["requests"] += 1
                 try:
-                    found["other_than_alone"] += await ask(http, body(number, bool(number % 2), 32)) != alone[number]
+                    answered = await ask(http, body(number, bool(number % 2), 32))
+                    found["other_than_alone"] += answered != alone[number]
                 except httpx.HTTPError:
                     found["errors"] += 1
 

@@ -103,6 +103,12 @@ def test_no_prefix_cache(made, plain):
     check(made, plain, "router", enable_prefix_caching=False)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3", "one-head"])
+def test_two_processes_share_each_layer(made, plain, family):
+    """Tensor parallelism; with one key/value head both have it."""
+    check(made, plain, "router", family, tensor_parallel_size=2)
+
+
 def test_installed_and_unused_leaves_vllm_as_it_is(made, plain, monkeypatch):
     base, _, _ = made()
     running = engine(base)

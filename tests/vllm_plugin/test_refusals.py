@@ -130,7 +130,7 @@ def test_gates_that_need_more_than_a_token(zoo, options, words):
 def engine_config(**changes):
     """As much of vLLM's configuration as is looked at."""
     made = SimpleNamespace(
-        parallel_config=SimpleNamespace(tensor_parallel_size=1, pipeline_parallel_size=1),
+        parallel_config=SimpleNamespace(pipeline_parallel_size=1),
         model_config=SimpleNamespace(
             enable_prompt_embeds=False, is_multimodal_model=False, is_hybrid=False, is_attention_free=False,
             logits_processors=None,
@@ -148,7 +148,6 @@ def engine_config(**changes):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"parallel_config__tensor_parallel_size": 2}, "tensor_parallel_size is 2"),
         ({"parallel_config__pipeline_parallel_size": 3}, "pipeline_parallel_size is 3"),
         ({"parallel_config__enable_dbo": True}, "dual batch overlap"),
         ({"speculative_config": 1}, "speculative decoding"),

@@ -103,7 +103,6 @@ def test_bad_bundles_and_bases(made, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--tensor-parallel-size", "2"], "tensor_parallel_size is 2"),
         (["--pipeline-parallel-size", "2"], "pipeline_parallel_size is 2"),
         (["--enable-prompt-embeds"], "no tokens to route by"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),

@@ -40,8 +40,9 @@ EXAMPLES = {"math": ["12 + 7 = 19", "3 * 4"], "law": ["the court held that"], "c
 def save_base(family: str, folder: Path) -> Path:
     """A random model of 2 layers with a tokenizer of bytes."""
     torch.manual_seed(0)
-    if family == "llama":
-        model = LlamaForCausalLM(LlamaConfig(**SIZES))
+    if family in ("llama", "one-head"):
+        heads = {"num_key_value_heads": 1} if family == "one-head" else {}
+        model = LlamaForCausalLM(LlamaConfig(**{**SIZES, **heads}))
     elif family == "qwen2":
         sizes = {**SIZES, "hidden_size": 128}  # its head size is hidden size ÷ heads
         sizes.pop("head_dim")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from vllm.distributed import tensor_model_parallel_all_gather
 from vllm.forward_context import get_forward_context
-from vllm.model_executor.layers.linear import LinearBase
+from vllm.model_executor.layers.linear import LinearBase, ReplicatedLinear, RowParallelLinear
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.utils.torch_utils import direct_register_custom_op
 
@@ -21,25 +22,49 @@ KEY = "radargate."  # before the names of layers in vLLM's table of what a compi
 NAME = "default"
 
 
+class Share(NamedTuple):
+    """One process's part of a linear layer under tensor parallelism.
+
+    Attributes:
+        widths: of the pieces of its output, in order.
+        columns: of each piece, which columns of the whole piece it is; None for all.
+        gathers: whether it has a part of the input only. Its output is then a part of a sum over processes, and each
+            adds the update to columns of its own.
+        wholes: widths of the whole pieces, as sites have them.
+        own: the piece that a site stands at which is all of the layer.
+    """
+
+    widths: list[int]
+    columns: list[Sequence[tuple[int, int]] | None]
+    gathers: bool
+    wholes: list[int]
+    own: int
+
+
 class Site:
     """One linear layer of vLLM, which may be several of the base's own side by side.
 
     Args:
         layers: of each piece of its output, or None where no expert adapts that piece.
-        sizes: widths of the pieces.
+        share: this process's part of the layer.
         text: what the router said of the tokens of this step, for gates that ask.
     """
 
-    def __init__(self, layers: list[RadarLayer | None], sizes: list[int], text: Any) -> None:
-        self.layers, self.sizes = layers, sizes
+    def __init__(self, layers: list[RadarLayer | None], share: Share, text: Any) -> None:
+        self.layers, self.share = layers, share
         self.state = NOTHING if text is None else dataclasses.replace(NOTHING, text=text)
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """y [tokens, width] plus the update of each piece, for x [tokens, d_in]."""
-        pieces = [
-            piece if layer is None else layer.onto(x, piece.contiguous(), NAME, self.state)
-            for layer, piece in zip(self.layers, y.split(self.sizes, -1), strict=True)
-        ]
+        share = self.share
+        if share.gathers:
+            x = tensor_model_parallel_all_gather(x.contiguous())
+        pieces = []
+        for layer, piece, columns in zip(self.layers, y.split(share.widths, -1), share.columns, strict=True):
+            if layer is None:
+                pieces.append(piece)
+            else:
+                pieces.append(layer.onto(x, piece.contiguous(), NAME, self.state, columns))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
 
 
@@ -88,15 +113,15 @@ def attach(model: nn.Module, layers: Mapping[str, RadarLayer], table: dict[str, 
                 f"the bundle adapts {shown(site)}, which is no linear layer of vLLM's {type(model).__name__} (an embedding, the output "
                 "layer, or experts in one tensor). Compose adapters without that target."
             )
-        sizes = _sizes(linears[name], slot)
-        wanted, there = tuple(layer.entries[NAME][1]["shape"]), (linears[name].input_size, sizes[slot or 0])
+        share = share_of(linears[name], slot)
+        wanted, there = tuple(layer.entries[NAME][1]["shape"]), (linears[name].input_size, share.wholes[slot or 0])
         if wanted != there:
             raise BundleError(
                 f"the bundle has experts of shape {wanted} for {shown(site)}, in vLLM's {name} there is room for {there}. The bundle "
                 "belongs to another base."
             )
-        sites[name] = sites.get(name) or Site([None] * len(sizes), sizes, text)
-        sites[name].layers[slot or 0] = layer
+        sites[name] = sites.get(name) or Site([None] * len(share.widths), share, text)
+        sites[name].layers[share.own if slot is None else slot] = layer
     for name, merged in sites.items():
         linear = linears[name]
         device = next((p.device for p in linear.parameters()), torch.device("cpu"))
@@ -134,9 +159,26 @@ def _place(
     return (site if site in linears else None), None
 
 
-def _sizes(linear: Any, slot: int | None) -> list[int]:
-    """Widths of the pieces of a merged layer's output, or of the whole."""
-    return [linear.output_size] if slot is None else list(linear.output_sizes)
+def share_of(linear: Any, slot: int | None) -> Share:
+    """What of a linear layer this process has: all of it, unless vLLM runs it in several."""
+    size, rank = (1, 0) if isinstance(linear, ReplicatedLinear) else (linear.tp_size, linear.tp_rank)
+    if isinstance(linear, RowParallelLinear):
+        whole = linear.output_size
+        start, end = (2 * (whole // 2 * at // size) for at in (rank, rank + 1))
+        end = whole if rank + 1 == size else end
+        if size == 1:
+            return Share([whole], [None], False, [whole], 0)
+        return Share([start, end - start, whole - end], [None, [(start, end)], None], True, [whole], 1)
+    parts, ranges, wholes = list(linear.output_partition_sizes), [], []
+    for place, part in enumerate(parts):
+        copies = getattr(linear, "num_kv_head_replicas", 1) if place else 1  # of keys and values where heads are few
+        ranges.append((rank // copies * part, (rank // copies + 1) * part))
+        wholes.append(part * size // copies)
+    if slot is not None:
+        return Share(parts, [None if size == 1 else [own] for own in ranges], False, wholes, 0)
+    before = [sum(wholes[:place]) for place in range(len(wholes))]
+    whole = [(at + start, at + end) for at, (start, end) in zip(before, ranges, strict=True)]
+    return Share([sum(parts)], [None if size == 1 else whole], False, [sum(wholes)], 0)
 
 
 def _update(x: Tensor, y: Tensor, name: str) -> Tensor:

@@ -80,10 +80,6 @@ def check_engine(vllm_config: Any, config: RadarConfig) -> None:
         config: the bundle's.
     """
     parallel, model = vllm_config.parallel_config, vllm_config.model_config
-    if parallel.tensor_parallel_size > 1:
-        raise _refused(
-            config, f"tensor_parallel_size is {parallel.tensor_parallel_size}", "use 1, and data parallelism"
-        )
     if parallel.pipeline_parallel_size > 1:
         raise _refused(
             config, f"pipeline_parallel_size is {parallel.pipeline_parallel_size}", "use 1, and data parallelism"
