@@ -136,7 +136,7 @@ def engine_config(**changes):
             logits_processors=None,
         ),
         cache_config=SimpleNamespace(enable_prefix_caching=True),
-        compilation_config=SimpleNamespace(cudagraph_mode=SimpleNamespace(has_full_cudagraphs=lambda: False)),
+        device_config=SimpleNamespace(device_type="cpu"),
         speculative_config=None, kv_transfer_config=None, use_v2_model_runner=False,
     )  # fmt: skip
     for path, value in changes.items():
@@ -155,10 +155,7 @@ def engine_config(**changes):
         ({"model_config__is_multimodal_model": True}, "more than text"),
         ({"model_config__is_hybrid": True}, "more than keys and values"),
         ({"kv_transfer_config": 1}, "bring no text along"),
-        (
-            {"compilation_config__cudagraph_mode": SimpleNamespace(has_full_cudagraphs=lambda: True)},
-            "full CUDA graphs",
-        ),
+        ({"device_config__device_type": "cuda"}, "old model runner"),
     ],
 )
 def test_engines_that_cannot_serve_a_router(bundle, changes, words):
@@ -172,7 +169,7 @@ def test_engines_that_cannot_serve_a_router(bundle, changes, words):
 def test_a_router_of_prompts_wants_no_prefix_cache_and_the_prompts(zoo, tmp_path):
     found = open_bundle(save(zoo, tmp_path / "b", router="prompt"))
     words = serve_words(found, {"bundle": "b"}, ["--port", "1"])
-    assert "--no-enable-prefix-caching" in words and PROMPTS in words
+    assert "--no-enable-prefix-caching" in words
     assert words[-4:] == ["--middleware", REFUSES, "--port", "1"]
     with pytest.raises(OptionError, match="enable_prefix_caching=False"):
         check_engine(engine_config(), found.config)
@@ -181,6 +178,10 @@ def test_a_router_of_prompts_wants_no_prefix_cache_and_the_prompts(zoo, tmp_path
         check_engine(engine_config(**off), found.config)
     check_engine(engine_config(**off, model_config__logits_processors=[PROMPTS]), found.config)
     check_engine(engine_config(**off, use_v2_model_runner=True), found.config)
+    with pytest.raises(OptionError, match="needs no processor"):
+        check_engine(
+            engine_config(**off, use_v2_model_runner=True, model_config__logits_processors=[PROMPTS]), found.config
+        )
 
 
 def test_one_bundle_a_server(bundle):

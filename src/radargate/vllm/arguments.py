@@ -11,7 +11,7 @@ from radargate.base_models.loading import base_dtype
 from radargate.errors import OptionError
 from radargate.vllm import LOAD_FORMAT
 from radargate.vllm.bundles import Bundle
-from radargate.vllm.refusals import PROMPTS, routes_prompts
+from radargate.vllm.refusals import routes_prompts
 
 REFUSES = "radargate.vllm.requests.RefuseFactors"
 
@@ -32,7 +32,7 @@ def engine_arguments(bundle: Bundle, options: Mapping[str, Any], device: str | N
         "model_loader_extra_config": {**options, "bundle": str(bundle.folder.resolve()), "sha256": bundle.digest},
     }
     if routes_prompts(bundle.config):
-        made |= {"enable_prefix_caching": False, "logits_processors": [PROMPTS]}
+        made["enable_prefix_caching"] = False  # see `radargate.vllm.refusals`
     return made
 
 
@@ -55,8 +55,6 @@ def serve_words(
         flag = "--" + name.replace("_", "-")
         if value is False:
             found.append(f"--no-{flag[2:]}")
-        elif isinstance(value, list):
-            found += [flag, *value]
         else:
             found += [flag, json.dumps(value) if isinstance(value, dict) else value]
     return [*found, "--middleware", REFUSES, *words]

@@ -90,7 +90,6 @@ def check_engine(vllm_config: Any, config: RadarConfig) -> None:
         )
     if not has_router(config):
         return
-    compilation = vllm_config.compilation_config
     for fault, words, remedy in (
         (vllm_config.speculative_config is not None, "speculative decoding takes tokens back", "leave it out"),
         (model.enable_prompt_embeds, "prompt embeddings have no tokens to route by", "leave enable_prompt_embeds out"),
@@ -102,9 +101,9 @@ def check_engine(vllm_config: Any, config: RadarConfig) -> None:
             "leave kv_transfer_config out",
         ),
         (
-            not vllm_config.use_v2_model_runner and bool(compilation.cudagraph_mode.has_full_cudagraphs()),
-            "full CUDA graphs of vLLM's old model runner replay without a look at the text",
-            "use cudagraph_mode PIECEWISE",
+            not vllm_config.use_v2_model_runner and vllm_config.device_config.device_type != "cpu",
+            "vLLM's old model runner is served on CPUs only, where no graph replays without a look at the text",
+            "leave out what keeps vLLM from its Model Runner V2 (its log names it)",
         ),
     ):
         if fault:
@@ -120,7 +119,11 @@ def _check_prompts(vllm_config: Any, config: RadarConfig) -> None:
             "its router decides by the whole prompt, so that two prompts with one beginning have different keys and values there",
             "use enable_prefix_caching=False",
         )
-    if not vllm_config.use_v2_model_runner and PROMPTS not in (vllm_config.model_config.logits_processors or ()):
+    told = PROMPTS in (vllm_config.model_config.logits_processors or ())
+    if vllm_config.use_v2_model_runner:
+        if told:
+            raise _refused(config, "vLLM's Model Runner V2 needs no processor for prompts", f"leave {PROMPTS} out")
+    elif not told:
         raise _refused(
             config,
             "its router decides by the whole prompt, which vLLM hands to logits processors only",

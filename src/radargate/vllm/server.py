@@ -10,7 +10,7 @@ from typing import Any
 
 from radargate.composition.config import RadarConfig
 from radargate.errors import OptionError, RadarGateError
-from radargate.vllm.refusals import check_engine
+from radargate.vllm.refusals import PROMPTS, check_engine, routes_prompts
 
 
 def serve(words: Sequence[str], config: RadarConfig) -> int:
@@ -20,7 +20,12 @@ def serve(words: Sequence[str], config: RadarConfig) -> int:
         RadarGateError: vLLM, so set up, cannot serve the bundle, or refuses its flags.
     """
     if not any(word.partition("=")[0] in ("-h", "--help") for word in words):
-        check_engine(_configured(words), config)
+        configured = _configured(words)
+        if routes_prompts(config) and not configured.use_v2_model_runner:
+            given = configured.model_config.logits_processors or []
+            configured.model_config.logits_processors = [*given, PROMPTS]
+            words = [*words, "--logits-processors", *given, PROMPTS]
+        check_engine(configured, config)
     from vllm.entrypoints.cli.main import main
 
     sys.argv = ["vllm", "serve", *words]
