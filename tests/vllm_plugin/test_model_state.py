@@ -88,6 +88,19 @@ def test_vllm_takes_the_class_that_the_loader_names(runner):
     del found.model.get_model_state_cls
 
 
+def test_registering_twice_changes_nothing():
+    from vllm.config.load import LoadConfig
+    from vllm.model_executor.model_loader import get_model_loader
+
+    import radargate.vllm
+
+    radargate.vllm.register()
+    loader = get_model_loader(LoadConfig(load_format="radargate", model_loader_extra_config={"bundle": "b"}))
+    radargate.vllm.register()
+    assert type(get_model_loader(LoadConfig(load_format="radargate"))) is type(loader)
+    assert loader.options == {"bundle": "b"}
+
+
 class FakeNew:
     """A configuration that says it uses the new model runner, which a CPU does not."""
 

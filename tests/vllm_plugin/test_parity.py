@@ -25,6 +25,7 @@ KINDS = {
     "mlp": {"gate": "mlp"},
     "nexus": {"gate": "nexus"},
     "experts-input": {"gate_input": "experts"},
+    "hydra": {"architecture": "hydra", "architecture_options": {"convert": True}},
 }
 
 
@@ -36,7 +37,8 @@ def made(tmp_path_factory):
     def make(family: str = "llama", kind: str | None = None):
         if family not in bases:
             base = tiny_models.save_base(family, root / family)
-            bases[family] = base, tiny_models.save_adapters(base, root / f"{family}-adapters")
+            targets = tiny_models.CONV1D if family == "gpt2" else tiny_models.LINEARS
+            bases[family] = base, tiny_models.save_adapters(base, root / f"{family}-adapters", targets)
         base, adapters = bases[family]
         if (family, kind) not in found:
             bundle = kind and tiny_models.save_bundle(base, adapters, root / f"{family}-{kind}", **KINDS[kind])
@@ -71,6 +73,11 @@ def test_all_seven_linears_of_each_family(made, plain, family):
     check(made, plain, "router", family)
 
 
+def test_a_base_whose_own_layers_are_merged(made, plain):
+    """GPT-2's q, k and v are one layer of the base itself, and one site."""
+    check(made, plain, "router", "gpt2")
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("router", "prompt", "select")])
 def test_every_kind_of_gate(made, plain, kind):
     check(made, plain, kind)
@@ -103,7 +110,7 @@ def test_no_prefix_cache(made, plain):
     check(made, plain, "router", enable_prefix_caching=False)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "one-head"])
+@pytest.mark.parametrize("family", ["gpt2", "gemma3", "one-head"])
 def test_two_processes_share_each_layer(made, plain, family):
     """Tensor parallelism; with one key/value head both have it."""
     check(made, plain, "router", family, tensor_parallel_size=2)

