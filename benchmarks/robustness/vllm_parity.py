@@ -17,7 +17,7 @@ from typing import Any
 
 here = Path(__file__).parent
 sys.path[:0] = [str(here), str(here.parent)]
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")  # before torch is imported
 
 from radargate.base_models.loading import load_tokenizer, resolve_base
 from radargate.experts.shipped import BASE, shipped_experts
