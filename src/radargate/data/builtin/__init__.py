@@ -41,9 +41,9 @@ def builtin_tasks(name: str) -> tuple[str, ...]:
         return CATEGORIES[name]
     if name == "skills":
         return SKILLS
-    if name in TASKS or name in SKILLS:
+    if name in TASKS:
         return (name,)
-    raise DataError(unknown_name("built-in task or category", name, ["all", "skills", *CATEGORIES, *TASKS, *SKILLS]))
+    raise DataError(unknown_name("built-in task or category", name, ["all", "skills", *CATEGORIES, *TASKS]))
 
 
 def category_of(task: str) -> str:
