@@ -24,7 +24,8 @@ class RotationOptions:
             code has one size at every site; ``"none"`` as printed; ``"mean"`` divides the reference by its number of
             experts; ``"tanh"`` bounds the angles to ±π.
         rotation_rank: r_a; 0 for a full θ_r.
-        rotation_input: codes from the ``"experts"`` (as printed) or from the ``"input"`` x.
+        rotation_input: codes from the ``"experts"`` (as printed) or from the ``"input"`` x; ``"constant"`` is a control
+            whose angles are parameters, the same for every token.
         rotation_sharing: P and Q for the whole ``"site"`` (as printed), or for each ``"expert"`` (codes from x share P).
         reference: relate to ``"all"`` other experts (as printed) or the other ``"selected"`` ones.
         rotate_output: False weighs unrotated outputs (App. C.2 as printed).
@@ -40,7 +41,7 @@ class RotationOptions:
     def __post_init__(self) -> None:
         """Check every value."""
         ops.check_choice("angle_norm", self.angle_norm, ops.ANGLE_NORMS)
-        ops.check_choice("rotation_input", self.rotation_input, ops.ROTATION_INPUTS)
+        ops.check_choice("rotation_input", self.rotation_input, (*ops.ROTATION_INPUTS, "constant"))
         ops.check_choice("rotation_sharing", self.rotation_sharing, ("site", "expert"))
         ops.check_choice("reference", self.reference, ops.REFERENCES)
         if self.rotation_rank < 0:
@@ -95,8 +96,9 @@ class Turning(Gate):
         super().__init__(site, options)
         source = site.d_in if options.rotation_input == "input" else site.d_out
         per_expert = (site.n,) if options.rotation_sharing == "expert" else ()
-        rank = options.rotation_rank or source
-        if options.rotation_rank:
+        constant = options.rotation_input == "constant"
+        rank = 1 if constant else options.rotation_rank or source
+        if options.rotation_rank and not constant:
             leading = per_expert if options.rotation_input == "experts" else ()
             self.rotation_down = self.normal(*leading, source, rank, std=1.0, salt=1)
         else:
@@ -108,6 +110,8 @@ class Turning(Gate):
         options, down = self.options, self.rotation_down
         if options.rotation_input == "experts":
             return relation_codes(call, indices, down, options.reference, options.angle_norm)
+        if options.rotation_input == "constant":
+            return call.x.new_ones(*call.x.shape[:-1], 1, 1)
         code = ops.input_codes(call.x, None if down is None else down.to(call.x), options.angle_norm)
         return code if down is None else code * size_of_down(down)
 
