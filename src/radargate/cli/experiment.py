@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+from pathlib import Path
 
 from radargate.cli import flags
+from radargate.errors import OptionError
 from radargate.evaluation.options import Scoring
 from radargate.paper.catalog import EXPERIMENTS
 from radargate.paper.design import PRESETS, Design
+from radargate.paper.skills.design import NAMES as SKILLS
+from radargate.paper.skills.design import SkillsDesign
 from radargate.training.options import GateTraining
 
 HELP = "run one of the paper's experiments: cells and hours first, then records, table, figure and words"
@@ -18,7 +22,7 @@ EXAMPLE = "radargate experiment ablation --preset cpu --data my_sources/ --out a
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
-    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(EXPERIMENTS.names())}")
+    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join([*EXPERIMENTS.names(), *SKILLS])}")
     parser.add_argument(
         "--preset",
         default="cpu",
@@ -52,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_options(parser, Design, bases=None, seeds=None, top_k=None, gates=None, union_equal_time=None)
     flags.add_options(parser, Scoring, "limit")
     flags.add_options(parser, GateTraining, "steps", steps=None)
+    flags.add_options(parser, SkillsDesign, pairs=None, rows=None, expert_seeds=None)
     parser.add_argument(
         "--slots",
         type=flags.positive_int,
@@ -70,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
     from radargate.paper.page import write_report
     from radargate.paper.run_experiment import run_experiment
 
+    if args.name in SKILLS:
+        return _run_skills(args)
     out = args.out or f"runs/{args.name}"
     changes = {
         key: value for kind in (Design, Scoring, GateTraining) for key, value in flags.values(args, kind).items()
@@ -93,7 +100,42 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.dry_run:
         return 0
-    report, summary = write_report(read_records(file), out)
+    return _told(args, file, *write_report(read_records(file), out))
+
+
+def _run_skills(args: argparse.Namespace) -> int:
+    """The same on composed skills, whose rows are made here."""
+    from radargate.io.disk import alone
+    from radargate.io.records import read_records
+    from radargate.paper.skills.page import write_report
+    from radargate.paper.skills.run import run_skills
+
+    if args.reuse:
+        raise OptionError(f"`reuse` does not go with {args.name}: its cells are no other experiment's.")
+    out = args.out or f"runs/{args.name}"
+    kinds = (Design, Scoring, GateTraining, SkillsDesign)
+    changes = {key: value for kind in kinds for key, value in flags.values(args, kind).items() if value}
+    with contextlib.nullcontext() if args.dry_run else alone(out):
+        file = run_skills(
+            args.name,
+            args.preset,
+            out,
+            smoke=args.smoke,
+            resume=args.resume,
+            dry_run=args.dry_run,
+            experts=args.experts,
+            changes=changes,
+            slots=args.slots,
+            ray=args.ray,
+            dtype=args.dtype,
+            device=flags.pick_device(args.device),
+        )
+    if args.dry_run:
+        return 0
+    return _told(args, file, *write_report(read_records(file), out))
+
+
+def _told(args: argparse.Namespace, file: Path, report: Path, summary: str) -> int:
     if args.json:
         print(json.dumps({"records": str(file), "report": str(report)}))
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,12 @@ class Grid:
     conditions: dict[str, Any]
     work: Path
     device: str | None
-    probe: Callable[[PeftModel, Cell, Grid], dict[str, Any]] | None = None  # looks at every trained gate
+    probe: Callable[[Any, Cell, Grid], dict[str, Any]] | None = None  # looks at every trained gate
+    probes_all: bool = False  # or at every system
     union: dict[str, list[Row]] | None = None  # what the union LoRA is trained on; None: the gates' rows
     keep: Callable[[PeftModel, str], None] | None = None  # saves every composition under its cell's id
+    # kind of a cell → what makes its system where that is no composition: model, facts for the record, and a note
+    makers: Mapping[str, Callable[[Cell, Grid], tuple[Any, dict[str, Any], str | None]]] = field(default_factory=dict)
 
 
 def grid_conditions(

@@ -47,7 +47,10 @@ def run_cell(cell: Cell, grid: Grid, cell_id: str | None = None) -> list[dict[st
     reset_peak(grid.model.device)
     facts: dict[str, Any] = {"trained_parameters": 0, "seconds": 0.0, "final_loss": None, "curve": []}
     usage, angle, note, model = Usage({}, None, None), None, None, grid.model
-    if cell.system == UNION:
+    if cell.kind in grid.makers:
+        with share(TRAINED if cell.trained else 0):
+            model, facts, note = grid.makers[cell.kind](cell, grid)
+    elif cell.system == UNION:
         with share(TRAINED):
             model, facts, note = train_union(cell, grid)
     elif cell.kind == "expert":
@@ -93,7 +96,7 @@ def run_cell(cell: Cell, grid: Grid, cell_id: str | None = None) -> list[dict[st
         "search": facts.get("search"),
         "top_k": grid.options.training.top_k if cell.kind == "gate" else None,
     }
-    if grid.probe is not None and cell.kind == "gate":
+    if grid.probe is not None and (cell.kind == "gate" or grid.probes_all):
         metrics["probe"] = grid.probe(model, cell, grid)
     if again:
         with share(left):

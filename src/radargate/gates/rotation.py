@@ -25,7 +25,8 @@ class RotationOptions:
             code has one size at every site; ``"none"`` as printed; ``"mean"`` divides the reference by its number of
             experts; ``"tanh"`` bounds the angles to ±π.
         rotation_rank: r_a; 0 for a full θ_r.
-        rotation_input: codes from the ``"experts"`` (as printed) or from the ``"input"`` x.
+        rotation_input: codes from the ``"experts"`` (as printed) or from the ``"input"`` x; ``"constant"`` is a control
+            whose angles are parameters, the same for every token.
         rotation_sharing: P and Q for the whole ``"site"`` (as printed), or for each ``"expert"`` (codes from x share P).
         reference: relate to ``"all"`` other experts (as printed) or the other ``"selected"`` ones.
         rotate_output: False weighs unrotated outputs (App. C.2 as printed).
@@ -33,7 +34,7 @@ class RotationOptions:
 
     angle_norm: str = one_of("unit", ops.ANGLE_NORMS)
     rotation_rank: int = bounded(8, least=0)
-    rotation_input: str = one_of("experts", ops.ROTATION_INPUTS)
+    rotation_input: str = one_of("experts", (*ops.ROTATION_INPUTS, "constant"))
     rotation_sharing: str = one_of("site", ("site", "expert"))
     reference: str = one_of("all", ops.REFERENCES)
     rotate_output: bool = True
@@ -87,8 +88,9 @@ class Turning(Gate):
         super().__init__(site, options)
         source = site.d_in if options.rotation_input == "input" else site.d_out
         per_expert = (site.n,) if options.rotation_sharing == "expert" else ()
-        rank = options.rotation_rank or source
-        if options.rotation_rank:
+        constant = options.rotation_input == "constant"
+        rank = 1 if constant else options.rotation_rank or source
+        if options.rotation_rank and not constant:
             leading = per_expert if options.rotation_input == "experts" else ()
             self.rotation_down = self.normal(*leading, source, rank, std=1.0, salt=1)
         else:
@@ -100,6 +102,8 @@ class Turning(Gate):
         options, down = self.options, self.rotation_down
         if options.rotation_input == "experts":
             return relation_codes(call, indices, down, options.reference, options.angle_norm)
+        if options.rotation_input == "constant":
+            return call.x.new_ones(*call.x.shape[:-1], 1, 1)
         code = ops.input_codes(call.x, None if down is None else down.to(call.x), options.angle_norm)
         return code if down is None else code * size_of_down(down)
 

@@ -10,6 +10,7 @@ import functools
 import hashlib
 from collections.abc import Iterator
 
+from radargate.data.builtin.skills import SKILLS, skill_rows
 from radargate.data.rows import Row
 from radargate.errors import DataError
 from radargate.registry import Registry, unknown_name
@@ -29,7 +30,7 @@ TEST_ROWS, VALIDATION_ROWS, TRAIN_ROWS = 300, 200, 3_000
 
 
 def builtin_tasks(name: str) -> tuple[str, ...]:
-    """The tasks behind ``builtin:NAME``: a task, a category, or ``all``.
+    """The tasks behind ``builtin:NAME``: a task, a category, ``all``, or ``skills``, which ``all`` leaves out.
 
     Raises:
         DataError: no such name; the nearest are given.
@@ -38,9 +39,11 @@ def builtin_tasks(name: str) -> tuple[str, ...]:
         return tuple(TASKS)
     if name in CATEGORIES:
         return CATEGORIES[name]
+    if name == "skills":
+        return SKILLS
     if name in TASKS:
         return (name,)
-    raise DataError(unknown_name("built-in task or category", name, ["all", *CATEGORIES, *TASKS]))
+    raise DataError(unknown_name("built-in task or category", name, ["all", "skills", *CATEGORIES, *TASKS]))
 
 
 def category_of(task: str) -> str:
@@ -56,7 +59,7 @@ def builtin_rows(name: str, split: str) -> list[Row]:
     """
     rows: list[Row] = []
     for task in builtin_tasks(name):
-        rows += _split_rows(task)[split]
+        rows += skill_rows(task, split) if task in SKILLS else _split_rows(task)[split]
     return rows
 
 
