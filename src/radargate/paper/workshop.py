@@ -119,7 +119,9 @@ class Workshop:
                 adapters["left out"] = self._folders(point, [point.left_out], "mole")
         work = self.out / f".work-{platform.node()}-{os.getpid()}"  # of a cluster all write there
         union = union_rows(point, self.material)
-        return Grid(model, tokenizer, adapters, train, test, encoded, options, {}, work, self.device, probe, union)
+        return Grid(
+            model, tokenizer, adapters, train, test, encoded, options, {}, work, self.device, probe, union=union
+        )
 
 
 def _architectures(places: Sequence[Place]) -> list[str]:
