@@ -24,11 +24,14 @@ from radargate.registry import option
 from radargate.training.options import ExpertOptions, GateTraining
 
 SOURCE = Path(radargate.__file__).parent
-# real command lines of pip and git, and colours of a page
+# real command lines of pip, git and vLLM, commands to copy, and colours of a page
 OTHERS = {
     "base_models/cache.py": ("--no-deps", "--quiet", "--dest"),
     "comparison/choosing/page.py": (' --prompt "…"\nradargate serve ',),  # a command to copy
     "io/records.py": ("--porcelain", "--untracked-files=no"),
+    "paper/skills/page.py": (" --preset ", " --dtype ", " --experts benchmarks/skills"),
+    "vllm/arguments.py": ("--served-model-name", "--middleware", "--no-"),
+    "vllm/server.py": ("--logits-processors", "--help"),
 }
 COMMANDS_TO_COPY = {"quickstart/page.py": "<pre>radargate doctor", "report/page.py": "\n:root {"}
 
