@@ -140,7 +140,7 @@ def test_the_contrast_comes_first_and_has_seven_systems_at_nine_units_on_two_pai
 
 
 def test_every_trained_system_is_tried_at_as_many_rates_on_validation_rows_alone(tmp_path):
-    design = plan("skills-rates", "cpu")
+    design = plan("skills-tuning", "cpu")
     assert design.scoring.split == "validation" and design.rows == (50,)
     names = {text.partition(":lr=")[0] for text in design.systems}
     assert {*CONTRAST} <= names and all(len(tried(name)) == 3 for name in names)

@@ -12,7 +12,7 @@ from radargate.evaluation.options import Scoring
 from radargate.registry import option, unknown_name
 from radargate.training.options import ExpertOptions, GateTraining
 
-NAMES = ("skills", "skills-rates")
+NAMES = ("skills", "skills-tuning")
 BAR = 0.9  # exact match that an atomic expert must reach on its own test rows
 CONTRAST = ("radar", "signed", "stretch", "cat", "multiplicative", "lora", "fresh")
 CONTRAST_ROWS = 50
@@ -128,7 +128,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "ordinal_word": {"batch_size": 16},
     "date_word": {"batch_size": 16},
 }
-# best of `TRIED` on 40 validation rows of the first pair, 50 training rows, one seed: records of skills-rates
+# best of `TRIED` on 40 validation rows of the first pair, 50 training rows, one seed: records of skills-tuning
 RATES: dict[str, float] = {
     "radar": 5e-3,
     "signed": 5e-3,
@@ -149,7 +149,7 @@ def plan(name: str, preset: str, *, smoke: bool = False, **changes: Any) -> Skil
     """The design of one preset.
 
     Args:
-        name: one of `NAMES`; ``skills-rates`` tries learning rates on validation rows.
+        name: one of `NAMES`; ``skills-tuning`` tries learning rates on validation rows.
         preset: a name of `PRESETS`.
         smoke: shrink it to minutes; its experts know little, so the bar is not asked for.
         changes: what the user set: ``bases``, ``pairs``, ``gates`` (systems), ``rows``, ``seeds``, ``expert_seeds``, ``limit``,
@@ -162,7 +162,7 @@ def plan(name: str, preset: str, *, smoke: bool = False, **changes: Any) -> Skil
     if preset not in PRESETS:
         raise UnknownNameError(unknown_name("preset", preset, list(PRESETS)))
     design = SkillsDesign(**PRESETS[preset])
-    if name == "skills-rates":
+    if name == "skills-tuning":
         design = _rates(design)
     if smoke:
         design = _shrunk(design)
