@@ -7,9 +7,9 @@ import torch
 
 import radargate
 from radargate import ops
-from radargate.errors import OptionError
 from radargate.gates import GATES
 from radargate.gates.base import Call, Gate
+from radargate.registry import bounded
 
 
 class LoudestGate(Gate):
@@ -19,11 +19,7 @@ class LoudestGate(Gate):
     class Options:
         """How sharply to start."""
 
-        sharpness: float = 1.0
-
-        def __post_init__(self) -> None:
-            if self.sharpness <= 0:
-                raise OptionError(f"sharpness is {self.sharpness}, expected a number above 0.")
+        sharpness: float = bounded(1.0, above=0)
 
     def __init__(self, site, options) -> None:
         super().__init__(site, options)

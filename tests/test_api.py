@@ -24,7 +24,8 @@ def bundle(zoo, tasks, tmp_path_factory):
         router="text",
         device="cpu",
     )
-    assert record["options"]["gate_options"] == {"router": "text"} and record["options"]["steps"] == 2
+    assert record["options"]["gate"] == "stretch" and record["options"]["steps"] == 2
+    assert record["options"]["gate_options"] == {"router": "text", "router_start": "select"}
     return out
 
 

@@ -47,7 +47,8 @@ def main(data: str, out: str) -> None:
         model.save_pretrained(bundle)
         ours = [(score.correct, score.correct_norm) for score in Scorer(model, tokenizer).score(rows)]
         with serving(bundle) as url:
-            theirs = lm_eval(rows, tokenizer, url, Path(work))
+            arguments = f"model=bundle,base_url={url}/v1/completions,tokenizer={resolve_base(BASE)},tokenizer_backend=huggingface,num_concurrent=2"
+            theirs = lm_eval(rows, tokenizer, "local-completions", arguments, Path(work))
     metrics = {
         "n": len(rows),
         "same_acc": sum(a[0] == b[0] for a, b in zip(ours, theirs, strict=True)),
@@ -95,8 +96,8 @@ def serving(bundle: str) -> Iterator[str]:
         process.wait(60)
 
 
-def lm_eval(rows: list[Row], tokenizer: Any, url: str, work: Path) -> list[tuple[bool, bool]]:
-    """Per row, whether lm-eval's own command finds it right by ``acc`` and by ``acc_norm``."""
+def lm_eval(rows: list[Row], tokenizer: Any, model: str, arguments: str, work: Path) -> list[tuple[bool, bool]]:
+    """Per row, whether lm-eval's own command, with that model and its arguments, finds it right by ``acc`` and by ``acc_norm``."""
     config = rows_task(rows, work, tokenizer).dump_config()
     kept = ("task", "dataset_path", "dataset_kwargs", "test_split", "output_type", "doc_to_text", "doc_to_target")
     task = {name: config[name] for name in (*kept, "doc_to_choice", "target_delimiter")}
@@ -104,8 +105,7 @@ def lm_eval(rows: list[Row], tokenizer: Any, url: str, work: Path) -> list[tuple
         {"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")
     ]
     (work / "rows.yaml").write_text(yaml.safe_dump(task))
-    arguments = f"model=bundle,base_url={url}/v1/completions,tokenizer={resolve_base(BASE)},tokenizer_backend=huggingface,num_concurrent=2"
-    words = [str(Path(sys.executable).parent / "lm_eval"), "--model", "local-completions", "--model_args", arguments]
+    words = [str(Path(sys.executable).parent / "lm_eval"), "--model", model, "--model_args", arguments]
     words += ["--tasks", task["task"], "--include_path", str(work), "--apply_chat_template", "--log_samples"]
     subprocess.run([*words, "--output_path", str(work / "out")], check=True)
     (samples,) = (work / "out").rglob("samples_*.jsonl")

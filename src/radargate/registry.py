@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from radargate.errors import OptionError, RadarGateError, UnknownNameError, first_line
@@ -91,6 +92,49 @@ def option(default: Any, help: str | Callable[[], str], **typed: Any) -> Any:
     if isinstance(default, dict):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def one_of(default: str, known: tuple[str, ...]) -> Any:
+    """A field of a gate's, rule's or architecture's options that is one of these words; see `check_declared`."""
+    return option(default, "", choices=known)
+
+
+def bounded(
+    default: float, *, least: float | None = None, above: float | None = None, most: float | None = None
+) -> Any:
+    """A field that is a number within these bounds, a whole one where its default is; see `check_declared`."""
+    return option(default, "", least=least, above=above, most=most)
+
+
+def check_declared(options: Any) -> None:
+    """Check every value whose field declares what it may be.
+
+    Raises:
+        OptionError: it is something else.
+    """
+    for field in dataclasses.fields(options):
+        value, typed = getattr(options, field.name), field.metadata
+        if "choices" in typed and value not in typed["choices"]:
+            raise OptionError(f"{field.name} is {value!r}, expected one of: {', '.join(typed['choices'])}.")
+        if "least" in typed and not _fits(value, type(field.default), typed):
+            bounds = [f"{word} {typed[key]:g}" for key, word in _BOUNDS.items() if typed.get(key) is not None]
+            kind = "whole number" if isinstance(field.default, int) else "number"
+            raise OptionError(f"{field.name} is {value!r}, expected a {kind} {' and '.join(bounds)}.")
+
+
+_BOUNDS = {"least": "of at least", "above": "above", "most": "at most"}
+
+
+def _fits(value: Any, kind: type, typed: Mapping[str, Any]) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+        return False
+    least, above, most = (typed[key] for key in _BOUNDS)
+    return (
+        math.isfinite(value)
+        and (least is None or value >= least)
+        and (above is None or value > above)
+        and (most is None or value <= most)
+    )
 
 
 def read_options(pairs: Iterable[str], given: str = "option", example: str = "rotation_rank=4") -> dict[str, Any]:

@@ -127,7 +127,7 @@ def test_hard_routing_learns_under_the_train_contract(zoo, tasks, tmp_path, opti
     [
         ({"gate": "stretch", **HARD, "architecture": "omoe"}, "made orthogonal"),
         ({"gate": "radar", **HARD, "reference": "selected"}, "leaves it no other to relate to"),
-        ({"gate": "stretch", "renormalize": "straight"}, "renormalize is 'straight', expected one of auto"),
+        ({"gate": "stretch", "renormalize": "straight"}, "renormalize is 'straight', expected one of: auto"),
     ],
 )
 def test_what_cannot_work_is_one_line_before_a_model_is_loaded(zoo, options, match):

@@ -332,7 +332,7 @@ def test_a_search_with_given_weights_or_too_few_rows_is_not_run(zoo, tasks, tmp_
         ("pems", {"operation": "analogy", "analogy": {"task": "math"}}, "expected three experts as"),
         ("single", {}, "needs expert=NAME"),
         ("single", {"expert": "maths"}, "Did you mean 'math'"),
-        ("ties", {"density": 0}, "density is 0, expected a share above 0"),
+        ("ties", {"density": 0}, "density is 0, expected a number above 0 and at most 1"),
         ("dare", {"density": 1.5}, "density is 1.5"),
         ("dare", {"weights": "equal"}, "expected a table"),
         ("pems", {"architecture": "omoe"}, "does not work under architecture 'omoe'"),

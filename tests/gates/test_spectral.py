@@ -355,7 +355,7 @@ def test_merged_composed_and_exported_are_one(zoo, load_tiny, tmp_path, rule):
 @pytest.mark.parametrize(
     ("rule", "options", "message"),
     [
-        ("knots", {"density": 0}, "density is 0, expected a share above 0"),
+        ("knots", {"density": 0}, "density is 0, expected a number above 0 and at most 1"),
         ("knots", {"combination": "mean"}, "combination is 'mean', expected one of: ties, linear"),
         ("knots", {"sign_method": "most"}, "sign_method is 'most'"),
         ("knots", {"space": "delta"}, "Unknown option of KnotsRule 'space'"),
@@ -363,11 +363,15 @@ def test_merged_composed_and_exported_are_one(zoo, load_tiny, tmp_path, rule):
         ("tsv", {"rank": -1}, "rank is -1"),
         ("tsv", {"weights": {"math": 1.0}}, "no value for expert 'law'"),
         ("tsv", {"density": 0.2}, "Unknown option of TsvRule 'density'"),
-        ("iso", {"common_space_fraction": 1.1}, "common_space_fraction is 1.1, expected a share from 0 to 1"),
+        (
+            "iso",
+            {"common_space_fraction": 1.1},
+            "common_space_fraction is 1.1, expected a number of at least 0 and at most 1",
+        ),
         ("iso", {"common_space_fraction": True}, "common_space_fraction is True"),
         ("iso", {"scaling": 0}, "scaling is 0, expected a number above 0"),
         ("iso", {"scaling": float("nan")}, "scaling is nan"),
-        ("iso", {"scaling": "big"}, "wrong kind"),
+        ("iso", {"scaling": "big"}, "scaling is 'big', expected a number above 0"),
         ("iso", {"calibration": "peco"}, "calibration is 'peco', expected one of: none, pico"),
         ("ties", {"calibration": "peco"}, "calibration is 'peco'"),
         ("iso", {"architecture": "hydra"}, "does not work under architecture 'hydra'"),

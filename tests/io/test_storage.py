@@ -31,6 +31,8 @@ def train_words(zoo, tasks, out, *more: str, save_every: int = 2) -> list[str]:
         *adapters,
         "--data",
         str(tasks),
+        "--gate",
+        "radar",
         "--out",
         str(out),
         *TRAIN,

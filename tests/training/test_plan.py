@@ -23,7 +23,7 @@ NOTHING = {"dense_start": 0.0}
 
 
 def options(**changes):
-    return GateTraining(**{"batch_size": 3, "max_length": 48, "steps": 5, **changes})
+    return GateTraining(**{"gate": "radar", "batch_size": 3, "max_length": 48, "steps": 5, **changes})
 
 
 def measured(model, batch, length, answer, dense):

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def run(zoo, tasks, out, family="llama", **changes):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
 def test_training_moves_gates_only_and_saves_a_bundle_that_loads_equal(zoo, tasks, tmp_path, family):
-    record = run(zoo, tasks, tmp_path / "bundle", family)
+    record = run(zoo, tasks, tmp_path / "bundle", family, gate="radar")
     assert record["metrics"]["trained_parameters"] > 0
     assert record["metrics"]["mean_angle"] > 0
     stored = load_file(tmp_path / "bundle" / "adapter_model.safetensors")
@@ -49,6 +50,22 @@ def test_training_moves_gates_only_and_saves_a_bundle_that_loads_equal(zoo, task
             assert torch.equal(tensor, stored[name.replace("radar_bank.default", "radar_bank")])
     metrics = [json.loads(line) for line in (tmp_path / "bundle" / "metrics.jsonl").read_text().splitlines()]
     assert metrics[-1]["step"] == 6
+
+
+def test_whoever_names_no_gate_gets_the_one_that_leads_and_a_run_of_before_keeps_its_own(zoo, tasks, tmp_path):
+    record = run(zoo, tasks, tmp_path / "b")
+    assert record["options"]["gate"] == "stretch"
+    assert record["options"]["gate_options"] == {"router": "prompt", "router_start": "select"}
+    assert run(zoo, tasks, tmp_path / "paper", preset="paper")["options"]["gate"] == "radar"
+    tiny = zoo["llama"]
+    options = GateTraining(steps=2, batch_size=4, max_length=64)
+    before = replace(options, gate="radar")
+    train_gates(str(tiny["base"]), tiny["adapters"], str(tasks), tmp_path / "c", before, device="cpu")
+    (tmp_path / "c" / "record.json").unlink()  # as if it had been killed
+    again = train_gates(
+        str(tiny["base"]), tiny["adapters"], str(tasks), tmp_path / "c", options, resume=True, device="cpu"
+    )
+    assert again["options"]["gate"] == "radar" and not again["options"]["gate_options"]
 
 
 def test_a_rule_has_nothing_to_train_and_is_saved_as_it_is(zoo, tasks, tmp_path):
@@ -94,9 +111,9 @@ def test_resume_refuses_other_rows_and_other_adapters_under_the_same_names(zoo, 
 
 def test_two_steps_do_not_claim_a_gradient_for_every_tensor(zoo, tasks, tmp_path, caplog):
     caplog.set_level("INFO", logger="radargate")
-    run(zoo, tasks, tmp_path / "b", steps=1)
+    run(zoo, tasks, tmp_path / "b", steps=1, gate="radar")
     assert "had no gradient in so few steps" in caplog.text
-    run(zoo, tasks, tmp_path / "c", steps=4)
+    run(zoo, tasks, tmp_path / "c", steps=4, gate="radar")
     assert "each had a finite, non-zero gradient" in caplog.text
 
 

@@ -12,6 +12,7 @@ from radargate import ops
 from radargate.architectures.base import Architecture, Codes
 from radargate.errors import OptionError
 from radargate.ops import cpp
+from radargate.registry import one_of
 
 ROUTES = ("direct", "merged", "auto")
 
@@ -37,11 +38,7 @@ class MoLE(Architecture):
             gate allows it and `radargate.ops.merged_is_cheaper` says so, on a CPU with the compiled operations.
         """
 
-        route: str = "direct"
-
-        def __post_init__(self) -> None:
-            """Check every value."""
-            ops.check_choice("route", self.route, ROUTES)
+        route: str = one_of("direct", ROUTES)
 
     def __init__(self, ranks: tuple[int, ...], options: Any) -> None:
         super().__init__(ranks, options)

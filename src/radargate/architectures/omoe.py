@@ -12,6 +12,7 @@ from radargate import ops
 from radargate.architectures.base import Architecture, Codes
 from radargate.ops.selection import dense_weights
 from radargate.ops.shared_basis import orthogonal
+from radargate.registry import one_of
 
 NORMS = ("none", "keep_input_norm", "unit")
 
@@ -35,15 +36,9 @@ class OMoE(Architecture):
             orthogonalize: ``"all"`` experts, or the ``"selected"`` ones only.
         """
 
-        norm: str = "none"
-        order: str = "index"
-        orthogonalize: str = "all"
-
-        def __post_init__(self) -> None:
-            """Check every value."""
-            ops.check_choice("norm", self.norm, NORMS)
-            ops.check_choice("order", self.order, ("index", "weight"))
-            ops.check_choice("orthogonalize", self.orthogonalize, ("all", "selected"))
+        norm: str = one_of("none", NORMS)
+        order: str = one_of("index", ("index", "weight"))
+        orthogonalize: str = one_of("all", ("all", "selected"))
 
     def __init__(self, ranks: tuple[int, ...], options: Any) -> None:
         super().__init__(ranks, options)

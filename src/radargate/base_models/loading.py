@@ -34,6 +34,7 @@ from radargate.io.progress import drawing_bars
 from radargate.io.records import file_hash
 
 logger = logging.getLogger(__name__)
+_NOT_THE_BASES = ("radar_", "lora_", ".modules_to_save.")
 _loaded: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # by `load_base`, which has said what their dtype costs
 
 
@@ -230,16 +231,21 @@ def fingerprint(model: nn.Module, without: Iterable[str] = ()) -> str:
     Values are rounded to bfloat16 first, so that loading one checkpoint in float32 or bfloat16 gives one
     fingerprint. Layers that RadarGate or PEFT put around a base layer are looked through, and modules named in ``without`` are left out.
     """
+    own = ((name, p) for name, p in real_parameters(model) if not any(part in name for part in _NOT_THE_BASES))
+    plain = ((_plain_name(name), parameter) for name, parameter in own)
+    return fingerprint_of(
+        (name, p) for name, p in plain if not any(name.startswith(f"{module}.") for module in without)
+    )
+
+
+def fingerprint_of(parameters: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """The same from a base's own parameters by name."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(real_parameters(model), key=lambda item: _plain_name(item[0])):
-        if "radar_" in name or "lora_" in name or ".modules_to_save." in name:
-            continue
-        if any(_plain_name(name).startswith(f"{module}.") for module in without):
-            continue
+    for name, parameter in sorted(parameters, key=lambda item: item[0]):
         flat = parameter.detach().reshape(-1)
         step = max(1, flat.numel() // 64)
         sample = flat[::step][:64].to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes()
-        digest.update(f"{_plain_name(name)}{tuple(parameter.shape)}".encode())
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(sample)
     return digest.hexdigest()
 

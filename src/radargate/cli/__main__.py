@@ -4,4 +4,5 @@ import sys
 
 from radargate.cli.entry import main
 
-sys.exit(main())
+if __name__ == "__main__":  # processes that vLLM spawns import this file too
+    sys.exit(main())

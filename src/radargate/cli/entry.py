@@ -35,16 +35,19 @@ COMMANDS = (
     "chat",
     "explore",
     "serve",
+    "vllm",
     "export",
     "run",
     "bench",
 )
 
+_OTHERS = (["run"], ["vllm"])  # commands that become another tool
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code, 0 only on success."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] != ["run"]:  # another tool's own process, with its own lines
+    if argv[:1] not in _OTHERS:  # another tool's own process, with its own lines
         _quiet_libraries()
     _show_log()
     parser = build_parser(argv)
@@ -126,7 +129,7 @@ def _check_processes(command: str) -> None:
 def _with_config(argv: list[str]) -> list[str]:
     """Put the flags of ``--config FILE.yaml`` before those of the command line, which so win."""
     name = None
-    if argv[:1] == ["run"]:  # the tool's own flag
+    if argv[:1] in _OTHERS:  # the tool's own flag
         return argv
     for index, word in enumerate(argv):
         if word == "--config" and index + 1 < len(argv):

@@ -10,7 +10,11 @@ from radargate.errors import OptionError
 from radargate.server.limits import KEY_VARIABLE, Limits
 
 HELP = "serve bundles of one base over an OpenAI-compatible HTTP interface"
-EXAMPLE = "radargate serve bundle --port 8000 --api-key secret"
+EXAMPLE = (
+    "radargate serve bundle --port 8000 --api-key secret\n\n"
+    "It is made for a few clients and one machine. Change to radargate vllm where a GPU should serve many at once, or answers share\n"
+    "long prompts: it serves one bundle a server, without factors a request and without the page that shows the routing."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -109,9 +109,18 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         state = self._state()
         for name in self.active_adapters:
             if name in self._modules["radar_gate"]._modules and not self._silent(name, state):  # type: ignore[union-attr]
-                added = self._at_once(x, name, y, state)
-                y = self._update(x, name, y, state) if added is None else added
+                y = self.onto(x, y, name, state)
         return y
+
+    def onto(
+        self, x: Tensor, y: Tensor, name: str, state: CallState, columns: Sequence[tuple[int, int]] | None = None
+    ) -> Tensor:
+        """A base's output y [..., d_out] for x [..., d_in] plus the update, for who called the base itself; y stays as it is.
+
+        With ``columns`` (see `radargate.ops.mix`) y has these alone.
+        """
+        added = self._at_once(x, name, y, state) if columns is None else None
+        return self._update(x, name, y, state, columns) if added is None else added
 
     def update(self, x: Tensor, name: str) -> Tensor:
         """Σ_i g_i ṽ_i for x [..., d_in], in float32 or wider also under autocast."""
@@ -129,17 +138,29 @@ class RadarLayer(nn.Module, BaseTunerLayer):
         """Whether the call switched every expert of this site off."""
         return self._silent(name, self._state())
 
-    def _update(self, x: Tensor, name: str, onto: Tensor | None, state: CallState) -> Tensor:
-        """The update, added to ``onto`` where that is given."""
+    def _update(
+        self,
+        x: Tensor,
+        name: str,
+        onto: Tensor | None,
+        state: CallState,
+        columns: Sequence[tuple[int, int]] | None = None,
+    ) -> Tensor:
+        """The update, or some columns of it, added to ``onto`` where that is given."""
         with _without_autocast(x.device.type):
             gated: GateOutput = self.gate(name)(self._call(x, name, state))
             codes, turn, weights = gated.codes, gated.turn, gated.weights
             by, norm = ((), "none") if turn is None else ((turn.codes, turn.up), turn.angle_norm)
             base = onto if gated.extra is None else None
-            update = ops.mix(codes.h, codes.B, codes.ranks, weights, gated.indices, *by, angle_norm=norm, onto=base)
+            update = ops.mix(
+                codes.h, codes.B, codes.ranks, weights, gated.indices, *by, angle_norm=norm, onto=base, columns=columns
+            )
             if gated.extra is None:
                 return update
-            update = update + gated.extra
+            extra = gated.extra
+            update = update + (
+                extra if columns is None else torch.cat([extra[..., start:end] for start, end in columns], -1)
+            )
             return update if onto is None else onto + update.to(onto.dtype)
 
     def _at_once(self, x: Tensor, name: str, onto: Tensor, state: CallState) -> Tensor | None:

@@ -83,11 +83,11 @@ class AnswerCollator:
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """Training examples, how many rows were left out, being longer than ``max_length``, and what pads the others."""
+    """Training examples, how many rows were dropped as too long, and what pads the others."""
 
     rows: Examples
     dropped: dict[str, int]
-    max_length: int
+    options: Batching
     collator: AnswerCollator
 
     def of_task(self, task: str) -> list[int]:
@@ -100,19 +100,15 @@ class EncodedRows:
         if not self.dropped:
             return f"{kept}, none dropped."
         lost = ", ".join(f"{count} of {task}" for task, count in self.dropped.items())
-        return f"{kept}; dropped whole, being longer than `max_length` {self.max_length} tokens: {lost}."
+        return f"{kept}; dropped whole, being {self.options.too_long}: {lost}."
 
 
 def encode_rows(rows: Iterable[Row], tokenizer: Any, options: Batching, *, encoder_decoder: bool) -> EncodedRows:
     """Turn rows into training examples that end as the chat template ends an answer, else with the end of sequence.
 
-    Rows longer than the options' ``max_length`` tokens are dropped whole and counted: a cut prompt or target would
-    teach the wrong thing.
-
     Raises:
         DataError: nothing is left.
     """
-    max_length = options.max_length
     last = end_token(tokenizer)
     end = [] if last is None else [last]
 
@@ -125,24 +121,44 @@ def encode_rows(rows: Iterable[Row], tokenizer: Any, options: Batching, *, encod
         return EncodedRow(pair.context + answer, ignored + answer[pair.lead :], row.task)
 
     around = len(render_context("", tokenizer)) + SPECIAL
+
+    def fits(row: Row) -> bool:
+        # a token holds at least one character of plain text, so most rows need no tokenizer to be known as short
+        plain = (row.prompt + row.target).isascii() and not isinstance(row.prompt, Conversation)
+        if plain and options.fits(len(row.prompt) + len(row.target) + around):
+            return True
+        example = encode(row)
+        return options.fits(max(len(example.input_ids), len(example.labels)))
+
+    collator = AnswerCollator(tokenizer.pad_token_id, encoder_decoder)
+    return keep_fitting(rows, fits, encode, options, collator)
+
+
+def keep_fitting(
+    rows: Iterable[Row],
+    fits: Callable[[Row], bool],
+    encode: Callable[[Row], EncodedRow],
+    options: Batching,
+    collator: Any,
+) -> EncodedRows:
+    """Drop rows that are too long whole, and count them: a cut prompt or target would teach the wrong thing.
+
+    Raises:
+        DataError: nothing is left.
+    """
     kept: list[Row] = []
     dropped: dict[str, int] = {}
     for row in rows:
-        # a token holds at least one character of plain text, so most rows need no tokenizer to be known as short
-        plain = (row.prompt + row.target).isascii() and not isinstance(row.prompt, Conversation)
-        short = plain and len(row.prompt) + len(row.target) + around <= max_length
-        example = None if short else encode(row)
-        if example is not None and max(len(example.input_ids), len(example.labels)) > max_length:
-            dropped[row.task] = dropped.get(row.task, 0) + 1
-        else:
+        if fits(row):
             kept.append(row)
+        else:
+            dropped[row.task] = dropped.get(row.task, 0) + 1
     if not kept:
         raise DataError(
-            f"No row is left: all {sum(dropped.values())} of {', '.join(dropped)} are longer than `max_length` {max_length} tokens. "
+            f"No row is left: all {sum(dropped.values())} of {', '.join(dropped)} are {options.too_long}. "
             "Raise it, or leave them out."
         )
-    collator = AnswerCollator(tokenizer.pad_token_id, encoder_decoder)
-    return EncodedRows(Examples(kept, encode), dropped, max_length, collator)
+    return EncodedRows(Examples(kept, encode), dropped, options, collator)
 
 
 def positions(attention_mask: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from radargate.data.batches import EncodedRow, EncodedRows, Examples, pad
+from radargate.data.batches import EncodedRow, EncodedRows, keep_fitting, pad
 from radargate.data.options import Batching
 from radargate.data.rows import Row
 from radargate.errors import DataError, shown
@@ -69,25 +69,16 @@ class LabelCollator:
 def encode_labels(rows: Iterable[Row], tokenizer: Any, options: Batching, labels: Labels) -> EncodedRows:
     """Turn rows into training examples of a classifier, which reads the prompt as it is, without a chat template.
 
-    Rows longer than the options' ``max_length`` tokens are dropped whole and counted.
-
     Raises:
         DataError: nothing is left, or a label is not one of the head's.
     """
-    kept: list[Row] = []
-    dropped: dict[str, int] = {}
-    for row in rows:
+
+    def fits(row: Row) -> bool:
         labels.target(row)
-        if len(tokenizer.encode(row.prompt)) > options.max_length:
-            dropped[row.task] = dropped.get(row.task, 0) + 1
-        else:
-            kept.append(row)
-    if not kept:
-        raise DataError(f"No row is left: all are longer than `max_length` {options.max_length} tokens. Raise it.")
+        return options.fits(len(tokenizer.encode(row.prompt)))
 
     def encode(row: Row) -> EncodedRow:
         target: Any = labels.target(row)
         return EncodedRow(tokenizer.encode(row.prompt), [target], row.task)
 
-    collator: Any = LabelCollator(tokenizer.pad_token_id, labels.count == 1)
-    return EncodedRows(Examples(kept, encode), dropped, options.max_length, collator)
+    return keep_fitting(rows, fits, encode, options, LabelCollator(tokenizer.pad_token_id, labels.count == 1))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from radargate.registry import option
 
@@ -13,6 +14,23 @@ class Batching:
 
     batch_size: int = option(8, "rows a step", least=1)
     max_length: int = option(512, "rows longer than this are dropped whole and counted", metavar="TOKENS", least=1)
+
+    def batching(self) -> dict[str, Any]:
+        """These options by name, for other options that have them too."""
+        return {field.name: getattr(self, field.name) for field in fields(Batching)}
+
+    def within(self, positions: int | None) -> Batching:
+        """The same, for a model that reads so many tokens at most."""
+        return self if positions is None else replace(self, max_length=min(self.max_length, positions))
+
+    def fits(self, tokens: int) -> bool:
+        """Whether a row of so many tokens is kept."""
+        return tokens <= self.max_length
+
+    @property
+    def too_long(self) -> str:
+        """What is said of rows that are dropped."""
+        return f"longer than `max_length` {self.max_length} tokens"
 
     @property
     def shape(self) -> tuple[int, int]:

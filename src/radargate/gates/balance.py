@@ -6,14 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from radargate.errors import OptionError
-
-
-def check_auxiliary_weight(weight: float) -> None:
-    """Raise `OptionError` for a negative weight of an auxiliary loss."""
-    if not weight >= 0:
-        raise OptionError(f"auxiliary_weight is {weight}, expected 0 (none) or more.")
-
 
 def token_mean(values: Tensor, real: Tensor | None) -> Tensor:
     """Mean of ``values`` [..., n] over real tokens: [n]."""

@@ -16,7 +16,7 @@ from radargate.data.rows import Row
 from radargate.errors import OptionError, shown
 from radargate.experts.bank import ExpertBank
 from radargate.gates.call_state import current
-from radargate.registry import unknown_name
+from radargate.registry import check_declared, unknown_name
 
 ByTask = Mapping[str, Sequence[Row]]
 
@@ -339,7 +339,9 @@ def make_options(kind: type, values: dict[str, Any]) -> Any:
         if name not in known:
             raise OptionError(unknown_name(f"option of {kind.__name__}", name, known or ["(none)"]))
     try:
-        return kind.Options(**values)  # type: ignore[attr-defined]
+        options = kind.Options(**values)  # type: ignore[attr-defined]
+        check_declared(options)
+        return options
     except (
         TypeError,
         AttributeError,

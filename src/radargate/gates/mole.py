@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from radargate import ops
-from radargate.gates.balance import check_auxiliary_weight, token_mean
+from radargate.gates.balance import token_mean
 from radargate.gates.base import Call, Gate, GateSite
-from radargate.ops.selection import check_selection
+from radargate.registry import bounded, one_of
 
 
 @dataclass(frozen=True)
@@ -30,19 +30,12 @@ class MoLEOptions:
         init_std: spread of the initial e.
     """
 
-    pool: str = "token"
-    temperature: float = 1.0
-    norm: str = "layer"
-    renormalize: str = "auto"
-    auxiliary_weight: float = 0.5
-    init_std: float = 0.02
-
-    def __post_init__(self) -> None:
-        """Check every value."""
-        check_selection(1, None, self.temperature, self.renormalize)
-        ops.check_choice("pool", self.pool, ("token", "sequence"))
-        ops.check_choice("norm", self.norm, ops.NORMS)
-        check_auxiliary_weight(self.auxiliary_weight)
+    pool: str = one_of("token", ("token", "sequence"))
+    temperature: float = bounded(1.0, above=0)
+    norm: str = one_of("layer", ops.NORMS)
+    renormalize: str = one_of("auto", ops.RENORMALIZE)
+    auxiliary_weight: float = bounded(0.5, least=0)
+    init_std: float = bounded(0.02, least=0)
 
 
 class MoLEGate(Gate):

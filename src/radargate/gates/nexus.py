@@ -14,9 +14,9 @@ from radargate import ops
 from radargate.errors import OptionError
 from radargate.experts.domains import TEXTS, domain_vectors
 from radargate.experts.prototypes import prototypes
-from radargate.gates.balance import check_auxiliary_weight, gshard
+from radargate.gates.balance import gshard
 from radargate.gates.base import ByTask, Call, Gate, GateSite
-from radargate.ops.selection import check_selection
+from radargate.registry import bounded, one_of
 
 DOMAINS = ("prototype", "random", "given")
 
@@ -36,20 +36,12 @@ class NexusOptions:
         auxiliary_weight: of the load-balance loss.
     """
 
-    domains: str = "prototype"
-    width: int = 64
-    hidden: int = 0
+    domains: str = one_of("prototype", DOMAINS)
+    width: int = bounded(64, least=1)
+    hidden: int = bounded(0, least=0)
     scaled: bool = True
-    renormalize: str = "auto"
-    auxiliary_weight: float = 0.01
-
-    def __post_init__(self) -> None:
-        """Check every value."""
-        check_selection(1, None, 1.0, self.renormalize)
-        ops.check_choice("domains", self.domains, DOMAINS)
-        check_auxiliary_weight(self.auxiliary_weight)
-        if self.width < 1 or self.hidden < 0:
-            raise OptionError(f"width is {self.width} and hidden {self.hidden}, expected at least 1 and 0.")
+    renormalize: str = one_of("auto", ops.RENORMALIZE)
+    auxiliary_weight: float = bounded(0.01, least=0)
 
 
 class NexusGate(Gate):

@@ -11,7 +11,6 @@ from radargate.errors import OptionError
 from radargate.gates.base import Call
 from radargate.gates.rotation import RotationOptions, Turning, size_of_down
 from radargate.gates.stretch import StretchGate, StretchOptions
-from radargate.ops.selection import check_selection
 
 
 class RadarGate(Turning, StretchGate):
@@ -28,14 +27,17 @@ class RadarGate(Turning, StretchGate):
 
         def __post_init__(self) -> None:
             """Check every value, and the combinations."""
-            StretchOptions.__post_init__(self)
-            RotationOptions.__post_init__(self)
+            super().__post_init__()
             if self.gate_input == "rotated" and self.reference == "selected":
                 raise OptionError(
                     "gate_input='rotated' chooses from rotated outputs, and reference='selected' rotates by the "
                     "chosen experts: a circle. Use reference='all'."
                 )
-            check_selection(1, None, self.temperature, self.renormalize, self.reference)
+            if self.renormalize == "straight_through" and self.reference == "selected":
+                raise OptionError(
+                    "renormalize='straight_through' keeps one expert, so reference='selected' leaves it no other to relate to. "
+                    "Use reference='all'."
+                )
             if not self.rotate_output and self.gate_input != "rotated":
                 raise OptionError(
                     "rotate_output=False leaves the outputs unrotated, so the rotation must at least steer the weights: "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from radargate import ops
 from radargate.errors import OptionError
 from radargate.gates.base import Call, Gate, GateSite, Turn
+from radargate.registry import bounded, one_of
 
 SELECTS = ("norm", "all", "frozen_stretch")
 
@@ -30,21 +31,12 @@ class RotationOptions:
         rotate_output: False weighs unrotated outputs (App. C.2 as printed).
     """
 
-    angle_norm: str = "unit"
-    rotation_rank: int = 8
-    rotation_input: str = "experts"
-    rotation_sharing: str = "site"
-    reference: str = "all"
+    angle_norm: str = one_of("unit", ops.ANGLE_NORMS)
+    rotation_rank: int = bounded(8, least=0)
+    rotation_input: str = one_of("experts", ops.ROTATION_INPUTS)
+    rotation_sharing: str = one_of("site", ("site", "expert"))
+    reference: str = one_of("all", ops.REFERENCES)
     rotate_output: bool = True
-
-    def __post_init__(self) -> None:
-        """Check every value."""
-        ops.check_choice("angle_norm", self.angle_norm, ops.ANGLE_NORMS)
-        ops.check_choice("rotation_input", self.rotation_input, ops.ROTATION_INPUTS)
-        ops.check_choice("rotation_sharing", self.rotation_sharing, ("site", "expert"))
-        ops.check_choice("reference", self.reference, ops.REFERENCES)
-        if self.rotation_rank < 0:
-            raise OptionError(f"rotation_rank is {self.rotation_rank}, expected 0 (a full matrix) or more.")
 
 
 def rotation_size(site: GateSite, rank: int) -> int:
@@ -138,12 +130,10 @@ class RotationGate(Turning):
     class Options(RotationOptions):
         """Rotation options, and how experts are chosen."""
 
-        select: str = "norm"
+        select: str = one_of("norm", SELECTS)
 
         def __post_init__(self) -> None:
-            """Check every value."""
-            super().__post_init__()
-            ops.check_choice("select", self.select, SELECTS)
+            """Check what depends on each other."""
             if not self.rotate_output:
                 raise OptionError("rotate_output=False leaves nothing for gate='rotation' to do.")
 

@@ -22,8 +22,6 @@ class SignedRadarGate(Turning, SignedGate):
         """Options of both parts."""
 
         def __post_init__(self) -> None:
-            """Check every value."""
-            SignedGate.Options.__post_init__(self)
-            RotationOptions.__post_init__(self)
+            """Check what depends on each other."""
             if not self.rotate_output:
                 raise OptionError("rotate_output=False leaves the rotation nothing to do; use gate='signed'.")

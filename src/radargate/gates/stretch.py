@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from radargate import ops
 from radargate.errors import OptionError
-from radargate.gates.balance import check_auxiliary_weight, gshard
+from radargate.gates.balance import gshard
 from radargate.gates.base import Call, Gate, GateSite
 from radargate.gates.router.examples import ReadsExamples
-from radargate.ops.selection import check_selection
+from radargate.registry import bounded, one_of
 
 LENGTHS = ("one", "expert")
 ROUTERS = ("none", "text", "prompt")
@@ -43,29 +43,20 @@ class StretchOptions:
             prompts as rule ``select`` does, θ_s is 0, and the gate is that rule's (``scope="text"``, ``use="weighted"``).
     """
 
-    temperature: float = 1.0
-    renormalize: str = "auto"
-    gate_input: str = "input"
-    norm: str = "layer"
-    init_std: float = 0.02
-    auxiliary_weight: float = 0.0
-    length: str = "one"
-    router: str = "none"
-    router_start: str = "zero"
+    temperature: float = bounded(1.0, above=0)
+    renormalize: str = one_of("auto", ops.RENORMALIZE)
+    gate_input: str = one_of("input", ops.GATE_INPUTS)
+    norm: str = one_of("layer", ops.NORMS)
+    init_std: float = bounded(0.02, least=0)
+    auxiliary_weight: float = bounded(0.0, least=0)
+    length: str = one_of("one", LENGTHS)
+    router: str = one_of("none", ROUTERS)
+    router_start: str = one_of("zero", STARTS)
 
     def __post_init__(self) -> None:
-        """Check every value."""
-        check_auxiliary_weight(self.auxiliary_weight)
-        check_selection(1, None, self.temperature, self.renormalize)
-        ops.check_choice("gate_input", self.gate_input, ops.GATE_INPUTS)
-        ops.check_choice("norm", self.norm, ops.NORMS)
-        ops.check_choice("length", self.length, LENGTHS)
-        ops.check_choice("router", self.router, ROUTERS)
-        ops.check_choice("router_start", self.router_start, STARTS)
+        """Check what depends on each other."""
         if self.router_start != "zero" and self.router == "none":
             raise OptionError("router_start='select' says how a router starts, and there is none. Add router='text'.")
-        if self.init_std < 0:
-            raise OptionError(f"init_std is {self.init_std}, expected 0 or more.")
 
 
 class StretchGate(ReadsExamples, Gate):

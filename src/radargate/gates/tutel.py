@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from radargate import ops
 from radargate.errors import OptionError
-from radargate.gates.balance import check_auxiliary_weight, gshard, load_importance
+from radargate.gates.balance import gshard, load_importance
 from radargate.gates.base import Call, Gate, GateSite
+from radargate.registry import bounded, one_of
 
 LOSSES = ("gshard", "load_importance")
 
@@ -34,22 +35,17 @@ class TutelOptions:
         auxiliary_weight: of that loss.
     """
 
-    kind: str = "linear"
-    projection: int = 256
-    noise: float = 0.0
+    kind: str = one_of("linear", ("linear", "cosine"))
+    projection: int = bounded(256, least=1)
+    noise: float = bounded(0.0, least=0)
     capacity: float = 0.0
     batch_prioritized: bool = False
     normalize: bool = True
-    loss: str = "gshard"
-    auxiliary_weight: float = 0.01
+    loss: str = one_of("gshard", LOSSES)
+    auxiliary_weight: float = bounded(0.01, least=0)
 
     def __post_init__(self) -> None:
-        """Check every value."""
-        ops.check_choice("kind", self.kind, ("linear", "cosine"))
-        ops.check_choice("loss", self.loss, LOSSES)
-        check_auxiliary_weight(self.auxiliary_weight)
-        if self.noise < 0 or self.projection < 1:
-            raise OptionError(f"noise is {self.noise} and projection {self.projection}, expected at least 0 and 1.")
+        """Check what depends on each other."""
         if self.loss == "load_importance" and not self.noise and self.auxiliary_weight:
             raise OptionError(
                 "loss='load_importance' measures what noise changes; give noise above 0, or loss='gshard'."

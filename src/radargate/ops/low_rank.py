@@ -26,6 +26,8 @@ from radargate.ops.turning import angle
 # a product with all experts' B costs as much as expanding the chosen ones one by one where 1 in 5 is chosen
 FEW = 5
 
+Columns = Sequence[tuple[int, int]]
+
 
 class Form(NamedTuple):
     """One way to compute a step: the first of a table whose condition holds runs."""
@@ -303,9 +305,13 @@ def mix(
     angle_norm: str = "none",
     onto: Tensor | None = None,
     in_place: bool = False,
+    columns: Columns | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """The update Σ_i g_i ṽ_i over the chosen experts, added to the base's output where that is given: [..., d].
+
+    All that comes before (codes, weights, rotation codes) is the same for every column of the update, so that processes which share
+    a layer's columns compute it alike, and mix their own.
 
     Args:
         h: codes [..., R].
@@ -318,6 +324,7 @@ def mix(
         angle_norm: ``"tanh"`` bounds the angles to ±π; other values change nothing here.
         onto: y [..., d], to which the update is added.
         in_place: y may be written to, where nothing asks for gradients.
+        columns: only these of the update, and of y, as ranges from an even number on; None for all.
         backend: as in `rotation_codes`.
 
     Returns:
@@ -329,6 +336,8 @@ def mix(
     Source: Eq. 13, 18.
     """
     shape, k = weights.shape[:-1], weights.shape[-1]
+    if columns is not None:
+        B, up = own_columns(B, up, columns)
 
     def flat(t: Any) -> Any:
         return None if t is None else t.reshape(-1, *t.shape[len(shape) :])
@@ -348,6 +357,18 @@ def mix(
     step = Mixing(flat(h), B, ranks, flat(weights), flat(indices), flat(rotation), up, angle_norm, flat(onto))
     update = choose_form(MIXING, step).compute(step).view(*shape, B.shape[-1])
     return update.to(dtype) if onto is None else update
+
+
+def own_columns(B: Tensor, up: Tensor | None, columns: Columns) -> tuple[Tensor, Tensor | None]:
+    """B [R, …] and Q [..., …] of some columns of the update alone: a pair (2m, 2m + 1) shares one angle.
+
+    Raises:
+        BackendError: a range begins inside of a pair.
+    """
+    if any(start % 2 for start, _ in columns):
+        raise BackendError(f"columns {columns} cut a pair that turns together, expected ranges from even numbers on.")
+    own = torch.cat([B[:, start:end] for start, end in columns], -1)
+    return own, up if up is None else torch.cat([up[..., start // 2 : end // 2] for start, end in columns], -1)
 
 
 def common_dtype(*tensors: Tensor) -> torch.dtype:

@@ -120,7 +120,8 @@ class Rates:
 
     def _row(self, rows: Iterable[Row], options: Training) -> float:
         """One row of a LoRA's training step."""
-        lengths = [min(_length(row), options.max_length) for row in islice(rows, 500)]
+        longest = options.shape[1]
+        lengths = [min(_length(row), longest) for row in islice(rows, 500)]
         return sum(lengths) / max(len(lengths), 1) * self.token
 
     def _scoring(self, test: Mapping[str, list[Row]], design: Design) -> float:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from annotated_types import Len
 from pydantic import Field, ValidationInfo, model_validator
 
 from radargate.errors import RadarGateError
@@ -99,9 +100,7 @@ class AnswerBody(BundleBody):
     top_p: float = Field(1.0, gt=0, le=1, description="a number above 0 and at most 1; temperature 0 is greedy")
     n: int = _from(1, MAX_ANSWERS, 1)
     seed: int | None = _from(-(2**63), 2**64 - 1, None)
-    stop: Text | Annotated[list[Text], Field(max_length=4)] = Field(
-        [], description="a text or up to 4 of them, none empty"
-    )
+    stop: Text | Annotated[list[Text], Len(0, 4)] = Field([], description="a text or up to 4 of them, none empty")
     stream: Flag = False
     stream_options: StreamOptions = Field(StreamOptions(), description="an object {include_usage}")
     return_token_ids: Flag = False

@@ -45,6 +45,7 @@ def serve(bundles: LoadedBundles, limits: Limits, host: str, port: int) -> int:
     url = address(host, port)
     logger.info(f"{', '.join(bundles.names)} at {url}/v1 (Ctrl-C stops after the requests that run)")
     logger.info(f"ask and see the routing: {url}/")
+    logger.info("for a GPU under many clients, radargate vllm serves a bundle with vLLM.")
     if open_to_all:
         logger.info(f"note: everybody who reaches {host} may use it; give an `api_key` to ask for a key.")
     with _signals_stop(server):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from radargate.base_models.kinds import answers_with, has_two_stacks
@@ -22,8 +21,7 @@ def encode_for(base: Any, rows: Sequence[Row], tokenizer: Any, options: Batching
         DataError: no row is left, or one has no label of the base's.
     """
     limits, seq2seq = Limits.of(base), has_two_stacks(base)
-    if limits.positions is not None:  # a row that is longer is dropped and counted, like any that is too long
-        options = replace(options, max_length=min(options.max_length, limits.positions))
+    options = options.within(limits.positions)
     if answers_with(base) == "text":
         whole = encode_rows(rows, tokenizer, options, encoder_decoder=seq2seq)
         if limits.lacks(tokenizer):

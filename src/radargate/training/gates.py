@@ -83,7 +83,8 @@ def train_gates(
         StorageError: ``out`` cannot be written, or another run writes there now.
         OutOfMemoryError: it needs more memory than there is.
     """
-    folder, options = RunFolder(out), options.resolved()
+    folder = RunFolder(out)
+    options = folder.begun(options)
     again = AGAIN if resume else f"{AGAIN} with `resume`"
     with training_run(folder.path, options):
         by_task = load_rows(data, "train", tasks)
@@ -213,10 +214,10 @@ def _own_rows(model: PeftModel, encoded: EncodedRows) -> dict[str, list[int]]:
     own = {name: encoded.of_task(name) for name in radar_config(model).experts}
     for name, rows in own.items():
         if not rows:
-            lost = f", {encoded.dropped[name]} are longer than `max_length`" if name in encoded.dropped else ""
+            lost = f", {encoded.dropped[name]} are {encoded.options.too_long}" if name in encoded.dropped else ""
             raise DataError(
                 f"expert {name!r} is trained alone on the rows of the task of its name, and there are none{lost}. Name the "
-                "experts like their tasks (NAME=PATH), or raise `max_length`."
+                "experts like their tasks (NAME=PATH), or let rows be longer."
             )
     return own
 

@@ -20,6 +20,8 @@ DEFAULTS: dict[str | None, dict[str, float]] = {
     None: {"lr": 5e-3, "rotation_lr": 5e-3, "dense_start": 0.5},
     "paper": {"lr": 1e-4, "rotation_lr": 1e-4, "dense_start": 0.0},
 }
+# what leads on our records (docs/log.md): stretch, and a router of whole prompts that starts as rule `select` does
+AUTO, ROUTED = "auto", {"router": "prompt", "router_start": "select"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,14 @@ class GateTraining(Training):
         flag="architecture-option",
         example="convert=true",
     )
-    gate: str = option("radar", lambda: f"one of {', '.join([*GATES, *RULES])}", metavar="NAME")
+    gate: str = option(
+        AUTO,
+        lambda: (
+            f"one of {', '.join([*GATES, *RULES])} (default: stretch with {' and '.join(f'{k}={v}' for k, v in ROUTED.items())}; "
+            "with `preset` paper radar)"
+        ),
+        metavar="NAME",
+    )
     top_k: int | None = option(2, "experts kept per token", least=1)
     preset: str | None = option(
         None,
@@ -89,13 +98,17 @@ class GateTraining(Training):
     save_every: int = option(20, "steps between checkpoints", least=1)
 
     def resolved(self) -> GateTraining:
-        """The same with the preset's values filled in.
+        """The same with the gate and the preset's values filled in.
 
         Raises:
             OptionError: ``dense_start`` is no share of the steps.
         """
         defaults = DEFAULTS.get(self.preset, DEFAULTS[None])
         filled: dict[str, Any] = {key: value for key, value in defaults.items() if getattr(self, key) is None}
+        if self.gate == AUTO and self.preset == "paper":
+            filled["gate"] = "radar"
+        elif self.gate == AUTO:
+            filled |= {"gate": "stretch", "gate_options": {**ROUTED, **self.gate_options}}
         resolved = dataclasses.replace(self, **filled)
         check_share(resolved.dense_start)
         return resolved

@@ -101,7 +101,7 @@ def _losses(
     model = compose(base, {name: adapter}, gate="uniform", top_k=1, allow_inactive=True, head=options.head).eval()
     found = dict.fromkeys(looked_at, float("inf"))
     with tempfile.TemporaryDirectory() as work:
-        arguments = training_arguments(work, Training(steps=1, batch_size=1, lr=1.0), device=device)
+        arguments = training_arguments(work, Training(steps=1, batch_size=options.batch_size, lr=1.0), device=device)
         trainer = AnswerTrainer(model, encoded.rows, arguments, encoded.collator)
         try:
             for task, some in looked_at.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -19,6 +20,7 @@ from radargate.io.places import public_name
 from radargate.io.processes import is_main_process
 from radargate.io.records import append_records, file_hash, make_record, read_records, write_atomic
 from radargate.training import processes
+from radargate.training.options import AUTO, GateTraining
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +96,14 @@ class RunFolder:
                 f"{file} is damaged ({error}). Delete it to begin again with `resume`, or choose another `out`."
             ) from error
         return found
+
+    def begun(self, options: GateTraining) -> GateTraining:
+        """Options of a run here; where the gate is left to us, one that goes on keeps the gate that it began with."""
+        if options.gate == AUTO and (self.path / "run.json").exists():
+            before = self.read("run.json").get("options", {})
+            kept = {key: before[key] for key in ("gate", "gate_options") if key in before}
+            options = dataclasses.replace(options, **kept)
+        return options.resolved()
 
     def dtype(self, base: str, asked: str | None, device: str | None) -> str | None:
         """The base's dtype for a run here: one that goes on keeps what it began with, on any machine.

@@ -65,11 +65,7 @@ class Trials:
         self.model: Any = load_for(base, adapters, options.head, dtype or CHECKPOINT, device)
         self.tokenizer = load_tokenizer(base)
         self.training = GateTraining(
-            batch_size=options.batch_size,
-            max_length=options.max_length,
-            seed=options.seed,
-            head=options.head,
-            save_every=0,
+            **options.batching(), seed=options.seed, head=options.head, save_every=0
         ).resolved()
         scored = [row for part in (held.validation, held.test) for rows in part.values() for row in rows]
         scorer_for(self.model, self.tokenizer, self._scoring(1)).check(scored)  # before hours are spent

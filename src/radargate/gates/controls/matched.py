@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from radargate.errors import OptionError
 from radargate.gates.base import GateSite
 from radargate.gates.rotation import rotation_size
 from radargate.gates.stretch import StretchGate
+from radargate.registry import bounded
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,8 @@ class MatchedOptions(StretchGate.Options):
         rotation_rank: r_a of the radar gate that is matched.
     """
 
-    rank: int = 0
-    rotation_rank: int = 8
-
-    def __post_init__(self) -> None:
-        """Check every value."""
-        super().__post_init__()
-        if self.rank < 0 or self.rotation_rank < 1:
-            raise OptionError(f"rank is {self.rank} and rotation_rank {self.rotation_rank}, expected at least 0 and 1.")
+    rank: int = bounded(0, least=0)
+    rotation_rank: int = bounded(8, least=1)
 
     def rank_at(self, site: GateSite, numbers: int) -> int:
         """The rank at a site, where each rank costs so many numbers."""

@@ -10,6 +10,7 @@ from radargate.errors import OptionError
 from radargate.gates.base import Call, GateSite
 from radargate.gates.rotation import rotation_size
 from radargate.gates.stretch import StretchGate, StretchOptions
+from radargate.registry import bounded
 
 
 class MLPGate(StretchGate):
@@ -26,18 +27,14 @@ class MLPGate(StretchGate):
             rotation_rank: r_a of the radar gate that is matched.
         """
 
-        hidden: int = 0
-        rotation_rank: int = 8
+        hidden: int = bounded(0, least=0)
+        rotation_rank: int = bounded(8, least=1)
 
         def __post_init__(self) -> None:
             """Check every value."""
             super().__post_init__()
             if self.gate_input != "input":
                 raise OptionError(f"gate_input is {self.gate_input!r}, but gate='mlp' looks at the input only.")
-            if self.hidden < 0 or self.rotation_rank < 1:
-                raise OptionError(
-                    f"hidden is {self.hidden} and rotation_rank {self.rotation_rank}, expected at least 0 and 1."
-                )
 
     def __init__(self, site: GateSite, options: Options) -> None:
         super().__init__(site, options)

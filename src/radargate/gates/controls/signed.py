@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from radargate import ops
-from radargate.errors import OptionError
 from radargate.gates.base import Call, Gate, GateSite
+from radargate.registry import bounded
 
 
 class SignedGate(Gate):
@@ -24,12 +24,7 @@ class SignedGate(Gate):
         init_std: spread of the initial θ; b starts at 1/n.
         """
 
-        init_std: float = 0.002
-
-        def __post_init__(self) -> None:
-            """Check every value."""
-            if self.init_std < 0:
-                raise OptionError(f"init_std is {self.init_std}, expected 0 or more.")
+        init_std: float = bounded(0.002, least=0)
 
     def __init__(self, site: GateSite, options: Options) -> None:
         super().__init__(site, options)

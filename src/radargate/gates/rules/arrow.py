@@ -16,6 +16,7 @@ from radargate.errors import OptionError
 from radargate.experts.prototypes import top_input_direction
 from radargate.gates.base import Call, Gate, GateOutput, GateSite
 from radargate.gates.rules.base import as_names, check_names, mixed_codes, split
+from radargate.registry import bounded, one_of
 
 MIXING = ("outputs", "ab")
 
@@ -44,16 +45,13 @@ class ArrowRule(Gate):
         general: experts whose common part is subtracted from all the others.
         """
 
-        temperature: float = 1.0
-        mixing: str = "outputs"
+        temperature: float = bounded(1.0, above=0)
+        mixing: str = one_of("outputs", MIXING)
         normalize_x: bool = False
         general: Sequence[str] = ()
 
         def __post_init__(self) -> None:
             """Check every value."""
-            if not 0 < self.temperature < float("inf"):
-                raise OptionError(f"temperature is {self.temperature}, expected a number above 0.")
-            ops.check_choice("mixing", self.mixing, MIXING)
             object.__setattr__(self, "general", as_names(self.general, "general"))
 
     def __init__(self, site: GateSite, options: Any) -> None:

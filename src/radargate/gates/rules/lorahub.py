@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from radargate import ops
 from radargate.architectures.base import Codes
-from radargate.errors import OptionError, RadarGateError
+from radargate.errors import RadarGateError
 from radargate.gates.base import Call, GateSite
 from radargate.gates.rules.base import MixedApartRule, StaticRule, as_weights, check_weights
 from radargate.gates.rules.searched import Batch, Found, SearchedRule
+from radargate.registry import bounded, one_of
 
 logger = logging.getLogger(__name__)
 
@@ -51,24 +51,15 @@ class LoraHubRule(SearchedRule, MixedApartRule):
         weights: expert → w, to use as they are instead of searching.
         """
 
-        form: str = "faithful"
-        budget: int = 40
-        examples: int = 5
-        l1: float = 0.05
-        bound: float = 1.5
+        form: str = one_of("faithful", FORMS)
+        budget: int = bounded(40, least=1)
+        examples: int = bounded(5, least=1)
+        l1: float = bounded(0.05, least=0)
+        bound: float = bounded(1.5, above=0)
         weights: Mapping[str, float] = field(default_factory=dict)
 
         def __post_init__(self) -> None:
             """Check every value."""
-            ops.check_choice("form", self.form, FORMS)
-            for name in ("budget", "examples"):
-                value = getattr(self, name)
-                if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                    raise OptionError(f"{name} is {value!r}, expected a whole number of at least 1.")
-            if not 0 <= self.l1 < float("inf"):
-                raise OptionError(f"l1 is {self.l1}, expected a finite number of at least 0.")
-            if not 0 < self.bound < float("inf"):
-                raise OptionError(f"bound is {self.bound}, expected a finite number above 0.")
             object.__setattr__(self, "weights", as_weights(self.weights, negative=True))
 
     weights: Tensor

@@ -16,7 +16,6 @@ import torch
 from peft.utils.merge_utils import dare_linear, dare_ties, ties
 from torch import Tensor, nn
 
-from radargate import ops
 from radargate.base_models.loading import meta_base
 from radargate.experts.adapters import read_adapter
 from radargate.experts.bank import check_equal_ranks, header_ranks, load_bank, write_expert
@@ -24,6 +23,8 @@ from radargate.experts.heads import choose_head
 from radargate.gates.base import make_options
 from radargate.gates.rules import RULES
 from radargate.gates.rules.merging_rule import MergingRule, TrimOptions
+from radargate.ops.choices import check_choice
+from radargate.registry import bounded, one_of
 
 SPACES = ("auto", "factors", "delta")
 
@@ -38,12 +39,7 @@ class EntryOptions(TrimOptions):
             at the site); ``"auto"`` the first where all ranks of a site agree, else the second.
     """
 
-    space: str = "auto"
-
-    def __post_init__(self) -> None:
-        """Check every value."""
-        super().__post_init__()
-        ops.check_choice("space", self.space, SPACES)
+    space: str = one_of("auto", SPACES)
 
 
 class EntryRule(MergingRule):
@@ -115,13 +111,8 @@ class DareRule(EntryRule):
         combination: ``"linear"`` adds what is left; ``"ties"`` elects signs first.
         """
 
-        density: float = 0.5
-        combination: str = "linear"
-
-        def __post_init__(self) -> None:
-            """Check every value."""
-            super().__post_init__()
-            ops.check_choice("combination", self.combination, ("linear", "ties"))
+        density: float = bounded(0.5, above=0, most=1)
+        combination: str = one_of("linear", ("linear", "ties"))
 
     @classmethod
     def combine(cls, tensors: list[Tensor], weights: Tensor, options: Any) -> Tensor:
@@ -155,7 +146,7 @@ def merge_adapters(
         OptionError: an option that cannot work.
     """
     rules = {name: rule for name in RULES if issubclass(rule := RULES.get(name), MergingRule)}
-    ops.check_choice("method", method, tuple(rules))
+    check_choice("method", method, tuple(rules))
     rule = rules[method]
     made = make_options(rule, options)
     rule.check(made, [str(name) for name in adapters], "mole")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,13 +10,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from radargate import ops
-from radargate.errors import AdapterError, OptionError
+from radargate.errors import AdapterError
 from radargate.experts.bank import ExpertBank, SiteBank
 from radargate.experts.plain import plain_bank
 from radargate.gates.base import OneExpert
 from radargate.gates.rules.base import as_weights, check_weights
 from radargate.gates.rules.calibration import calibrated, energy_ratio
+from radargate.registry import bounded, one_of
 
 SIGN_METHODS = ("total", "frequency")
 CALIBRATIONS = ("none", "pico")
@@ -36,17 +35,12 @@ class MergeOptions:
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
-    rank: int = 0
-    scaling: float = 1.0
-    calibration: str = "none"
+    rank: int = bounded(0, least=0)
+    scaling: float = bounded(1.0, above=0)
+    calibration: str = one_of("none", CALIBRATIONS)
 
     def __post_init__(self) -> None:
         """Check every value."""
-        ops.check_choice("calibration", self.calibration, CALIBRATIONS)
-        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 0:
-            raise OptionError(f"rank is {self.rank!r}, expected a whole number of at least 0.")
-        if isinstance(self.scaling, bool) or not 0 < self.scaling < math.inf:
-            raise OptionError(f"scaling is {self.scaling}, expected a number above 0.")
         object.__setattr__(self, "weights", as_weights(self.weights, negative=True))
 
 
@@ -59,15 +53,8 @@ class TrimOptions(MergeOptions):
         sign_method: which sign wins: that of the ``"total"``, or the more frequent one (``"frequency"``).
     """
 
-    density: float = 0.2
-    sign_method: str = "total"
-
-    def __post_init__(self) -> None:
-        """Check every value."""
-        super().__post_init__()
-        if isinstance(self.density, bool) or not 0 < self.density <= 1:
-            raise OptionError(f"density is {self.density}, expected a share above 0 and at most 1.")
-        ops.check_choice("sign_method", self.sign_method, SIGN_METHODS)
+    density: float = bounded(0.2, above=0, most=1)
+    sign_method: str = one_of("total", SIGN_METHODS)
 
 
 class MergingRule(OneExpert):

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from radargate import ops
 from radargate.errors import OptionError
 from radargate.gates.rules.base import MixedApartRule, as_names, as_weights, check_names, check_weights
+from radargate.registry import one_of
 
 OPERATIONS = ("add", "negate", "analogy")
 ROLES = ("task", "target", "source")
@@ -40,14 +40,13 @@ class PEMsRule(MixedApartRule):
             experts of the ``target`` and the ``source`` domain.
         """
 
-        operation: str = "add"
+        operation: str = one_of("add", OPERATIONS)
         weights: Mapping[str, float] = field(default_factory=dict)
         negated: Sequence[str] = ()
         analogy: Mapping[str, str] = field(default_factory=dict)
 
         def __post_init__(self) -> None:
             """Check every value, and the combinations."""
-            ops.check_choice("operation", self.operation, OPERATIONS)
             weights = as_weights(self.weights, negative=False)
             if weights and not sum(weights.values()) > 0:
                 raise OptionError("weights are all 0, expected at least one above 0.")

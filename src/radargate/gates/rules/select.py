@@ -13,6 +13,7 @@ from radargate import ops
 from radargate.errors import OptionError
 from radargate.gates.base import Call, Gate
 from radargate.gates.router.examples import PROMPTS, WAYS, ReadsExamples
+from radargate.registry import bounded, one_of
 
 USES = ("best", "weighted")
 SCOPES = ("prompt", "text")
@@ -49,27 +50,19 @@ class SelectRule(ReadsExamples, Gate):
         prompts: rows read of each expert's task, where rows are the examples.
         """
 
-        by: str = "classifier"
-        use: str = "best"
-        scope: str = "prompt"
-        features: str = "embedding"
-        temperature: float = 1.0
+        by: str = one_of("classifier", WAYS)
+        use: str = one_of("best", USES)
+        scope: str = one_of("prompt", SCOPES)
+        features: str = one_of("embedding", FEATURES)
+        temperature: float = bounded(1.0, above=0)
         prompts: int = PROMPTS
 
         def __post_init__(self) -> None:
             """Check every value."""
-            ops.check_choice("by", self.by, WAYS)
-            ops.check_choice("use", self.use, USES)
-            ops.check_choice("scope", self.scope, SCOPES)
-            ops.check_choice("features", self.features, FEATURES)
             if self.features == "hidden" and self.scope != "prompt":
                 raise OptionError(
                     "features='hidden' is known of whole prompts only. Use scope='prompt', or features='embedding'."
                 )
-            if not 0 < self.temperature < float("inf"):
-                raise OptionError(f"temperature is {self.temperature}, expected a number above 0.")
-            if self.prompts < 1:
-                raise OptionError(f"prompts is {self.prompts}, expected at least 1.")
 
     @classmethod
     def check_joins(cls, options: Any) -> None:

@@ -13,6 +13,7 @@ from radargate import ops
 from radargate.errors import OptionError
 from radargate.gates.base import Call, Gate, GateSite
 from radargate.gates.rules.base import split
+from radargate.registry import bounded, one_of
 
 CALIBRATIONS = ("none", "directions", "rows")
 
@@ -44,14 +45,8 @@ class SpectrRule(Gate):
         calibration: what makes experts comparable: ``"none"``, ``"directions"`` or ``"rows"``.
         """
 
-        temperature: float = 1.0
-        calibration: str = "none"
-
-        def __post_init__(self) -> None:
-            """Check every value."""
-            if not 0 < self.temperature < float("inf"):
-                raise OptionError(f"temperature is {self.temperature}, expected a number above 0.")
-            ops.check_choice("calibration", self.calibration, CALIBRATIONS)
+        temperature: float = bounded(1.0, above=0)
+        calibration: str = one_of("none", CALIBRATIONS)
 
     def __init__(self, site: GateSite, options: Any) -> None:
         super().__init__(site, options)

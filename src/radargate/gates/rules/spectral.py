@@ -15,9 +15,9 @@ import torch
 from peft.utils.merge_utils import ties
 from torch import Tensor
 
-from radargate import ops
 from radargate.errors import OptionError
 from radargate.gates.rules.merging_rule import MergeOptions, MergingRule, TrimOptions
+from radargate.registry import bounded, one_of
 
 
 class SpectralRule(MergingRule):
@@ -50,12 +50,7 @@ class KnotsRule(SpectralRule):
             the updates, by default their mean.
         """
 
-        combination: str = "ties"
-
-        def __post_init__(self) -> None:
-            """Check every value."""
-            super().__post_init__()
-            ops.check_choice("combination", self.combination, ("ties", "linear"))
+        combination: str = one_of("ties", ("ties", "linear"))
 
     @classmethod
     def merge(
@@ -131,15 +126,7 @@ class IsoRule(SpectralRule):
         common_space_fraction: share of the result's directions taken from the sum; 1 is Iso-C, the Iso-CTS paper has 0.8.
         """
 
-        common_space_fraction: float = 1.0
-
-        def __post_init__(self) -> None:
-            """Check every value."""
-            super().__post_init__()
-            if isinstance(self.common_space_fraction, bool) or not 0 <= self.common_space_fraction <= 1:
-                raise OptionError(
-                    f"common_space_fraction is {self.common_space_fraction}, expected a share from 0 to 1."
-                )
+        common_space_fraction: float = bounded(1.0, least=0, most=1)
 
     @classmethod
     def merge(
