@@ -8,7 +8,7 @@ MEASURED := runs/speed
 AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder
 GRID := --literal-megabytes 256 --rounds 3
 
-.PHONY: install demo test test-all test-vllm lint bench bench-avx2 format clean
+.PHONY: install demo test test-all test-vllm lint pages tutorials docs bench bench-avx2 format clean
 
 install: $(STAMP)
 
@@ -37,6 +37,19 @@ lint: install
 	$(BIN)/ruff check src tests benchmarks examples
 	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/mypy
+	$(BIN)/mkdocs build --strict --quiet --clean
+
+# every page that holds numbers, from the records in benchmarks/results and the sentences in docs/templates
+pages: install
+	$(BIN)/python benchmarks/pages/make_pages.py
+
+# the tutorials, by running the scripts of examples/ (some minutes)
+tutorials: install
+	$(BIN)/python benchmarks/pages/tutorials.py
+
+# the documentation at http://127.0.0.1:8000
+docs: install
+	$(BIN)/mkdocs serve --strict
 
 # speed and memory on this machine, into benchmarks/results/speed (half an hour on 2 cores)
 bench: install
@@ -51,7 +64,7 @@ bench: install
 	$(BIN)/radargate bench serve --experts 8 --out $(MEASURED)/serve.jsonl
 	$(BIN)/radargate bench footprint --out $(MEASURED)/footprint.jsonl
 	mv $(MEASURED)/*.jsonl $(SPEED)/
-	$(BIN)/python benchmarks/pages/results_table.py
+	$(MAKE) pages
 
 # the same with the instructions of a processor that has AVX2 at most, into benchmarks/results/speed-avx2 (a quarter of an hour)
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 CXX="g++ -mno-avx512f" RADARGATE_CACHE=$(CURDIR)/$(MEASURED)/cache
@@ -62,7 +75,7 @@ bench-avx2: install
 	$(AVX2) $(BIN)/radargate bench decode --rounds 3 --batch 1 --out $(MEASURED)/decode.jsonl
 	$(AVX2) $(BIN)/radargate bench serve --experts 8 --out $(MEASURED)/serve.jsonl
 	mv $(MEASURED)/*.jsonl $(SPEED)-avx2/
-	$(BIN)/python benchmarks/pages/results_table.py
+	$(MAKE) pages
 
 format: install
 	$(BIN)/ruff check --fix src tests benchmarks examples

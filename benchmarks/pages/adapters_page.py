@@ -34,7 +34,7 @@ def page() -> str:
             [
                 "# Adapters from anywhere",
                 "What RadarGate says to an adapter of each kind, on a tiny Llama: `radargate doctor BASE ADAPTER…` prints the same. Nothing in a file is "
-                "executed or imported. Made by `benchmarks/pages/results_table.py`, which gives one of each kind to the reader.",
+                "executed or imported. Made by `make pages`, which gives one of each kind to the reader.",
                 markdown(["adapter", "answer"], rows),
                 "A trained head (`modules_to_save`) is kept where all experts agree on one, or `head` names whose: see "
                 "[which models](compatibility.md#which-models). Hostile files are another matter: [SECURITY.md](../SECURITY.md).",

@@ -35,7 +35,7 @@ def page() -> str:
     one = next(iter(newest.values()))
     parts = [
         "# Scale",
-        "Made by `benchmarks/pages/results_table.py` from the records in `benchmarks/results/scale/`; `benchmarks/speed/scale.py` makes new ones.",
+        "Made by `make pages` from the records in `benchmarks/results/scale/`; `benchmarks/speed/scale.py` makes new ones.",
         COMMANDS,
         "Cells are the unit of a grid: each has an id that hashes what it depends on, and its records are written whole or not at all. "
         "So slots, a Ray cluster and a plain run share one records file, a worker that dies loses its own cell only, and `--resume` "

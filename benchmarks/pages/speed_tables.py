@@ -1,4 +1,4 @@
-"""docs/speed.md, its pictures and the README's sentence on speed, from the records of `radargate bench`."""
+"""docs/speed.md, its pictures and the README's two figures, from the records of `radargate bench`."""
 
 from __future__ import annotations
 
@@ -39,23 +39,10 @@ def records(folder: Path = SPEED) -> list[Record]:
     return found
 
 
-def sentence() -> str:
-    """A training step and decoding beside one LoRA, for the README."""
-    found = records()
-    if not found:
-        return "- **Speed:** not recorded yet; `make bench` measures it on your machine."
-    train, answer = (
-        _times(
-            next(r for r in _of(found, suite) if r["experts"] == 8 and r.get("prompts") != 16)["metrics"]["times_lora"][
-                "radar"
-            ]
-        )
-        for suite in ("bench-step", "bench-decode")
-    )
-    return (
-        f"- **Speed:** with eight adapters a training step of `radar` takes {train} × one of a plain LoRA, a token of an answer {answer} × "
-        f"({found[0]['machine']['cpu']}; [more](docs/speed.md))."
-    )
+def times_lora(suite: str, experts: int = 8) -> str:
+    """A radar gate's time as a multiple of one LoRA's, for the README: ``bench-step`` or ``bench-decode``."""
+    record = next(r for r in _of(records(), suite) if r["experts"] == experts and r.get("prompts") != 16)
+    return _times(record["metrics"]["times_lora"]["radar"])
 
 
 def page() -> str:
@@ -64,7 +51,7 @@ def page() -> str:
     machine = found[0]["machine"]
     parts = [
         "# Speed",
-        "Made by `benchmarks/pages/results_table.py` from the records in `benchmarks/results/speed/`; `make bench` makes new ones on your machine.",
+        "Made by `make pages` from the records in `benchmarks/results/speed/`; `make bench` makes new ones on your machine.",
         f"All figures: {machine['cpu']} ({machine['vectors']}), {found[0]['threads']} threads, float32. Every ratio is the median over rounds in which all systems "
         "take turns; brackets are quartiles over rounds. Before anything is timed its result is checked against float64. "
         "No GPU figure has been measured yet.",

@@ -27,4 +27,4 @@ RECORDS=benchmarks/results/three_seeds
 cp "$OUT/experts/records.jsonl" "$RECORDS/experts.jsonl"
 cat "$OUT"/{uniform,stretch-0,stretch-1,stretch-2,radar-0,radar-1,radar-2}/records.jsonl > "$RECORDS/train.jsonl"
 cat "$OUT"/scored/*.jsonl > "$RECORDS/scores.jsonl"
-python benchmarks/pages/results_table.py
+make pages

@@ -21,6 +21,8 @@ from radargate.paper.tables import axis_table, family_table, last_table, loss_ta
 from radargate.report import charts
 from radargate.report.table import Table
 
+_SUBJECTS = ("select", "radar router=text", "radar", "union LoRA on all rows")
+_UNITS = {"acc": "mean accuracy (share of right answers)", "nll": "mean NLL (nats a token)"}
 Figure = tuple[str, Callable[[], str]]  # what it shows, and what draws it
 
 
@@ -147,7 +149,13 @@ def _interval_figure(found: Findings, metric: str) -> Figure:
     rows = [(found.drawn(s.label), _spread(s)) for s in ranked if s not in off]
     caption = f"Mean {WORDS[metric]} over tasks with 95 % intervals over rows, seeds averaged"
     caption += _left_out(off)
-    return caption, lambda: charts.intervals(rows, f"mean {WORDS[metric]}", caption)
+    shown = [found.drawn(label) for label in _emphasised([s.label for s in ranked])]
+    return caption, lambda: charts.intervals(rows, _UNITS[metric], caption, shown)
+
+
+def _emphasised(labels: Sequence[str]) -> list[str]:
+    """The systems that a figure is about; all others are grey."""
+    return [label for name in _SUBJECTS for label in labels if label.partition(" (")[0] == name]
 
 
 def _off_scale(ranked: Sequence[Standing]) -> list[Standing]:
@@ -178,13 +186,13 @@ def _axis_figures(found: Findings) -> list[Figure]:
         caption = f"Mean {WORDS[metric]} over tasks with 95 % intervals over rows, by {AXES[found.axis]}"
         if found.axis in ("bases", "leave_one_out") or len(ranked) < 2:
             rows = [(f"{found.drawn(s.label)}, {found.short(v)}", _spread(s)) for v in ranked for s in ranked[v]]
-            figures.append((caption, partial(charts.intervals, rows, f"mean {WORDS[metric]}", caption)))
+            subjects = [(label, v) for v in ranked for label in _emphasised([s.label for s in ranked[v]])]
+            shown = [f"{found.drawn(label)}, {found.short(v)}" for label, v in subjects]
+            figures.append((caption, partial(charts.intervals, rows, _UNITS[metric], caption, shown)))
             continue
         off = [_off_scale(each) for each in ranked.values()]
-        composed = {
-            label for results in found.by_value.values() for label, s in results.systems.items() if s.architecture
-        }
-        references = [label for label in found.systems() if label not in composed]
+        emphasised = _emphasised(found.systems())
+        references = [found.drawn(label) for label in found.systems() if label not in emphasised]
         lines = {
             found.drawn(label): {
                 found.short(v): (s.value, s.low, s.high) for v in ranked for s in ranked[v] if s.label == label
@@ -194,5 +202,5 @@ def _axis_figures(found: Findings) -> list[Figure]:
         }
         caption += _left_out(off[0] if all(off) else [])
         title = "training rows a task" if found.axis == "rows" else AXES[found.axis]
-        figures.append((caption, partial(charts.series, lines, title, f"mean {WORDS[metric]}", caption, references)))
+        figures.append((caption, partial(charts.series, lines, title, _UNITS[metric], caption, references)))
     return figures

@@ -15,6 +15,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 
 
+GREY = "0.55"  # of systems that are there for comparison
+
 WIDTH = 4.6  # inches: on a phone the letters then keep their size; pages draw charts no wider than 34rem
 LABEL = 26  # letters of a system's name in one line
 LEGEND = 52  # letters of a line of names above a chart, each with its piece of line
@@ -44,17 +46,26 @@ def svg(figure: Any, description: str) -> str:
 
 
 def intervals(
-    rows: Sequence[tuple[str, Mapping[str, float]]], label: str, description: str, highlight: Sequence[str] = ()
+    rows: Sequence[tuple[str, Mapping[str, float]]],
+    label: str,
+    description: str,
+    highlight: Sequence[str] = (),
+    zero: bool = False,
 ) -> str:
-    """One line a system: value and 95 % interval."""
+    """One line a system: value and 95 % interval. Systems in ``highlight`` are coloured, all others grey.
+
+    ``zero`` draws a line there, for differences.
+    """
     names = [textwrap.fill(name, LABEL, break_long_words=False) for name, _ in rows]
     lines = max(name.count("\n") + 1 for name in names)
     figure, axes = _figure(WIDTH, (0.12 + 0.18 * lines) * len(rows) + 0.8)
     for place, (name, metric) in enumerate(reversed(rows)):
-        colour = COLOURS[1] if name in highlight else COLOURS[0]
+        colour = COLOURS[0] if name.replace("\n", " ") in highlight or not highlight else GREY
         axes.plot([metric["low"], metric["high"]], [place, place], color=colour, linewidth=2)
         axes.plot(metric["value"], place, "o", color=colour)
         axes.annotate(f"{metric['value']:.2f}", (metric["high"], place), xytext=(6, -4), textcoords="offset points")
+    if zero:
+        axes.axvline(0, color=GREY, linewidth=1, linestyle=":")
     axes.set_yticks(range(len(rows)), names[::-1])
     axes.set_xlabel(label)
     axes.margins(x=0.18)
@@ -98,7 +109,7 @@ def series(
         at = [ticks.index(place) + aside for place in each]
         value, low, high = zip(*each.values(), strict=True)
         grey = name in references
-        colour, shape = ("0.45", "s") if grey else (COLOURS[number % 7], "o")
+        colour, shape = (GREY, "s") if grey else (COLOURS[number % 7], "o")
         axes.plot(
             at,
             value,

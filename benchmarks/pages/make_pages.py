@@ -1,0 +1,44 @@
+"""Make every page that holds numbers, and its pictures, from records: `make pages`."""
+
+from __future__ import annotations
+
+import sys
+
+import adapters_page
+import claims
+import experiment_pages
+import records_page
+import scale_page
+import speed_tables
+import templates
+from sources import ROOT, sources
+
+
+def main() -> int:
+    """Write the pages; what is no longer made is removed."""
+    made = pages()
+    for stale in set((ROOT / "docs" / "results").glob("*")) - {ROOT / name for name in made}:
+        stale.unlink()
+    for name, text in made.items():
+        (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
+        (ROOT / name).write_text(text, encoding="utf-8")
+    return 0
+
+
+def pages() -> dict[str, str]:
+    """File, below the repository → its text, from records and templates."""
+    found = sources()
+    docs = {
+        "adapters.md": adapters_page.page(),
+        "scale.md": scale_page.page(),
+        "speed.md": speed_tables.page(),
+        "results/records.html": records_page.records_page(),
+        **speed_tables.pictures(),
+        **experiment_pages.pages(found),
+        **claims.figures(found),
+    }
+    return {f"docs/{name}": text for name, text in docs.items()} | templates.filled(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
