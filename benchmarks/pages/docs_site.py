@@ -13,9 +13,14 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "benchmarks")]
 
-import reference
+import reference  # noqa: E402
 
-AT_ROOT = {"README.md": "index.md", "SECURITY.md": "security.md", "CHANGELOG.md": "changes.md", "CONTRIBUTING.md": "contributing.md"}
+AT_ROOT = {
+    "README.md": "index.md",
+    "SECURITY.md": "security.md",
+    "CHANGELOG.md": "changes.md",
+    "CONTRIBUTING.md": "contributing.md",
+}
 EXPERIMENTS = "Experiments"  # the heading of the navigation that lists one page each
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
@@ -25,7 +30,9 @@ def on_config(config: Any) -> Any:
     for entry in config.nav:
         for part in next(iter(entry.values())) if isinstance(next(iter(entry.values())), list) else ():
             if isinstance(part, dict) and EXPERIMENTS in part:
-                part[EXPERIMENTS] += [f"results/{file.name}" for file in sorted((ROOT / "docs" / "results").glob("*.md"))]
+                part[EXPERIMENTS] += [
+                    f"results/{file.name}" for file in sorted((ROOT / "docs" / "results").glob("*.md"))
+                ]
     return config
 
 

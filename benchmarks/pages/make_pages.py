@@ -11,7 +11,9 @@ import records_page
 import scale_page
 import speed_tables
 import templates
-from sources import ROOT, sources
+from radargate.io.records import read_records
+from radargate.paper.skills.page import report_of
+from sources import RESULTS, ROOT, sources
 
 
 def main() -> int:
@@ -36,8 +38,15 @@ def pages() -> dict[str, str]:
         **speed_tables.pictures(),
         **experiment_pages.pages(found),
         **claims.figures(found),
+        **_skills(),
     }
     return {f"docs/{name}": text for name, text in docs.items()} | templates.filled(found)
+
+
+def _skills() -> dict[str, str]:
+    """The report of the experiment on composed skills, as the command writes it."""
+    file = RESULTS / "skills" / "records.jsonl"
+    return {"results/skills.md": report_of(read_records(file))[0]} if file.exists() else {}
 
 
 if __name__ == "__main__":

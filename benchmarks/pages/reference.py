@@ -19,7 +19,6 @@ from radargate.gates.rules import RULES
 from radargate.registry import Registry
 from radargate.report.table import markdown
 
-
 PAGES = ("commands.md", "options.md", "systems.md", "api.md")
 WIDTH = 100  # letters of a line of --help
 OPTIONS = (
@@ -59,7 +58,10 @@ def commands() -> str:
 
 def options() -> str:
     """Every dataclass of options that people type, then those of gates, rules and architectures."""
-    parts = ["# Options", "Name, default and meaning of every option, from the code. [Readings of the paper](../readings.md) says why they are there."]
+    parts = [
+        "# Options",
+        "Name, default and meaning of every option, from the code. [Readings of the paper](../readings.md) says why they are there.",
+    ]
     for place in OPTIONS:
         module, _, name = place.partition(":")
         parts += _fields(name, getattr(importlib.import_module(module), name))
@@ -97,8 +99,16 @@ def _fields(title: str, options: Any, level: str = "##") -> list[str]:
     rows = []
     for field in dataclasses.fields(options):
         text = field.metadata.get("help") or described.get(field.name, "")
-        default = field.default if field.default is not dataclasses.MISSING else "{}" if field.default_factory is dict else ""
-        rows.append([f"`{field.name}`", f"`{default!r}`" if field.default is not dataclasses.MISSING else str(default), _escaped(text() if callable(text) else text)])
+        default = (
+            field.default if field.default is not dataclasses.MISSING else "{}" if field.default_factory is dict else ""
+        )
+        rows.append(
+            [
+                f"`{field.name}`",
+                f"`{default!r}`" if field.default is not dataclasses.MISSING else str(default),
+                _escaped(text() if callable(text) else text),
+            ]
+        )
     return [f"{level} {title}", markdown(["option", "default", "meaning"], rows)]
 
 

@@ -81,6 +81,8 @@ def sources() -> dict[str, Source]:
 def _source(folder: Path) -> Source | None:
     records = [r for name in ("records", "scores") for r in _read(folder / f"{name}.jsonl")]
     suites = {r["suite"] for r in records}
+    if any(r["suite"] == "experiment" and r["case"].startswith("skills") for r in records):
+        return None  # its page is the command's own report
     if "experiment" in suites:
         findings = read_findings(records)
         return Source(folder, findings.by_value, findings)

@@ -48,7 +48,9 @@ def _run(script: str) -> str:
         finally:
             os.chdir(here)
             sys.argv = words
-    parts.append(f"The whole script: [examples/{script}.py](../../examples/{script}.py). This page was made by running it (`make tutorials`).")
+    parts.append(
+        f"The whole script: [examples/{script}.py](../../examples/{script}.py). This page was made by running it (`make tutorials`)."
+    )
     return "\n\n".join(parts) + "\n"
 
 

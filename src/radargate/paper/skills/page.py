@@ -22,15 +22,21 @@ Lines = list[str]
 
 def write_report(records: Sequence[Mapping[str, Any]], out: str | Path) -> tuple[Path, str]:
     """Write ``report.md`` into ``out``; returns its path and the summary that the command line prints."""
+    text, summary = report_of(records)
+    report = Path(out) / "report.md"
+    with writing("the report", Path(out)):
+        write_atomic(report, text)
+    return report, summary
+
+
+def report_of(records: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """The whole report, and its summary."""
     plan = [r for r in records if r["suite"] == SUITE][-1]
-    cells, out = read_cells(records), Path(out)
+    cells = read_cells(records)
     summary = _heading(plan, records) + _found(cells)
     lines = [f"# {plan['case']}", "", *summary, *_experts(records), *_by_budget(cells), *_contrast(cells)]
     lines += [*_parts(cells), *_mistakes(cells), *_settings(plan)]
-    report = out / "report.md"
-    with writing("the report", out):
-        write_atomic(report, "\n".join(lines) + "\n")
-    return report, "\n".join(summary)
+    return "\n".join(lines) + "\n", "\n".join(summary)
 
 
 def _heading(plan: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Lines:
