@@ -8,7 +8,7 @@ MEASURED := runs/speed
 AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder
 GRID := --literal-megabytes 256 --rounds 3
 
-.PHONY: install demo test test-all lint pages bench bench-avx2 format clean
+.PHONY: install demo test test-all lint pages tutorials docs bench bench-avx2 format clean
 
 install: $(STAMP)
 
@@ -33,10 +33,19 @@ lint: install
 	$(BIN)/ruff check src tests benchmarks examples
 	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/mypy
+	$(BIN)/mkdocs build --strict --quiet --clean
 
 # every page that holds numbers, from the records in benchmarks/results and the sentences in docs/templates
 pages: install
 	$(BIN)/python benchmarks/pages/make_pages.py
+
+# the tutorials, by running the scripts of examples/ (some minutes)
+tutorials: install
+	$(BIN)/python benchmarks/pages/tutorials.py
+
+# the documentation at http://127.0.0.1:8000
+docs: install
+	$(BIN)/mkdocs serve --strict
 
 # speed and memory on this machine, into benchmarks/results/speed (half an hour on 2 cores)
 bench: install

@@ -15,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 import claims
 from experiment_pages import p_value
 from radargate.cli.quickstart import summary
+from radargate.io.records import read_records
 from sources import RESULTS, ROOT, Source
 from speed_tables import times_lora
 
@@ -22,6 +23,7 @@ TARGETS = {
     "README.md": "README.md",
     "results.md": "docs/results.md",
     "choosing.md": "docs/choosing.md",
+    "trust.md": "docs/trust.md",
 }
 PAPER = ("stretch", "nexus", "tutel")
 TEMPLATES = ROOT / "docs" / "templates"
@@ -97,13 +99,17 @@ def _names(found: dict[str, Source], name: str) -> dict[str, Callable[..., Any]]
             if len({t.second for t in of}) > 1 and all(t.better == t.first for t in of)
         ]
 
+    def record(file: str, metric: str) -> str:
+        value = read_records(RESULTS / file)[-1]["metrics"][metric]
+        return f"{value:,}" if isinstance(value, int) else f"{value:.2g}"
+
     def quickstart(line: str) -> str:
         printed = summary(RESULTS / "quickstart").replace(str(RESULTS / "quickstart"), "quickstart").splitlines()
         return next(each for each in printed if each.startswith(line))
 
     return {
         "mean": mean, "interval": interval, "test": test, "effect": effect, "chance": chance, "sample": sample, "holds": holds,
-        "signed": signed, "most_seeds": most_seeds, "beats_paper_gates": beats_paper_gates, "rotation": claims.ROTATION, "times_lora": times_lora, "quickstart": quickstart, "pages": _links(found), "counting": lambda experiment, metric: _counting(found[experiment], metric),
+        "signed": signed, "most_seeds": most_seeds, "record": record, "beats_paper_gates": beats_paper_gates, "rotation": claims.ROTATION, "times_lora": times_lora, "quickstart": quickstart, "pages": _links(found), "counting": lambda experiment, metric: _counting(found[experiment], metric),
         "share": lambda experiment, system: f"{found[experiment].standing(system, 'acc').value / found[experiment].standing('oracle', 'acc').value:.0%}".replace("%", " %"),
     }  # fmt: skip
 

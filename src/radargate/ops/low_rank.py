@@ -178,7 +178,7 @@ def rotation_codes(
     Raises:
         BackendError: Triton was asked for and cannot do this.
 
-    Source: Eq. 8, 20; design of the routes in ``docs/method.md``.
+    Source: Eq. 8, 20; design of the routes in ``docs/numerics.md``.
     """
     shape = h.shape[:-1] if ranks is not None else h.shape[:-2]
     if ranks is not None:

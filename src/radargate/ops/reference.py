@@ -2,7 +2,7 @@
 
 Every expert's output is a tensor of its own, [..., n, d_out], and nothing is clever. The oracle of every test;
 too slow and large for use. Source: arXiv 2505.23184, Eqs. 1-4, 8, 13, 17-20, App. B, with the readings of
-its gaps that ``docs/method.md`` lists.
+its gaps that ``docs/readings.md`` lists.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def gram_schmidt(
         order: experts in the order they are taken; None for their own.
         chosen: only these are orthogonalised; None for all.
 
-    Source: OMoE (2501.10062), as docs/method.md reads it.
+    Source: OMoE (2501.10062), as docs/concepts/architectures.md reads it.
     """
     eps = 1e-6 * v.square().sum(-1).mean(-1, keepdim=True) + 1e-12
     done: dict[int, Tensor] = {}

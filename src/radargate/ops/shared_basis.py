@@ -137,7 +137,7 @@ def orthogonal(H: Tensor, norm: str = "none", order: Tensor | None = None, chose
         order: [..., n] experts in the order they are taken; None for their own.
         chosen: [..., n] of 0 and 1: only these are orthogonalised, the others stay.
 
-    Source: OMoE (2501.10062) as read in docs/method.md; `radargate.ops.reference.gram_schmidt` defines the result.
+    Source: OMoE (2501.10062) as read in docs/concepts/architectures.md; `radargate.ops.reference.gram_schmidt` defines the result.
     """
 
     def run(H: Tensor) -> Tensor:

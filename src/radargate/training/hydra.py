@@ -46,7 +46,7 @@ def train_hydra_experts(
 
     Arguments and errors as for `radargate.training.experts.train_experts`. The joint LoRA stays in ``out/.shared``.
 
-    Source: HydraLoRA (NeurIPS 2024), in the recipe of docs/method.md for experts that are trained one by one.
+    Source: HydraLoRA (NeurIPS 2024), in the recipe of docs/concepts/architectures.md for experts that are trained one by one.
     """
     out = Path(out)
     model = load_base(base, dtype=dtype or begun_dtype(out / ".shared"), device=device)
