@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+import readme_tables
 
 import fresh
 import make_pages
-import readme_tables
 from radargate.gates import GATES
 from radargate.gates.rules import RULES
 
