@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-import readme_tables
+import reference
 
 import fresh
 import make_pages
@@ -34,7 +34,7 @@ def test_pages_are_up_to_date():
     ],
 )
 def test_the_first_sentence_of_a_docstring(docstring, sentence):
-    assert readme_tables.first_sentence(docstring) == sentence
+    assert reference.first_sentence(docstring) == sentence
 
 
 def test_the_readme_is_read_in_three_minutes():
