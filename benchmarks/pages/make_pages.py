@@ -11,6 +11,7 @@ import records_page
 import scale_page
 import speed_tables
 import templates
+import trace_picture
 from sources import ROOT, sources
 
 
@@ -32,6 +33,8 @@ def pages() -> dict[str, str]:
         "adapters.md": adapters_page.page(),
         "scale.md": scale_page.page(),
         "speed.md": speed_tables.page(),
+        "trace.svg": trace_picture.picture(),
+        "results/select-of-forty.md": experiment_pages.forty(),
         "results/records.html": records_page.records_page(),
         **speed_tables.pictures(),
         **experiment_pages.pages(found),
