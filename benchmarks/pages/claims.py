@@ -8,7 +8,9 @@ from experiment_pages import drawn, interval_chart
 from radargate.report import charts
 from sources import Source
 
-ROUTED = ("oracle", "union LoRA on all rows", "select", "radar router=text", "radar", "stretch", "uniform", "base")
+STARTED = "stretch router=prompt router_start=select"
+ROUTED = ("oracle", "union LoRA on all rows", STARTED, "select", "radar", "stretch", "uniform", "base")
+CUT = ("oracle", "select", STARTED, "radar router=prompt router_start=select", "radar", "stretch", "uniform")
 CONTROLS = ("lora", "multiplicative", "signed", "vector", "mlp")
 ROTATION = (
     "learnable",
@@ -30,6 +32,7 @@ def figures(found: dict[str, Source]) -> dict[str, str]:
         "select": interval_chart(
             rivals, "acc", "Accuracy of single choices and of mixtures on five routed tasks", ROUTED
         ),
+        "cut": interval_chart(found["routed-cut"], "nll", "NLL where no prompt says which task it belongs to", CUT),
         "router": interval_chart(routed, "nll", "NLL with and without one decision for the whole model", ()),
         "rotation": _differences(
             [(name, found[name], "radar", "stretch") for name in ROTATION],
@@ -51,8 +54,7 @@ def figures(found: dict[str, Source]) -> dict[str, str]:
                 (drawn(name), rivals, name, "select")
                 for name in (
                     "union LoRA on all rows",
-                    "stretch router=prompt router_start=select",
-                    "radar router=text",
+                    STARTED,
                     "radar",
                     "stretch",
                 )

@@ -11,6 +11,7 @@ import records_page
 import scale_page
 import speed_tables
 import templates
+import trace_picture
 from radargate.io.records import read_records
 from radargate.paper.skills.page import report_of
 from sources import RESULTS, ROOT, sources
@@ -34,6 +35,8 @@ def pages() -> dict[str, str]:
         "adapters.md": adapters_page.page(),
         "scale.md": scale_page.page(),
         "speed.md": speed_tables.page(),
+        "trace.svg": trace_picture.picture(),
+        "results/select-of-forty.md": experiment_pages.forty(),
         "results/records.html": records_page.records_page(),
         **speed_tables.pictures(),
         **experiment_pages.pages(found),
