@@ -210,11 +210,20 @@ def _settings(plan: Mapping[str, Any]) -> Lines:
         "learning rates": "; ".join(f"{name} {rate:g}" for name, rate in design["rates"].items()),
         "experts": f"rank {recipe['rank']}, {recipe['steps']} steps, learning rate {recipe['lr']:g}",
         "systems without training": ", ".join(UNTRAINED),
-        "to repeat": f"radargate experiment {plan['case']} --preset {plan['preset']}{' --experts benchmarks/skills' * plan['experts_given']} "
-        f"--dtype {plan['dtype']}",
+        "to repeat": _command(plan),
         "commit": plan["commit"] or "unknown",
     }
     return _table("Settings", ["what", "value"], [[what, value] for what, value in facts.items()])
+
+
+def _command(plan: Mapping[str, Any]) -> str:
+    """What runs these cells, all of them."""
+    design = plan["design"]
+    words = ["radargate experiment", plan["case"], "--preset", plan["preset"], *(["--smoke"] if plan["smoke"] else [])]
+    words += ["--experts benchmarks/skills"] if plan["experts_given"] else []
+    words += [f"--pairs {','.join(design['pairs'])}", *(f"--rows {rows}" for rows in design["rows"])]
+    words += [f"--expert-seeds {design['expert_seeds']} --seeds {design['seeds']}", f"--dtype {plan['dtype']}"]
+    return f"`{' '.join(words)}`"
 
 
 def _table(caption: str, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Lines:
