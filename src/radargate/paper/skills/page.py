@@ -31,11 +31,10 @@ def write_report(records: Sequence[Mapping[str, Any]], out: str | Path) -> tuple
 
 def report_of(records: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """The whole report, and its summary."""
-    plan = [r for r in records if r["suite"] == SUITE][-1]
-    cells = read_cells(records)
-    summary = _heading(plan, records) + _found(cells)
-    lines = [f"# {plan['case']}", "", *summary, *_experts(records), *_by_budget(cells), *_contrast(cells)]
-    lines += [*_parts(cells), *_mistakes(cells), *_settings(plan)]
+    plan, cells = [r for r in records if r["suite"] == SUITE][-1], read_cells(records)
+    summary = [*_heading(plan, records), *_found(cells)]
+    tables = [*_contrast(cells), *_by_budget(cells), *_experts(records), *_parts(cells), *_mistakes(cells)]
+    lines = [f"# {plan['case']}", "", *summary, *tables, *_settings(plan)]
     return "\n".join(lines) + "\n", "\n".join(summary)
 
 
