@@ -9,6 +9,7 @@ import claims
 import experiment_pages
 import records_page
 import scale_page
+import skills_page
 import speed_tables
 import templates
 from radargate.io.records import read_records
@@ -33,6 +34,7 @@ def pages() -> dict[str, str]:
     docs = {
         "adapters.md": adapters_page.page(),
         "scale.md": scale_page.page(),
+        "skills.md": skills_page.page(),
         "speed.md": speed_tables.page(),
         "results/records.html": records_page.records_page(),
         **speed_tables.pictures(),

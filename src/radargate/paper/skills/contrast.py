@@ -46,9 +46,8 @@ class Result:
 
 
 def read_cells(records: Sequence[Mapping[str, Any]]) -> list[Result]:
-    """The finished cells of the plan that came last; a rotating gate with Q = 0 is one of its own."""
-    plan = [r for r in records if r["suite"] == SUITE][-1]
-    planned = {place["id"] for place in plan["plan"]}
+    """The finished cells of all parts that were planned in one folder; a rotating gate with Q = 0 is one of its own."""
+    planned = planned_cells(records)
     cells = {r["case"]: r for r in records if r["suite"] == "cell" and r["case"] in planned}
     evals: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     for r in records:
@@ -62,6 +61,11 @@ def read_cells(records: Sequence[Mapping[str, Any]]) -> list[Result]:
         at = cell["at"]
         found.append(Result(label, at["pair"], at["rows"], at["expert_seed"], cell["cell"]["seed"], tasks, cell))
     return found
+
+
+def planned_cells(records: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Ids of the cells that any run into this folder planned: a grid may be run in parts."""
+    return {place["id"] for r in records if r["suite"] == SUITE for place in r["plan"]}
 
 
 @dataclass(frozen=True)

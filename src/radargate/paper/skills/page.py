@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from radargate.comparison.results import UNTURNED
 from radargate.data.builtin.skills import pair_named, skill_rows
 from radargate.io.disk import writing
 from radargate.io.records import write_atomic
 from radargate.paper.design import SUITE
-from radargate.paper.skills.contrast import Result, contrast, read_cells, verdict
+from radargate.paper.skills.contrast import Result, contrast, planned_cells, read_cells, verdict
 from radargate.paper.skills.design import CONTRAST_ROWS, UNTRAINED
 from radargate.paper.skills.parts import MISTAKES, PARTS, mistakes
 from radargate.report.table import NOTHING, markdown
@@ -34,18 +35,20 @@ def report_of(records: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     plan, cells = [r for r in records if r["suite"] == SUITE][-1], read_cells(records)
     summary = [*_heading(plan, records), *_found(cells)]
     tables = [*_contrast(cells), *_by_budget(cells), *_experts(records), *_parts(cells), *_mistakes(cells)]
-    lines = [f"# {plan['case']}", "", *summary, *tables, *_settings(plan)]
+    plans = {_command(r): r for r in records if r["suite"] == SUITE}
+    lines = [f"# {plan['case']}", "", *summary, *tables, *_settings(plan, list(plans))]
     return "\n".join(lines) + "\n", "\n".join(summary)
 
 
 def _heading(plan: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Lines:
-    done = {r["case"] for r in records if r["suite"] == "cell"} & {place["id"] for place in plan["plan"]}
+    planned = planned_cells(records)
+    done = {r["case"] for r in records if r["suite"] == "cell"} & planned
     size = f"preset {plan['preset']}{', shrunk to a smoke run, which says nothing of quality' * plan['smoke']}"
     left_out = [f"Left out: {reason}." for reason in plan["left_out"]]
     return [
         plan["question"],
         "",
-        f"{len(done)} of {plan['metrics']['cells']} cells finished ({size}).",
+        f"{len(done)} of {len(planned)} planned cells finished ({size}).",
         "",
         *(line for reason in left_out for line in (reason, "")),
     ]
@@ -152,7 +155,7 @@ def _parts(cells: Sequence[Result]) -> Lines:
             for cell in _at(cells, pair, rows):
                 found = (cell.cell["metrics"].get("probe") or {}).get("parts", {}).get(task)
                 first = cell.expert_seed == 0 and cell.seed in (0, None)
-                if found and first and not cell.label.endswith("with Q = 0"):
+                if found and first and UNTURNED not in cell.label:
                     table.append(
                         [
                             cell.label,
@@ -200,7 +203,7 @@ def _facts(atom: str, task: str) -> dict[str, str]:
     return found
 
 
-def _settings(plan: Mapping[str, Any]) -> Lines:
+def _settings(plan: Mapping[str, Any], commands: Sequence[str]) -> Lines:
     design = plan["design"]
     training, recipe = design["training"], design["recipe"]
     facts = {
@@ -209,7 +212,7 @@ def _settings(plan: Mapping[str, Any]) -> Lines:
         "learning rates": "; ".join(f"{name} {rate:g}" for name, rate in design["rates"].items()),
         "experts": f"rank {recipe['rank']}, {recipe['steps']} steps, learning rate {recipe['lr']:g}",
         "systems without training": ", ".join(UNTRAINED),
-        "to repeat": _command(plan),
+        "to repeat": "; ".join(commands),
         "commit": plan["commit"] or "unknown",
     }
     return _table("Settings", ["what", "value"], [[what, value] for what, value in facts.items()])
