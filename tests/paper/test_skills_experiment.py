@@ -265,7 +265,8 @@ def test_the_contrast_claims_nothing_from_one_unit_and_synergy_only_over_all_six
     worse = dict.fromkeys(CONTRAST, 2) | {"radar": 5}
     one = contrast(read_cells(_records(nine[:1], worse)))
     assert [d.other for d in one] == list(CONTRAST[1:]) and all(d.p is None for d in one)
-    assert verdict(one).startswith("No claim")
+    assert verdict(one).startswith("No claim: 1 unit of seeds is in, and with fewer than 8")
+    assert verdict(contrast(read_cells(_records(nine[:7], worse)))).startswith("No claim: 7 units of seeds are in")
     found = contrast(read_cells(_records(nine, worse)))
     assert all(d.mean == pytest.approx(0.3) and d.p == pytest.approx(2 / 512) for d in found)
     assert all(d.corrected == pytest.approx(12 / 512) for d in found) and verdict(found).startswith(

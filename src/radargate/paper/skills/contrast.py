@@ -134,9 +134,13 @@ def _difference(
 
 def verdict(differences: Sequence[Difference]) -> str:
     """What the contrast says, in a sentence."""
-    units = min((len(d.units) for d in differences), default=0)
-    if len(differences) < len(CONTRAST) - 1 or units < 2:
-        return f"No claim: {units} unit of seeds is in, and a claim needs at least two (nine are planned)."
+    units, family = min((len(d.units) for d in differences), default=0), len(CONTRAST) - 1
+    if len(differences) < family or family * 2 / 2**units >= LEVEL:
+        needed = next(n for n in range(1, 99) if family * 2 / 2**n < LEVEL)
+        return (
+            f"No claim: {units} unit{'s' * (units != 1)} of seeds {'is' if units == 1 else 'are'} in, and with fewer than {needed} no "
+            "difference can be significant after Holm's correction (nine are planned)."
+        )
     if all(d.better for d in differences):
         return f"Rotation brings synergy: radar is significantly better than all six, over {units} units of seeds."
     losing = ", ".join(d.other for d in differences if not d.better)

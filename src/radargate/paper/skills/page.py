@@ -66,7 +66,7 @@ def _found(cells: Sequence[Result]) -> Lines:
             word = "better than" if composed[best] > single[alone] else "not better than"
             lines += [
                 f"- {pair}, {rows} rows: the best composition, {best}, has {composed[best]:.3f} exact match, {word} the best single "
-                f"system, {alone}, with {single[alone]:.3f} ({_seeds(_at(cells, pair, rows), best)}).",
+                f"system, {alone}, with {single[alone]:.3f} (the highest of each kind on these rows; {_seeds(_at(cells, pair, rows), best)}).",
             ]
     return [*lines, "", verdict(contrast(cells)), ""]
 
