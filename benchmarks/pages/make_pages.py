@@ -9,6 +9,7 @@ import claims
 import experiment_pages
 import records_page
 import scale_page
+import skills_page
 import speed_tables
 import templates
 import trace_picture
@@ -34,6 +35,7 @@ def pages() -> dict[str, str]:
     docs = {
         "adapters.md": adapters_page.page(),
         "scale.md": scale_page.page(),
+        "skills.md": skills_page.page(),
         "speed.md": speed_tables.page(),
         "trace.svg": trace_picture.picture(),
         "results/select-of-forty.md": experiment_pages.forty(),
