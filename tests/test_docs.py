@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-import reference
 
 import fresh
 import make_pages
+import reference
 from radargate.gates import GATES
 from radargate.gates.rules import RULES
 
