@@ -27,13 +27,12 @@ ROTATION = (
 
 def figures(found: dict[str, Source]) -> dict[str, str]:
     """File, below docs → SVG."""
-    rivals, routed, wide = found["routed-rivals"], found["routed"], found["generalization"]
+    rivals, wide = found["routed-rivals"], found["generalization"]
     made = {
         "select": interval_chart(
             rivals, "acc", "Accuracy of single choices and of mixtures on five routed tasks", ROUTED
         ),
         "cut": interval_chart(found["routed-cut"], "nll", "NLL where no prompt says which task it belongs to", CUT),
-        "router": interval_chart(routed, "nll", "NLL with and without one decision for the whole model", ()),
         "rotation": _differences(
             [(name, found[name], "radar", "stretch") for name in ROTATION],
             "NLL of radar − NLL of stretch, nats a token",

@@ -15,7 +15,7 @@ import templates
 import trace_picture
 from radargate.io.records import read_records
 from radargate.paper.skills.page import report_of
-from sources import RESULTS, ROOT, sources
+from sources import ROOT, sources
 
 
 def main() -> int:
@@ -49,9 +49,9 @@ def pages() -> dict[str, str]:
 
 
 def _skills() -> dict[str, str]:
-    """The report of the experiment on composed skills, as the command writes it."""
-    file = RESULTS / "skills" / "records.jsonl"
-    return {"results/skills.md": report_of(read_records(file))[0]} if file.exists() else {}
+    """The report of the experiment on composed skills, as the command writes it, and its figure."""
+    report = report_of(read_records(skills_page.RECORDS))[0]
+    return {"results/skills.md": report, "results/claim-skills.svg": skills_page.chart()}
 
 
 if __name__ == "__main__":

@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+
+import numpy as np
+
 from radargate.data.builtin.skills import PAIRS, skill_rows
+from radargate.evaluation.metrics import row_values
+from radargate.evaluation.resampling import bootstrap_intervals
+from radargate.io.records import read_records
+from radargate.paper.skills.contrast import Result, contrast, read_cells
+from radargate.paper.skills.design import CONTRAST, CONTRAST_ROWS
+from radargate.report import charts
 from radargate.report.table import markdown
+from sources import RESULTS
+
+RECORDS = RESULTS / "skills" / "records.jsonl"
+SHOWN = ("two-pass", *CONTRAST, "uniform", "sum", "select", "expert: sum", "expert: number_word", "base")
 
 BEFORE = """
 Every other benchmark here asks for one skill at a time, so that picking one adapter for each prompt is hard to beat. These tasks need two adapters in
@@ -59,3 +73,40 @@ def _samples() -> str:
         rows += [[f"atom `{atom}`", r.prompt, r.target] for atom, r in ((pair.first, first), (pair.second, second))]
     kept = {tuple(row): row for row in rows}
     return markdown(["task", "prompt", "answer"], list(kept.values()))
+
+
+@functools.cache
+def cells() -> list[Result]:
+    """What was run on the first pair with the contrast's rows, or without any."""
+    found = read_cells(read_records(RECORDS))
+    return [cell for cell in found if cell.pair == found[0].pair and cell.rows in (CONTRAST_ROWS, None)]
+
+
+def exact(label: str) -> dict[str, float]:
+    """Exact match of a system with its 95 % interval over rows, seeds averaged."""
+    own = [cell for cell in cells() if cell.label == label]
+    groups = [
+        np.mean([row_values(cell.tasks[task], "acc") for cell in own], 0)[:, None].astype(float)
+        for task in own[0].tasks
+    ]
+    low, high = bootstrap_intervals(groups)
+    return {"value": float(np.mean([group.mean() for group in groups])), "low": float(low[0]), "high": float(high[0])}
+
+
+def less(other: str) -> float:
+    """Exact match of radar less another system's, over units of seeds."""
+    return next(d for d in contrast(cells()) if d.other == other).mean
+
+
+def units() -> int:
+    """Units of seeds that the contrast has."""
+    return min(len(d.units) for d in contrast(cells()))
+
+
+def chart() -> str:
+    """Exact match of every system on the composed tasks."""
+    known = {cell.label for cell in cells()}
+    rows = sorted(((label, exact(label)) for label in SHOWN if label in known), key=lambda row: -row[1]["value"])
+    return charts.intervals(
+        rows, "exact match", "Exact match where an answer needs two adapters", ("radar", "stretch", "two-pass", "fresh")
+    )

@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 import claims
+import skills_page
 import trace_picture
 from experiment_pages import p_value
 from radargate.cli.quickstart import summary
@@ -114,13 +115,21 @@ def _names(found: dict[str, Source], name: str) -> dict[str, Callable[..., Any]]
         found = read_records(RESULTS / "select_of_forty" / "records.jsonl")
         return f"{next(r for r in found if r['case'] == case)['metrics'][metric]:.2f}"
 
+    def composed(label: str) -> str:
+        """Exact match of a system where an answer needs two adapters."""
+        return f"{skills_page.exact(label)['value']:.2f}"
+
+    def composed_less(other: str) -> str:
+        """Radar's less another system's."""
+        return signed(skills_page.less(other))
+
     def quickstart(line: str) -> str:
         printed = summary(RESULTS / "quickstart").replace(str(RESULTS / "quickstart"), "quickstart").splitlines()
         return next(each for each in printed if each.startswith(line))
 
     return {
         "mean": mean, "interval": interval, "test": test, "effect": effect, "chance": chance, "sample": sample, "holds": holds,
-        "signed": signed, "most_seeds": most_seeds, "record": record, "beats_paper_gates": beats_paper_gates, "rotation": claims.ROTATION, "times_lora": times_lora, "vllm": vllm, "forty": forty, "trace": lambda fact: read_records(trace_picture.RECORD)[-1][fact], "quickstart": quickstart, "pages": _links(found), "counting": lambda experiment, metric: _counting(found[experiment], metric),
+        "signed": signed, "most_seeds": most_seeds, "record": record, "beats_paper_gates": beats_paper_gates, "rotation": claims.ROTATION, "times_lora": times_lora, "vllm": vllm, "forty": forty, "trace": lambda fact: read_records(trace_picture.RECORD)[-1][fact], "quickstart": quickstart, "composed": composed, "composed_less": composed_less, "composed_units": skills_page.units, "pages": _links(found), "counting": lambda experiment, metric: _counting(found[experiment], metric),
         "share": lambda experiment, system: f"{found[experiment].standing(system, 'acc').value / found[experiment].standing('oracle', 'acc').value:.0%}".replace("%", " %"),
     }  # fmt: skip
 
