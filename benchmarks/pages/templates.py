@@ -123,9 +123,10 @@ def _names(found: dict[str, Source], name: str) -> dict[str, Callable[..., Any]]
         """Radar's less another system's."""
         return signed(skills_page.less(other))
 
-    def quickstart(line: str) -> str:
-        printed = summary(RESULTS / "quickstart").replace(str(RESULTS / "quickstart"), "quickstart").splitlines()
-        return next(each for each in printed if each.startswith(line))
+    def quickstart() -> str:
+        """What the command prints at its end, up to the page's name."""
+        printed = summary(RESULTS / "quickstart").replace(str(RESULTS / "quickstart"), "quickstart")
+        return printed[: printed.index("\n\n")]
 
     return {
         "mean": mean, "interval": interval, "test": test, "effect": effect, "chance": chance, "sample": sample, "holds": holds,
