@@ -75,7 +75,7 @@ def test_every_option_of_every_gate_and_rule_is_explained():
             assert f"`{field.name}`" in text, f"no page of concepts explains {field.name}"
 
 
-@pytest.mark.parametrize("example", ["own_adapters", "trl_sft", "own_gate", "image_classifier", "speech"])
+@pytest.mark.parametrize("example", ["own_gate", "image_classifier", "speech"])
 def test_examples_run(example, zoo, tmp_path):
     tiny = zoo["llama"]
     words = [
