@@ -54,10 +54,11 @@ url = next(found[1] for line in server.stderr if (found := re.search(r" at (http
 
 
 def ask(prompt, **fields):
-    body = {"model": "explored_bundle", "prompt": prompt, "max_tokens": 12, "temperature": 0, **fields}
+    messages = [{"role": "user", "content": prompt}]
+    body = {"model": "explored_bundle", "messages": messages, "max_tokens": 12, "temperature": 0, **fields}
     headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(), headers)
-    return json.load(urllib.request.urlopen(request))["choices"][0]["text"]
+    request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), headers)
+    return json.load(urllib.request.urlopen(request))["choices"][0]["message"]["content"]
 
 
 print("all adapters:   ", repr(ask(question)))
