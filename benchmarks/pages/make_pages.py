@@ -11,6 +11,7 @@ import records_page
 import scale_page
 import speed_tables
 import templates
+import token_picture
 from radargate.io.records import read_records
 from radargate.paper.skills.page import report_of
 from sources import RESULTS, ROOT, sources
@@ -35,6 +36,7 @@ def pages() -> dict[str, str]:
         "scale.md": scale_page.page(),
         "speed.md": speed_tables.page(),
         "results/records.html": records_page.records_page(),
+        "tokens.svg": token_picture.picture(),
         **speed_tables.pictures(),
         **experiment_pages.pages(found),
         **claims.figures(found),

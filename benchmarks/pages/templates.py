@@ -99,16 +99,17 @@ def _names(found: dict[str, Source], name: str) -> dict[str, Callable[..., Any]]
             if len({t.second for t in of}) > 1 and all(t.better == t.first for t in of)
         ]
 
-    def record(file: str, metric: str) -> str:
-        value = read_records(RESULTS / file)[-1]["metrics"][metric]
+    def record(file: str, metric: str, place: int = -1) -> str:
+        value = read_records(RESULTS / file)[place]["metrics"][metric]
         return f"{value:,}" if isinstance(value, int) else f"{value:.2g}"
 
-    def quickstart(line: str) -> str:
-        printed = summary(RESULTS / "quickstart").replace(str(RESULTS / "quickstart"), "quickstart").splitlines()
-        return next(each for each in printed if each.startswith(line))
+    def quickstart() -> str:
+        """What the command prints at its end, up to the page's name."""
+        printed = summary(RESULTS / "quickstart").replace(str(RESULTS / "quickstart"), "quickstart")
+        return printed[: printed.index("\n\n")]
 
     return {
-        "mean": mean, "interval": interval, "test": test, "effect": effect, "chance": chance, "sample": sample, "holds": holds,
+        "found": found.__getitem__, "mean": mean, "interval": interval, "test": test, "effect": effect, "chance": chance, "sample": sample, "holds": holds,
         "signed": signed, "most_seeds": most_seeds, "record": record, "beats_paper_gates": beats_paper_gates, "rotation": claims.ROTATION, "times_lora": times_lora, "quickstart": quickstart, "pages": _links(found), "counting": lambda experiment, metric: _counting(found[experiment], metric),
         "share": lambda experiment, system: f"{found[experiment].standing(system, 'acc').value / found[experiment].standing('oracle', 'acc').value:.0%}".replace("%", " %"),
     }  # fmt: skip

@@ -41,10 +41,11 @@ def run(args: argparse.Namespace) -> int:
 def summary(out: str | Path, program: str = "radargate") -> str:
     """The last lines of the command: the result in plain words, and what to do next, typed as ``program``."""
     means = {r["system"]: r["metrics"] for r in read_records(Path(out) / "records.jsonl") if r.get("task") == "mean"}
-    said = [(words, f"{means[name]['acc']['value']:.2f}") for name, words in SAID.items()]
+    said = [f"  {means[name]['acc']['value']:.2f}  {words}" for name, words in SAID.items()]
     return "\n".join(
         (
-            f"Accuracy over ten tasks: {', '.join(f'{words} {value}' for words, value in said)}.",
+            "Accuracy, mean over ten tasks:",
+            *said,
             f"Report: {Path(out) / 'report.html'} (open it in a browser).",
             "",
             "Ask a composed model something:",
