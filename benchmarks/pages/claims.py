@@ -8,7 +8,9 @@ from experiment_pages import drawn, interval_chart
 from radargate.report import charts
 from sources import Source
 
-ROUTED = ("oracle", "union LoRA on all rows", "select", "radar router=text", "radar", "stretch", "uniform", "base")
+STARTED = "stretch router=prompt router_start=select"
+ROUTED = ("oracle", "union LoRA on all rows", STARTED, "select", "radar", "stretch", "uniform", "base")
+CUT = ("oracle", "select", STARTED, "radar router=prompt router_start=select", "radar", "stretch", "uniform")
 CONTROLS = ("lora", "multiplicative", "signed", "vector", "mlp")
 ROTATION = (
     "learnable",
@@ -25,12 +27,12 @@ ROTATION = (
 
 def figures(found: dict[str, Source]) -> dict[str, str]:
     """File, below docs → SVG."""
-    rivals, routed, wide = found["routed-rivals"], found["routed"], found["generalization"]
+    rivals, wide = found["routed-rivals"], found["generalization"]
     made = {
         "select": interval_chart(
             rivals, "acc", "Accuracy of single choices and of mixtures on five routed tasks", ROUTED
         ),
-        "router": interval_chart(routed, "nll", "NLL with and without one decision for the whole model", ()),
+        "cut": interval_chart(found["routed-cut"], "nll", "NLL where no prompt says which task it belongs to", CUT),
         "rotation": _differences(
             [(name, found[name], "radar", "stretch") for name in ROTATION],
             "NLL of radar − NLL of stretch, nats a token",
@@ -51,8 +53,7 @@ def figures(found: dict[str, Source]) -> dict[str, str]:
                 (drawn(name), rivals, name, "select")
                 for name in (
                     "union LoRA on all rows",
-                    "stretch router=prompt router_start=select",
-                    "radar router=text",
+                    STARTED,
                     "radar",
                     "stretch",
                 )

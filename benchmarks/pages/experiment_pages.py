@@ -7,12 +7,13 @@ from typing import Any
 
 from radargate.comparison.ranking import compare_pairs, standings
 from radargate.comparison.results import METRICS, UNTURNED
+from radargate.io.records import read_records
 from radargate.paper.page import make_parts
 from radargate.paper.summary import settings_table
 from radargate.paper.tables import axis_table, family_table
 from radargate.report import charts
 from radargate.report.table import Table, facts_table, markdown
-from sources import ROOT, Source
+from sources import RESULTS, ROOT, Source
 
 WORDS = {"acc": "accuracy", "nll": "NLL"}
 EMPHASISED = ("select", "radar router=text", "radar", "union LoRA on all rows")
@@ -29,6 +30,36 @@ def pages(found: dict[str, Source]) -> dict[str, str]:
         made[f"results/{name}.md"] = "\n\n".join(_page(source, [caption for caption, _ in figures])) + "\n"
         made |= {f"results/{name}-{number}.svg": draw() for number, (_, draw) in enumerate(figures, 1)}
     return made
+
+
+def forty() -> str:
+    """The page of what `select` finds among forty adapters, where no system was scored anew."""
+    folder = RESULTS / "select_of_forty"
+    records = read_records(folder / "records.jsonl")
+    rows = [
+        [r["features"], r["by"], str(r["prompts"]), f"{r['metrics']['right_adapter']:.3f}", f"{r['metrics']['accuracy_at_least']:.3f}"]
+        for r in records
+    ]  # fmt: skip
+    header = ["what `select` reads", "decided by", "prompts an adapter", "right adapter", "accuracy, at least"]
+    machine, first = records[0]["machine"], records[0]
+    facts = {
+        "adapters": str(first["experts"]),
+        "scored rows": str(first["rows"]),
+        "machine": f"{machine['cpu']}, {machine['cores']} cores",
+        "dates": " to ".join(dict.fromkeys(ends([r["date"][:10] for r in records]))),
+    }
+    parts = (
+        "# select-of-forty",
+        (folder / "about.md").read_text().strip(),
+        "## Table",
+        markdown(header, rows),
+        "## Conditions",
+        facts_table("settings", "", facts).markdown(),
+        "## Commands and records",
+        "```bash\npython benchmarks/robustness/select_of_forty.py\n```",
+        f"Records: [{folder.relative_to(ROOT)}](../../{folder.relative_to(ROOT)}). Made by `make pages`.",
+    )
+    return "\n\n".join(parts) + "\n"
 
 
 def _page(source: Source, captions: Sequence[str]) -> Iterator[str]:

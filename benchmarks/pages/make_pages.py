@@ -9,12 +9,13 @@ import claims
 import experiment_pages
 import records_page
 import scale_page
+import skills_page
 import speed_tables
 import templates
-import token_picture
+import trace_picture
 from radargate.io.records import read_records
 from radargate.paper.skills.page import report_of
-from sources import RESULTS, ROOT, sources
+from sources import ROOT, sources
 
 
 def main() -> int:
@@ -34,9 +35,11 @@ def pages() -> dict[str, str]:
     docs = {
         "adapters.md": adapters_page.page(),
         "scale.md": scale_page.page(),
+        "skills.md": skills_page.page(),
         "speed.md": speed_tables.page(),
+        "trace.svg": trace_picture.picture(),
+        "results/select-of-forty.md": experiment_pages.forty(),
         "results/records.html": records_page.records_page(),
-        "tokens.svg": token_picture.picture(),
         **speed_tables.pictures(),
         **experiment_pages.pages(found),
         **claims.figures(found),
@@ -46,9 +49,9 @@ def pages() -> dict[str, str]:
 
 
 def _skills() -> dict[str, str]:
-    """The report of the experiment on composed skills, as the command writes it."""
-    file = RESULTS / "skills" / "records.jsonl"
-    return {"results/skills.md": report_of(read_records(file))[0]} if file.exists() else {}
+    """The report of the experiment on composed skills, as the command writes it, and its figure."""
+    report = report_of(read_records(skills_page.RECORDS))[0]
+    return {"results/skills.md": report, "results/claim-skills.svg": skills_page.chart()}
 
 
 if __name__ == "__main__":

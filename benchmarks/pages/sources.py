@@ -84,12 +84,22 @@ def _source(folder: Path) -> Source | None:
     if any(r["suite"] == "experiment" and r["case"].startswith("skills") for r in records):
         return None  # its page is the command's own report
     if "experiment" in suites:
-        findings = read_findings(records)
+        findings = read_findings(_with_all_plans(records))
         return Source(folder, findings.by_value, findings)
     if "cell" in suites:
         return Source(folder, {None: read_results(records)})
     scored = [r for r in records if r["suite"] == "eval" and "rows" in r]
     return Source(folder, {None: _plain(scored)}) if scored else None
+
+
+def _with_all_plans(records: Sequence[Record]) -> list[Record]:
+    """An experiment without an axis may have run in parts, with a request each; the last then gets the cells of all."""
+    requests = [r for r in records if r["suite"] == "experiment"]
+    last = requests[-1]
+    if last["axis"] is not None:
+        return list(records)
+    plan = {cell["id"]: cell for request in reversed(requests) for cell in reversed(request["plan"])}
+    return [*(r for r in records if r["suite"] != "experiment"), {**last, "plan": list(plan.values())[::-1]}]
 
 
 def _read(file: Path) -> list[dict[str, Any]]:

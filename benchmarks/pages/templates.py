@@ -13,6 +13,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 import claims
+import skills_page
+import trace_picture
 from experiment_pages import p_value
 from radargate.cli.quickstart import summary
 from radargate.io.records import read_records
@@ -79,7 +81,7 @@ def _names(found: dict[str, Source], name: str) -> dict[str, Callable[..., Any]]
     def holds(condition: bool) -> str:
         if not condition:
             raise OutdatedSentence(
-                f"docs/templates/{name}: a sentence no longer agrees with the records; find its holds(…) and write it anew."
+                f"docs/templates/{name}: a sentence no longer agrees with the records; find its holds(…) and rewrite it."
             )
         return ""
 
@@ -103,14 +105,32 @@ def _names(found: dict[str, Source], name: str) -> dict[str, Callable[..., Any]]
         value = read_records(RESULTS / file)[place]["metrics"][metric]
         return f"{value:,}" if isinstance(value, int) else f"{value:.2g}"
 
+    def vllm(ratio: str) -> str:
+        """A ratio of throughputs in vLLM, of tokens a second."""
+        found = next(r for r in read_records(RESULTS / "vllm" / "offline.jsonl") if r["case"] == "offline, 16 requests")
+        return f"{found['metrics']['a second']['ratios'][ratio]:.2f}"
+
+    def forty(case: str, metric: str) -> str:
+        """Of `select` among forty adapters."""
+        found = read_records(RESULTS / "select_of_forty" / "records.jsonl")
+        return f"{next(r for r in found if r['case'] == case)['metrics'][metric]:.2f}"
+
+    def composed(label: str) -> str:
+        """Exact match of a system where an answer needs two adapters."""
+        return f"{skills_page.exact(label)['value']:.2f}"
+
+    def composed_less(other: str) -> str:
+        """Radar's less another system's."""
+        return signed(skills_page.less(other))
+
     def quickstart() -> str:
         """What the command prints at its end, up to the page's name."""
         printed = summary(RESULTS / "quickstart").replace(str(RESULTS / "quickstart"), "quickstart")
         return printed[: printed.index("\n\n")]
 
     return {
-        "found": found.__getitem__, "mean": mean, "interval": interval, "test": test, "effect": effect, "chance": chance, "sample": sample, "holds": holds,
-        "signed": signed, "most_seeds": most_seeds, "record": record, "beats_paper_gates": beats_paper_gates, "rotation": claims.ROTATION, "times_lora": times_lora, "quickstart": quickstart, "pages": _links(found), "counting": lambda experiment, metric: _counting(found[experiment], metric),
+        "mean": mean, "interval": interval, "test": test, "effect": effect, "chance": chance, "sample": sample, "holds": holds,
+        "signed": signed, "most_seeds": most_seeds, "record": record, "beats_paper_gates": beats_paper_gates, "rotation": claims.ROTATION, "times_lora": times_lora, "vllm": vllm, "forty": forty, "trace": lambda fact: read_records(trace_picture.RECORD)[-1][fact], "quickstart": quickstart, "composed": composed, "composed_less": composed_less, "composed_units": skills_page.units, "composed_tasks": lambda: len(skills_page.cells()[0].tasks), "composed_rows": lambda: sum(len(r["rows"]["id"]) for r in skills_page.cells()[0].tasks.values()), "pages": _links(found), "counting": lambda experiment, metric: _counting(found[experiment], metric),
         "share": lambda experiment, system: f"{found[experiment].standing(system, 'acc').value / found[experiment].standing('oracle', 'acc').value:.0%}".replace("%", " %"),
     }  # fmt: skip
 
@@ -140,4 +160,4 @@ def template_of(target: str) -> Path:
 
 
 def _links(found: dict[str, Source]) -> str:
-    return ", ".join(f"[{name}](results/{name}.md)" for name in found)
+    return ", ".join(f"[{name}](results/{name}.md)" for name in (*found, "select-of-forty"))

@@ -1,7 +1,7 @@
 """What more experts and more processes cost here: python benchmarks/speed/scale.py --adapters DIR --data DIR.
 
 Appends to benchmarks/results/scale/records.jsonl: one site with up to 1,000 experts, and the same training by one
-process, by two (DDP), and by two that share the base out (FSDP2). benchmarks/pages/results_table.py makes docs/scale.md of it.
+process, by two (DDP), and by two that share the base out (FSDP2). `make pages` makes docs/scale.md of it.
 """
 
 from __future__ import annotations

@@ -270,5 +270,5 @@ def test_a_new_gate_is_one_file_and_one_line(zoo, adapters, tasks, tmp_path, cap
     assert "toy" in capsys.readouterr().out
     assert main(command(zoo, adapters, tasks, tmp_path / "toy", "--gates", "toy", "--rules", "uniform")) == 0
     assert "| toy (mole) |" in capsys.readouterr().out
-    readme_tables = importlib.import_module("readme_tables")
-    assert "| `toy` | Prefers experts by one learned number each. |" in readme_tables.gates()
+    reference = importlib.import_module("reference")
+    assert "| `toy` | Prefers experts by one learned number each. |" in reference.gates()

@@ -330,7 +330,8 @@ def test_chats_train_and_labels_are_scored_through_the_command_line(zoo, tmp_pat
     tokenizer.save_pretrained(base)
     talk = write(tmp_path / "talk.jsonl", [{"messages": [SYSTEM, USER, ASSISTANT, BUT, ASSISTANT]}] * 8)
     adapters = [str(path) for path in zoo["llama"]["adapters"].values()]
-    words = ["--data", str(talk), "--steps", "2", "--batch-size", "2", "--out", str(tmp_path / "bundle")]
+    words = ["--data", str(talk), "--gate", "radar", "--steps", "2", "--batch-size", "2"]
+    words += ["--out", str(tmp_path / "bundle")]
     assert main(["train", str(base), *adapters, *words]) == 0
     assert "8 rows as messages" in capsys.readouterr().err
     (tmp_path / "t.csv").write_text("review,stars\ngood,1\nbad,0\nfine,1\n")

@@ -139,7 +139,7 @@ BUNDLES = {
     "experts a text": (lambda b: edited(b, CONFIG, lambda c: c.update(experts="ab")), "experts = "),
     "option of another kind": (
         lambda b: edited(b, CONFIG, lambda c: c.update(gate_options={"temperature": "hot"})),
-        "wrong kind",
+        "expected a number above 0",
     ),
     "gate a list": (lambda b: edited(b, CONFIG, lambda c: c.update(gate=["radar"])), "gate = "),
     "task type unknown": (lambda b: edited(b, CONFIG, lambda c: c.update(task_type="EVIL")), "cannot be read"),

@@ -482,3 +482,16 @@ def test_every_tensor_of_every_gate_gets_a_finite_gradient(zoo, load_tiny, name,
 def test_bad_options_are_named_before_anything_is_loaded(name, options, message):
     with pytest.raises(OptionError, match=message):
         radargate.compose("no-such-model", {"a": "x", "b": "y"}, gate=name, **options)
+
+
+def test_constant_angles_are_the_same_for_every_token_and_turn_each_output_by_its_own():
+    gate = make("radar", rotation_input="constant", rotation_sharing="expert")
+    assert gate.rotation_down is None and gate.rotation_up.shape == (3, 1, D // 2) and gate.recipe() is None
+    seen, v = call(None)
+    turn = gate.turn(seen, *gate.weigh(seen))
+    assert bool((turn.codes == 1).all())
+    angles = (gate.rotation_up[:, 0]).expand(*v.shape[:-1], D // 2)
+    weights = gate.weigh(seen)[0]
+    expected = (weights[..., None] * literal.rotate(v, angles)).sum(-2)
+    got = ops.mix(seen.h, seen.B, seen.ranks, weights, None, turn.codes, turn.up, angle_norm=turn.angle_norm)
+    torch.testing.assert_close(got, expected)

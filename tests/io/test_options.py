@@ -29,7 +29,10 @@ OTHERS = {
     "base_models/cache.py": ("--no-deps", "--quiet", "--dest"),
     "comparison/choosing/page.py": (' --prompt "…"\nradargate serve ',),  # a command to copy
     "io/records.py": ("--porcelain", "--untracked-files=no"),
-    "paper/skills/page.py": (" --preset ", " --dtype ", " --experts benchmarks/skills"),
+    "paper/skills/page.py": (
+        *("--preset", "--smoke", "--experts benchmarks/skills", "--pairs ", "--rows ", "--expert-seeds "),
+        *(" --seeds ", "--dtype "),
+    ),
     "vllm/arguments.py": ("--served-model-name", "--middleware", "--no-"),
     "vllm/server.py": ("--logits-processors", "--help"),
 }

@@ -134,6 +134,7 @@ def test_the_contrast_comes_first_and_has_seven_systems_at_nine_units_on_two_pai
         assert len(units) == 7 * 9
     other = [p for p in found if p.rows not in (50, None) or p.pair not in PAIRS[:2]]
     assert {p.expert_seed for p in other} == {0} and {p.cell.seed for p in other} <= {0, None}
+    assert sum(p.seconds for p in found) < 15 * 3600  # of one core
     labels = {"expert" if p.cell.kind == "expert" else p.cell.label for p in found}
     assert labels >= NAMES
     assert len(train_rows(PAIR, 20)[PAIR.composed[0]]) == 20 and {*train_rows(PAIR, 0)} == {"sum", "number_word"}
@@ -242,6 +243,10 @@ def _records(units, values):
         "training": {"steps": 1, "batch_size": 1},
         "recipe": {"rank": 1, "steps": 1, "lr": 0.1},
         "rates": {},
+        "pairs": [PAIR.name],
+        "rows": [50],
+        "expert_seeds": 3,
+        "seeds": 3,
     }
     facts = {
         "preset": "cpu",
@@ -260,7 +265,8 @@ def test_the_contrast_claims_nothing_from_one_unit_and_synergy_only_over_all_six
     worse = dict.fromkeys(CONTRAST, 2) | {"radar": 5}
     one = contrast(read_cells(_records(nine[:1], worse)))
     assert [d.other for d in one] == list(CONTRAST[1:]) and all(d.p is None for d in one)
-    assert verdict(one).startswith("No claim")
+    assert verdict(one).startswith("No claim: 1 unit of seeds is in, and with fewer than 8")
+    assert verdict(contrast(read_cells(_records(nine[:7], worse)))).startswith("No claim: 7 units of seeds are in")
     found = contrast(read_cells(_records(nine, worse)))
     assert all(d.mean == pytest.approx(0.3) and d.p == pytest.approx(2 / 512) for d in found)
     assert all(d.corrected == pytest.approx(12 / 512) for d in found) and verdict(found).startswith(
@@ -271,3 +277,4 @@ def test_the_contrast_claims_nothing_from_one_unit_and_synergy_only_over_all_six
     assert np.mean(list(contrast(read_cells(level))[0].tasks.values())) == pytest.approx(0)
     path, summary = write_report(level, tmp_path)
     assert "not significantly better than signed" in summary and "| fresh | +0.300 | 9 |" in path.read_text()
+    assert "--pairs sum-number_word --rows 50 --expert-seeds 3 --seeds 3 --dtype" in path.read_text()

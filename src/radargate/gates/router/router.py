@@ -66,7 +66,9 @@ class TextRouter(nn.Module):
         mean = (content / count).mean(0) if mean is None else mean
         spread = ((content - count * mean) / (count + PRIOR_TOKENS)).square().mean().sqrt()
         if not spread > 1e-6:
-            raise OptionError("router='text' has nothing to tell texts apart by: all training prompts are alike.")
+            raise OptionError(
+                "a router has nothing to choose by: all training prompts are alike. Take a gate without one, such as radar."
+            )
         self.text_mean.copy_(mean)
         self.text_spread.copy_(spread)
 

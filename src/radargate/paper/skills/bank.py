@@ -27,7 +27,7 @@ from radargate.paper.skills.design import BAR, SkillsDesign
 from radargate.training.experts import train_experts
 
 CHECKED = "atom"  # suite of an expert's records on its own rows
-TEMPLATE = "chat_template"
+TEMPLATE, CONFIG = "chat_template", "tokenizer_config.json"
 logger = logging.getLogger(__name__)
 
 
@@ -48,18 +48,18 @@ def plain_base(name: str) -> str:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         for file in source.iterdir():
-            if file.name == "tokenizer_config.json":
+            if file.name == CONFIG and TEMPLATE in file.read_text(encoding="utf-8"):
                 config = json.loads(file.read_text(encoding="utf-8"))
                 config.pop(TEMPLATE, None)
                 (work / file.name).write_text(json.dumps(config, indent=2), encoding="utf-8")
             elif file.is_file() and not file.name.startswith(TEMPLATE):
-                _same_file(file, work / file.name)
+                _same_file(file, work / file.name)  # byte for byte: its hash is part of every cell's id
         os.replace(work, target)
     return str(target)
 
 
 def _has_template(folder: Path) -> bool:
-    config = folder / "tokenizer_config.json"
+    config = folder / CONFIG
     return any(folder.glob(f"{TEMPLATE}*")) or (config.is_file() and TEMPLATE in config.read_text(encoding="utf-8"))
 
 

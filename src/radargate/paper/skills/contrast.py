@@ -46,9 +46,8 @@ class Result:
 
 
 def read_cells(records: Sequence[Mapping[str, Any]]) -> list[Result]:
-    """The finished cells of the plan that came last; a rotating gate with Q = 0 is one of its own."""
-    plan = [r for r in records if r["suite"] == SUITE][-1]
-    planned = {place["id"] for place in plan["plan"]}
+    """The finished cells of all parts that were planned in one folder; a rotating gate with Q = 0 is one of its own."""
+    planned = planned_cells(records)
     cells = {r["case"]: r for r in records if r["suite"] == "cell" and r["case"] in planned}
     evals: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     for r in records:
@@ -62,6 +61,11 @@ def read_cells(records: Sequence[Mapping[str, Any]]) -> list[Result]:
         at = cell["at"]
         found.append(Result(label, at["pair"], at["rows"], at["expert_seed"], cell["cell"]["seed"], tasks, cell))
     return found
+
+
+def planned_cells(records: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Ids of the cells that any run into this folder planned: a grid may be run in parts."""
+    return {place["id"] for r in records if r["suite"] == SUITE for place in r["plan"]}
 
 
 @dataclass(frozen=True)
@@ -130,9 +134,13 @@ def _difference(
 
 def verdict(differences: Sequence[Difference]) -> str:
     """What the contrast says, in a sentence."""
-    units = min((len(d.units) for d in differences), default=0)
-    if len(differences) < len(CONTRAST) - 1 or units < 2:
-        return f"No claim: {units} unit of seeds is in, and a claim needs at least two (nine are planned)."
+    units, family = min((len(d.units) for d in differences), default=0), len(CONTRAST) - 1
+    if len(differences) < family or family * 2 / 2**units >= LEVEL:
+        needed = next(n for n in range(1, 99) if family * 2 / 2**n < LEVEL)
+        return (
+            f"No claim: {units} unit{'s' * (units != 1)} of seeds {'is' if units == 1 else 'are'} in, and with fewer than {needed} no "
+            "difference can be significant after Holm's correction (nine are planned)."
+        )
     if all(d.better for d in differences):
         return f"Rotation brings synergy: radar is significantly better than all six, over {units} units of seeds."
     losing = ", ".join(d.other for d in differences if not d.better)

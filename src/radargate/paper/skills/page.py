@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from radargate.comparison.results import UNTURNED
 from radargate.data.builtin.skills import pair_named, skill_rows
 from radargate.io.disk import writing
 from radargate.io.records import write_atomic
 from radargate.paper.design import SUITE
-from radargate.paper.skills.contrast import Result, contrast, read_cells, verdict
+from radargate.paper.skills.contrast import Result, contrast, planned_cells, read_cells, verdict
 from radargate.paper.skills.design import CONTRAST_ROWS, UNTRAINED
 from radargate.paper.skills.parts import MISTAKES, PARTS, mistakes
 from radargate.report.table import NOTHING, markdown
@@ -31,22 +32,23 @@ def write_report(records: Sequence[Mapping[str, Any]], out: str | Path) -> tuple
 
 def report_of(records: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """The whole report, and its summary."""
-    plan = [r for r in records if r["suite"] == SUITE][-1]
-    cells = read_cells(records)
-    summary = _heading(plan, records) + _found(cells)
-    lines = [f"# {plan['case']}", "", *summary, *_experts(records), *_by_budget(cells), *_contrast(cells)]
-    lines += [*_parts(cells), *_mistakes(cells), *_settings(plan)]
+    plan, cells = [r for r in records if r["suite"] == SUITE][-1], read_cells(records)
+    summary = [*_heading(plan, records), *_found(cells)]
+    tables = [*_contrast(cells), *_by_budget(cells), *_experts(records), *_parts(cells), *_mistakes(cells)]
+    plans = {_command(r): r for r in records if r["suite"] == SUITE}
+    lines = [f"# {plan['case']}", "", *summary, *tables, *_settings(plan, list(plans))]
     return "\n".join(lines) + "\n", "\n".join(summary)
 
 
 def _heading(plan: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Lines:
-    done = {r["case"] for r in records if r["suite"] == "cell"} & {place["id"] for place in plan["plan"]}
+    planned = planned_cells(records)
+    done = {r["case"] for r in records if r["suite"] == "cell"} & planned
     size = f"preset {plan['preset']}{', shrunk to a smoke run, which says nothing of quality' * plan['smoke']}"
     left_out = [f"Left out: {reason}." for reason in plan["left_out"]]
     return [
         plan["question"],
         "",
-        f"{len(done)} of {plan['metrics']['cells']} cells finished ({size}).",
+        f"{len(done)} of {len(planned)} planned cells finished ({size}).",
         "",
         *(line for reason in left_out for line in (reason, "")),
     ]
@@ -64,7 +66,7 @@ def _found(cells: Sequence[Result]) -> Lines:
             word = "better than" if composed[best] > single[alone] else "not better than"
             lines += [
                 f"- {pair}, {rows} rows: the best composition, {best}, has {composed[best]:.3f} exact match, {word} the best single "
-                f"system, {alone}, with {single[alone]:.3f} ({_seeds(_at(cells, pair, rows), best)}).",
+                f"system, {alone}, with {single[alone]:.3f} (the highest of each kind on these rows; {_seeds(_at(cells, pair, rows), best)}).",
             ]
     return [*lines, "", verdict(contrast(cells)), ""]
 
@@ -153,7 +155,7 @@ def _parts(cells: Sequence[Result]) -> Lines:
             for cell in _at(cells, pair, rows):
                 found = (cell.cell["metrics"].get("probe") or {}).get("parts", {}).get(task)
                 first = cell.expert_seed == 0 and cell.seed in (0, None)
-                if found and first and not cell.label.endswith("with Q = 0"):
+                if found and first and UNTURNED not in cell.label:
                     table.append(
                         [
                             cell.label,
@@ -201,7 +203,7 @@ def _facts(atom: str, task: str) -> dict[str, str]:
     return found
 
 
-def _settings(plan: Mapping[str, Any]) -> Lines:
+def _settings(plan: Mapping[str, Any], commands: Sequence[str]) -> Lines:
     design = plan["design"]
     training, recipe = design["training"], design["recipe"]
     facts = {
@@ -210,11 +212,20 @@ def _settings(plan: Mapping[str, Any]) -> Lines:
         "learning rates": "; ".join(f"{name} {rate:g}" for name, rate in design["rates"].items()),
         "experts": f"rank {recipe['rank']}, {recipe['steps']} steps, learning rate {recipe['lr']:g}",
         "systems without training": ", ".join(UNTRAINED),
-        "to repeat": f"radargate experiment {plan['case']} --preset {plan['preset']}{' --experts benchmarks/skills' * plan['experts_given']} "
-        f"--dtype {plan['dtype']}",
+        "to repeat": "; ".join(commands),
         "commit": plan["commit"] or "unknown",
     }
     return _table("Settings", ["what", "value"], [[what, value] for what, value in facts.items()])
+
+
+def _command(plan: Mapping[str, Any]) -> str:
+    """What runs these cells, all of them."""
+    design = plan["design"]
+    words = ["radargate experiment", plan["case"], "--preset", plan["preset"], *(["--smoke"] if plan["smoke"] else [])]
+    words += ["--experts benchmarks/skills"] if plan["experts_given"] else []
+    words += [f"--pairs {','.join(design['pairs'])}", *(f"--rows {rows}" for rows in design["rows"])]
+    words += [f"--expert-seeds {design['expert_seeds']} --seeds {design['seeds']}", f"--dtype {plan['dtype']}"]
+    return f"`{' '.join(words)}`"
 
 
 def _table(caption: str, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Lines:

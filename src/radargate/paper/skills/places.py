@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from radargate.comparison.cells import UNION, Cell, parse_system
@@ -11,11 +11,14 @@ from radargate.comparison.grid import grid_conditions
 from radargate.comparison.union import union_steps
 from radargate.data.builtin.skills import Pair, pair_named, skill_rows
 from radargate.data.rows import Row, rows_hash
-from radargate.paper.design import Design
 from radargate.paper.predict import Rates
 from radargate.paper.skills.bank import Bank
 from radargate.paper.skills.design import ADAPTERS, CONTRAST, CONTRAST_ROWS, SYSTEMS, UNTRAINED, SkillsDesign
+from radargate.training.cost import rotates
 
+# measured on one thread with smollm2-135m in bfloat16 (benchmarks/results/skills): tokens of a row, those that scoring one takes
+# as long as, generation with its early end included, a step of a gate that rotates beside others, and opening a composition
+TOKENS, SCORED, TURNING, OPENING = 24, 22, 1.3, 10.0
 ATOMIC_ROWS = 100  # of each of the two atoms, for gates that see no composed row
 Rows = dict[str, list[Row]]
 
@@ -144,18 +147,19 @@ def _place(
     conditions = grid_conditions(identity, dtype, hashes, flat, test, design.training, design.scoring)
     if cell.system == UNION or cell.system == "select":
         conditions["atomic_rows"] = rows_hash(row for found in atomic_rows(pair).values() for row in found)
-    seconds = _seconds(cell, train, test, design, device)
+    seconds = _seconds(cell, test, design, device)
     return Place(cell.id(conditions), cell, pair, rows, expert_seed, conditions, seconds)
 
 
-def _seconds(cell: Cell, train: Rows, test: Rows, design: SkillsDesign, device: str) -> float:
-    """By the rates of the other experiments; what is no gate there counts as a gate that only weighs, two passes as two scorings."""
-    whole = replace(Design(), training=design.training, recipe=design.recipe, scoring=design.scoring)
-    rates = Rates(design.base, device)
-    if cell.kind == "passes":
-        return 2 * rates.cell(Cell("base", "expert", ""), 2, 2, train, test, whole)
-    known = cell if cell.kind != "adapter" else Cell("signed", "gate", "", "mole", cell.seed)
-    return rates.cell(known, 2, 2, train, test, whole)
+def _seconds(cell: Cell, test: Rows, design: SkillsDesign, device: str) -> float:
+    """By what such short rows took (see `TOKENS`), all in training tokens of this base and device."""
+    rates, scored = Rates(design.base, device), sum(map(len, test.values()))
+    passes = 2 if cell.kind == "passes" or cell.label == "radar" else 1  # radar is scored with Q = 0 too
+    tokens = float(passes * SCORED * scored)
+    steps = cell.options["steps"] if cell.system == UNION else design.training.steps if cell.seed is not None else 0
+    turning = TURNING if cell.kind == "gate" and rotates(cell.system) else 1.0
+    tokens += steps * design.training.batch_size * TOKENS * turning
+    return OPENING + tokens * rates.token
 
 
 def record_of(place: Place) -> dict[str, Any]:

@@ -1,0 +1,4 @@
+#!/usr/bin/env bash
+set -euo pipefail
+radargate experiment skills-tuning --experts benchmarks/skills --out runs/skills_tuning
+radargate experiment skills --experts benchmarks/skills --pairs sum-number_word --rows 50 --expert-seeds 1 --seeds 3 --out runs/skills --resume
