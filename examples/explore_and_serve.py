@@ -5,10 +5,12 @@
 # `python examples/explore_and_serve.py BASE ADAPTER ADAPTER …`.
 
 # %%
+import atexit
 import json
 import re
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -50,7 +52,19 @@ print({name: round(loss, 3) for name, loss in trace.effect().items()})
 # %%
 command = [sys.executable, "-m", "radargate.cli", "serve", "explored_bundle", "--port", "0"]
 server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+atexit.register(server.kill)
 url = next(found[1] for line in server.stderr if (found := re.search(r" at (http://\S+)/v1", line)))
+
+
+def is_up():
+    try:
+        return urllib.request.urlopen(f"{url}/health").status == 200
+    except OSError:
+        return False
+
+
+while not is_up():
+    time.sleep(0.1)
 
 
 def ask(prompt, **fields):

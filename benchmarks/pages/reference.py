@@ -20,6 +20,7 @@ from radargate.registry import Registry
 from radargate.report.table import markdown
 
 PAGES = ("commands.md", "options.md", "systems.md", "api.md")
+PAGES_BELOW = tuple(f"reference/{name}" for name in PAGES)
 WIDTH = 100  # letters of a line of --help
 OPTIONS = (
     "radargate.training.options:GateTraining",
@@ -41,8 +42,7 @@ API = {
 
 def pages() -> dict[str, str]:
     """File, below docs → its text."""
-    made = dict(zip(PAGES, (commands(), options(), systems(), api()), strict=True))
-    return {f"reference/{name}": text for name, text in made.items()}
+    return dict(zip(PAGES_BELOW, (commands(), options(), systems(), api()), strict=True))
 
 
 def commands() -> str:

@@ -130,7 +130,7 @@ def _sizes() -> str:
         f"{weights}\n\nGates are whole in every process: what `--shard` shares out is the base and the experts, so the last column has to fit on each "
         "device. On a 70B base 1,000 adapters on all seven layers do not leave an 80 GB device that room; fewer adapters or fewer layers do.\n\n"
         f"{work}\n\nA step is counted as four operations a weight and token: forward, and backward through frozen weights, without the experts' own part. "
-        "4 bits count 0.56 bytes a weight with its scales. The rate is an assumption, not a measurement."
+        "4 bits count 0.56 bytes a weight with its scales. 400 TFLOP/s is an assumption, not a measurement."
     )
 
 
@@ -147,5 +147,5 @@ def _cells() -> str:
         f"A cell of the CPU presets in [results.md](results.md) took {means[quick]:.0f} s (`{quick}`) to {means[slow]:.0f} s (`{slow}`) in one of two slots on two cores "
         f"(means of each experiment; {count} cells). A thousand such cells take {', '.join(said)} such workers, as cells share nothing but the records file; "
         "each worker loads the base once. Cells on a larger base take longer in proportion; `--dry-run` predicts a grid's hours "
-        "before it starts: `radargate compare` from a few measured steps, `radargate experiment` from stored rates."
+        "before it starts: `radargate compare` from a few measured steps, `radargate experiment` from stored speeds."
     )

@@ -203,12 +203,12 @@ def _served(found: list[Record]) -> str:
 def _ops_text(found: list[Record]) -> str:
     marked = [r for r in _of(found, "bench-ops") if r["literal_on_tokens"] < r["tokens"]]
     text = (
-        "The update alone, without the base's product: forward, and forward with backward to the input and the gate. The literal "
-        "form adds the other experts' outputs one by one, as Eq. 5 prints it; taking their sum less the own one made it 1.3 times "
+        "The update alone, without the base's product: forward, and forward with backward to the input and the gate. The reference "
+        "implementation adds the other experts' outputs one by one, as Eq. 5 prints it; taking their sum less the own one made it 1.3 times "
         "faster at 40 experts."
     )
     return text + (
-        " * the literal form on as many tokens as fit a set amount of memory, scaled up by tokens: too low rather than too high, as its "
+        " * the reference implementation on as many tokens as fit a set amount of memory, scaled up by tokens: too low rather than too high, as its "
         "time a token grows with them."
         if marked
         else ""
@@ -243,8 +243,8 @@ def _ops_table(found: list[Record]) -> str:
         "ms",
         "ours / one LoRA",
         "PyTorch alone / one LoRA",
-        "literal / ours",
-        "literal / ours, peak memory",
+        "reference / ours",
+        "reference / ours, peak memory",
     ]
     return markdown(header, rows)
 
@@ -286,7 +286,7 @@ def _complexity(found: list[Record]) -> str:
         )
     text = (
         f"One site of width {r['width']}, top-{r['top_k']}, {r['tokens']} tokens. Mflop a token of matrix products as PyTorch counts them in our form "
-        "without the compiler and in the literal form, beside what the formulas say. The formulas count the chosen adapters only, but "
+        "without the compiler and in the reference implementation, beside what the formulas say. The formulas count the chosen adapters only, but "
         "choosing by rotation needs every adapter's code and their sum, so the count grows with their number."
     )
     header = [
@@ -295,10 +295,10 @@ def _complexity(found: list[Record]) -> str:
         "trained parameters",
         "formula",
         "Mflop ours",
-        "literal",
+        "reference",
         "formula",
         "peak MiB ours",
-        "literal",
+        "reference",
     ]
     return "\n\n".join([text, markdown(header, rows)])
 

@@ -101,8 +101,8 @@ def _names(found: dict[str, Source], name: str) -> dict[str, Callable[..., Any]]
             if len({t.second for t in of}) > 1 and all(t.better == t.first for t in of)
         ]
 
-    def record(file: str, metric: str) -> str:
-        value = read_records(RESULTS / file)[-1]["metrics"][metric]
+    def record(file: str, metric: str, place: int = -1) -> str:
+        value = read_records(RESULTS / file)[place]["metrics"][metric]
         return f"{value:,}" if isinstance(value, int) else f"{value:.2g}"
 
     def vllm(ratio: str) -> str:
@@ -130,7 +130,7 @@ def _names(found: dict[str, Source], name: str) -> dict[str, Callable[..., Any]]
 
     return {
         "mean": mean, "interval": interval, "test": test, "effect": effect, "chance": chance, "sample": sample, "holds": holds,
-        "signed": signed, "most_seeds": most_seeds, "record": record, "beats_paper_gates": beats_paper_gates, "rotation": claims.ROTATION, "times_lora": times_lora, "vllm": vllm, "forty": forty, "trace": lambda fact: read_records(trace_picture.RECORD)[-1][fact], "quickstart": quickstart, "composed": composed, "composed_less": composed_less, "composed_units": skills_page.units, "pages": _links(found), "counting": lambda experiment, metric: _counting(found[experiment], metric),
+        "signed": signed, "most_seeds": most_seeds, "record": record, "beats_paper_gates": beats_paper_gates, "rotation": claims.ROTATION, "times_lora": times_lora, "vllm": vllm, "forty": forty, "trace": lambda fact: read_records(trace_picture.RECORD)[-1][fact], "quickstart": quickstart, "composed": composed, "composed_less": composed_less, "composed_units": skills_page.units, "composed_tasks": lambda: len(skills_page.cells()[0].tasks), "composed_rows": lambda: sum(len(r["rows"]["id"]) for r in skills_page.cells()[0].tasks.values()), "pages": _links(found), "counting": lambda experiment, metric: _counting(found[experiment], metric),
         "share": lambda experiment, system: f"{found[experiment].standing(system, 'acc').value / found[experiment].standing('oracle', 'acc').value:.0%}".replace("%", " %"),
     }  # fmt: skip
 

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         choices=WHAT,
-        help="ops: one site against the literal form and one LoRA; step: a training step of a whole model; "
+        help="ops: one site against the reference implementation and one LoRA; step: a training step of a whole model; "
         "decode: answers token by token; serve: a server under many requests at once, bundle against base; "
         "footprint: parameters, loading, import",
     )
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--literal-megabytes",
         type=flags.positive_float,
         metavar="MB",
-        help="ops: time the literal form on as many tokens as fit this, and scale up (default half of the free memory)",
+        help="ops: time the reference implementation on as many tokens as fit this, and scale up (default half of the free memory)",
     )
     parser.add_argument(
         "--shape", help="step, decode, serve: shape of the base (default smollm2-135m; llama-3.2-1b on a GPU)"

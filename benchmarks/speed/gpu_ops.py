@@ -1,4 +1,4 @@
-"""How fast the Triton kernels are beside the literal form, one plain LoRA and a copy of the base's output, on a GPU.
+"""How fast the Triton kernels are beside the reference implementation, one plain LoRA and a copy of the base's output, on a GPU.
 
     python benchmarks/speed/gpu_ops.py [--out records.jsonl] [--tokens 8192 1] [--experts 8] [--blocks tokens=32 precision=ieee]
 

@@ -17,7 +17,7 @@ from speed.site import CODE_RANK, RANK, Site
 logger = logging.getLogger("radargate.bench")  # so that the command line shows it
 
 CHECKED_TOKENS = 32
-LITERAL_TENSORS = 14  # of tokens × experts × width, that the literal form holds at its peak (measured)
+LITERAL_TENSORS = 14  # of tokens × experts × width, that the reference implementation holds at its peak (measured)
 FORMS = ("ours", "eager", "literal", "lora")
 TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 3e-2, torch.float16: 3e-2}
 
@@ -46,7 +46,7 @@ def bench(
 ) -> Iterator[dict[str, Any]]:
     """Metrics of each case, forward alone and with backward, checked against float64 before they are timed.
 
-    Sizes whose arithmetic alone passes ``most_gigaflops`` are left out, and named. The literal form is timed where its
+    Sizes whose arithmetic alone passes ``most_gigaflops`` are left out, and named. The reference implementation is timed where its
     tensors fit half of the free memory (or ``literal_bytes``), else on as many tokens as do, scaled up by tokens and
     marked; its memory is measured on `CHECKED_TOKENS` and scaled up.
     """
@@ -109,7 +109,7 @@ def whole_site(
 
 
 def check(n: int, d: int, tokens: int, top_k: int, device: str, dtype: torch.dtype, **options: Any) -> None:
-    """Update and gradients of our form against the literal form in float64.
+    """Update and gradients of our form against the reference implementation in float64.
 
     Raises:
         RadarGateError: they differ by more than the dtype explains, so no time of theirs would mean anything.
@@ -134,7 +134,7 @@ def work(n: int, d: int, tokens: int, k: int) -> float:
 
 
 def literal_tokens(n: int, d: int, tokens: int, most: int) -> int:
-    """On how many tokens the literal form needs no more than ``most`` bytes."""
+    """On how many tokens the reference implementation needs no more than ``most`` bytes."""
     return max(1, min(tokens, most // (LITERAL_TENSORS * n * d * 4)))
 
 
@@ -154,7 +154,7 @@ def _run(site: Site, form: str, backward: bool) -> None:
 
 
 def _saved(site: Site, sample: Site, factor: float) -> dict[str, int]:
-    """Bytes a forward pass keeps for its backward pass; the literal form's from a few tokens, as it grows with them."""
+    """Bytes a forward pass keeps for its backward pass; the reference implementation's from a few tokens, as it grows with them."""
     known = measure.storages(site.x, *site.layer.parameters(), site.one_A, site.one_B)
     kept = {form: measure.saved_bytes(functools.partial(site.update, form), known) for form in ("ours", "lora")}
     known = measure.storages(sample.x, *sample.layer.parameters())

@@ -1,4 +1,4 @@
-"""One site with random experts, in every form that is compared: ours, the literal form, one plain LoRA."""
+"""One site with random experts, in every form that is compared: ours, the reference implementation, one plain LoRA."""
 
 from __future__ import annotations
 

@@ -43,12 +43,12 @@ def figures(records: Iterable[Record]) -> list[Figure]:
     found: list[Figure] = []
     for n, bound in ((8, 8.0), (40, 20.0)):
         step = _last(records, "bench-ops", experts=n, width=2048, top_k=2, **{"pass": "step"}, least_tokens=1024)
-        text = f"update forward + backward, literal form / ours, d = 2048, k = 2, n = {n}"
+        text = f"update forward + backward, reference implementation / ours, d = 2048, k = 2, n = {n}"
         found.append(_figure(text, bound, True, step, "literal_over_ours"))
     step = _last(records, "bench-ops", experts=40, width=2048, top_k=2, **{"pass": "step"}, least_tokens=1024)
     saved = step and step["metrics"]["saved_bytes"]
     share = saved["literal"] / saved["ours"] if saved else None
-    found.append(Figure("memory a site keeps for the backward pass, literal / ours, n = 40", 20.0, True, share))
+    found.append(Figure("memory a site keeps for the backward pass, reference / ours, n = 40", 20.0, True, share))
     for n, fused, eager in ((8, 1.8, 2.0), (40, 1.5, 4.0)):
         record = _last(records, "bench-step", experts=n)
         found.append(

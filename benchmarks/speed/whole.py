@@ -152,7 +152,7 @@ def _systems(
 
 
 def _rows_that_fit(name: str, setting: Setting, n: int, bases: Bases) -> int:
-    """How many rows of a batch a system trains on; the literal form takes one, as it needs the time of many."""
+    """How many rows of a batch a system trains on; the reference implementation takes one, as it needs the time of many."""
     if name not in KEPT:
         return max(setting.prompts)
     layers = bases.first.model.layers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -64,6 +65,8 @@ def test_the_taken_system_is_a_whole_bundle_with_records_and_page(chosen, tmp_pa
     assert choice["taken"] in page and not (out / TRIES).exists()
     if choice["taken"] != "base":
         assert all(finding.ok for finding in verify(out))
+        card = (out / "README.md").read_text()
+        assert re.search(rf"## Scores\n\n\|.*\| {re.escape(choice['taken'])} \| \d\.\d+ \| \d\.\d+ to ", card, re.S)
         assert radargate.generate(str(out), ["1+1="], max_new_tokens=2)
 
 

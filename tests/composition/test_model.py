@@ -15,6 +15,7 @@ from transformers import Trainer, TrainingArguments
 import fresh
 import radargate
 from conftest import NEEDED, adapters_for
+from radargate.composition.card import NOT_STATED, add_scores, licence_of
 from radargate.composition.composing import radar_layers
 from radargate.errors import BundleError, OptionError, RadarGateError, UnknownNameError
 from radargate.gates import GATES
@@ -375,9 +376,34 @@ def test_a_bundle_says_what_it_is(zoo, load_tiny, tmp_path):
         (tmp_path / "bundle" / "README.md").read_text(),
         json.loads((tmp_path / "bundle" / "radargate.lock.json").read_text()),
     )
-    assert "import radargate" in card and "| law |" in card
+    assert "import radargate" in card and "| law |" in card and "Licence of the base: not stated" in card
+    assert ".tmp" not in card, "no folder that the bundle was only written in"
     assert set(lock["experts"]) == {"math", "law", "code"} and len(lock["files"]) == 2
     assert Path(tmp_path / "bundle" / "adapter_config.json").stat().st_size < 20_000
+
+
+@pytest.mark.parametrize(
+    ("text", "licence"),
+    [
+        ("---\nlicense: mit\n---\nwords", "mit"),
+        ("---\ntags: [a]\n---\nlicense: mit", NOT_STATED),
+        ("license: mit", NOT_STATED),
+        ("---\nlicense: <script>\n---", NOT_STATED),
+    ],
+)
+def test_a_card_repeats_the_licences_that_are_stated(text, licence, tmp_path):
+    (tmp_path / "README.md").write_text(text)
+    assert licence_of(str(tmp_path)) == licence
+    assert licence_of("") == NOT_STATED and licence_of("smollm2-135m") == "Apache-2.0"
+
+
+def test_scores_stand_once_in_a_card(tmp_path):
+    add_scores(tmp_path, "| a |", "10 rows.")
+    assert not (tmp_path / "README.md").exists()
+    (tmp_path / "README.md").write_text("# A bundle\n")
+    add_scores(tmp_path, "| old |", "10 rows.")
+    add_scores(tmp_path, "| new |", "20 rows.")
+    assert (tmp_path / "README.md").read_text() == "# A bundle\n\n## Scores\n\n| new |\n\n20 rows.\n"
 
 
 @torch.no_grad()

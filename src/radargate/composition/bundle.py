@@ -1,4 +1,4 @@
-"""What makes a bundle trustworthy: its checked config, its lock file, its model card."""
+"""What makes a bundle trustworthy: its checked config and its lock file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-LOCK_FILE, CARD_FILE = "radargate.lock.json", "README.md"
+LOCK_FILE = "radargate.lock.json"
 LOCK = 2
 HASHED = (CONFIG_FILE, WEIGHTS_FILE)
 MAX_BYTES = 64 << 20  # of a bundle's config or lock file; a large base with many experts has a few
@@ -214,38 +214,3 @@ def check_fingerprint(bundle: str | Path, expected: str | None, base: nn.Module,
             f"{bundle} was made for a base model with fingerprint {expected[:16]}…, this one has {found[:16]}…: other "
             "weights. Use the base the bundle names, or pass allow_other_base=True to radargate.load."
         )
-
-
-def write_card(folder: Path, config: Described, scores: str = "") -> None:
-    """Write the model card: what the bundle is, how to load it, its experts, and its scores."""
-    experts = "\n".join(
-        f"| {name} | {facts.get('source', '')} | `{str(facts.get('sha256', ''))[:16]}` |"
-        for name, facts in {**config.expert_facts, **config.adapter_facts()}.items()
-    )
-    text = f"""---
-base_model: {config.base_model_name_or_path}
-library_name: peft
-tags:
-- radargate
-- lora
----
-
-# RadarGate composition of {len(config.experts)} experts
-
-Base `{config.base_model_name_or_path}`, architecture `{config.architecture}`, gate `{config.gate}`, top-k {config.top_k},
-{len(config.sites)} sites. It holds {"its gates only; the experts are found by hash" if config.gate_only else "its experts"}; only the gates were trained.
-
-```python
-import radargate                      # tells PEFT what this bundle is
-model = radargate.load(None, "{folder.name}")
-```
-
-Another tool's command, such as lm_eval with `peft={folder.name}`, knows it when `radargate run` starts it.
-
-| expert | source | sha256 |
-|---|---|---|
-{experts}
-
-{scores}
-"""
-    write_atomic(folder / CARD_FILE, text.rstrip() + "\n")

@@ -13,7 +13,8 @@ from typing import Any
 from peft import PeftConfig
 
 from radargate.architectures import ARCHITECTURES
-from radargate.composition.bundle import write_card, write_lock
+from radargate.composition.bundle import write_lock
+from radargate.composition.card import write_card
 from radargate.composition.heads import kept_modules
 from radargate.composition.registration import RADAR
 from radargate.errors import BundleError, OptionError, shown
@@ -116,7 +117,7 @@ class RadarConfig(PeftConfig):
                 PeftConfig.save_pretrained(public := self.public(), work, **kwargs)
                 os.replace(Path(work) / "adapter_config.json", folder / "adapter_config.json")
             write_lock(folder, public)
-            write_card(folder, public)
+            write_card(folder, public, self)
 
     def public(self) -> RadarConfig:
         """A copy without folders of this machine, which notes for itself where they are."""

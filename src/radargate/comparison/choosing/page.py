@@ -14,7 +14,7 @@ from radargate.comparison.results import System
 from radargate.io.progress import duration
 from radargate.io.records import read_records
 from radargate.report import charts, page
-from radargate.report.table import NOTHING, score_and_interval
+from radargate.report.table import NOTHING, markdown, score_and_interval
 
 SCORES = {"acc": "accuracy", "nll": "NLL"}
 AXES = {"acc": "share of right answers, mean over tasks", "nll": "nats a token, mean over tasks"}
@@ -88,6 +88,18 @@ def choice_table(out: Path, taken: str) -> str:
             f"{nll['value']:.3f} [{nll['low']:.2f}, {nll['high']:.2f}]{mark}"
         )
     return "\n".join(lines)
+
+
+def choice_scores(out: Path) -> tuple[str, str]:
+    """The same as a Markdown table for the bundle's card, and what it rests on."""
+    report = _report(read_records(out / "records.jsonl"))
+    header = ["system", "accuracy", "95 % interval", "NLL", "95 % interval"]
+    scores = [
+        [r["system"], *score_and_interval(r["metrics"]["acc"]), *score_and_interval(r["metrics"]["nll"])]
+        for r in report
+    ]
+    rows = report[0]["metrics"]["n"]
+    return markdown(header, scores), f"{rows} rows that no gate learned from and that the choice was not made by."
 
 
 def _report(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -19,11 +19,12 @@ from radargate.comparison.choosing.candidates import at_steps, candidates
 from radargate.comparison.choosing.decision import Decision, decide
 from radargate.comparison.choosing.held_out import hold_out
 from radargate.comparison.choosing.options import Choosing
-from radargate.comparison.choosing.page import choice_page
+from radargate.comparison.choosing.page import choice_page, choice_scores
 from radargate.comparison.choosing.plan import FINALISTS, Plan, plan_for
 from radargate.comparison.choosing.trials import TRIES, Trials, first
 from radargate.comparison.forecast import Forecast
 from radargate.comparison.grid import Grid
+from radargate.composition.card import add_scores
 from radargate.composition.composing import compose, load_for, radar_config
 from radargate.data.rows import row_hash
 from radargate.errors import OptionError
@@ -242,6 +243,7 @@ def _tidy(folder: RunFolder, record: dict[str, Any]) -> None:
     """The page, where something was measured; and nothing is left of what was only tried."""
     if record["metrics"].get("measured"):
         write_atomic(folder.path / PAGE, choice_page(folder.path))
+        add_scores(folder.path, *choice_scores(folder.path))
     shutil.rmtree(folder.path / TRIES, ignore_errors=True)
 
 
