@@ -30,7 +30,7 @@ def part_scores(model: Any, tokenizer: Any, by_task: Mapping[str, Sequence[Row]]
     found: dict[str, Any] = {}
     seq2seq = bool(model.config.is_encoder_decoder)
     for task, rows in by_task.items():
-        encoded = encode_rows(rows, tokenizer, Training(max_length=256), encoder_decoder=seq2seq)
+        encoded = encode_rows(rows, tokenizer, Training(), encoder_decoder=seq2seq)
         examples, sums = encoded.rows[:], {part: [0.0, 0.0, 0] for part in PARTS}
         for start in range(0, len(examples), batch):
             some = examples[start : start + batch]
