@@ -50,7 +50,7 @@ model = radargate.load(None, "path/to/this/folder")  # or a base of yours in pla
 print(radargate.generate(model, "A question")[0])
 ```
 
-On the command line: `radargate generate path/to/this/folder --prompt "A question"`. Other tools know it when `radargate run` starts them.
+On the command line `radargate generate` and `radargate serve` take this folder. Other tools know it when `radargate run` starts them.
 
 Licence of the base: {licence_of(given.base_model_name_or_path or "")}. Gates learned from rows have no licence of their own here.
 
