@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -17,6 +18,7 @@ import make_pages
 import reference
 import templates
 import tutorials
+from radargate.cli.entry import build_parser
 from radargate.composition.config import gate_class
 from radargate.gates import GATES
 from radargate.gates.rules import RULES
@@ -110,6 +112,26 @@ def test_the_readmes_five_commands_run(shell):
 def test_the_readmes_longer_commands_run_whole(words, shell, tmp_path):
     result = fresh.run(*typed([*words[:-1], str(tmp_path / words[-1])], shell), cwd=shell)
     assert result.returncode == 0, result.stderr
+
+
+def printed_commands():
+    """Page and command of every ``radargate …`` line in a block that a reader would type from."""
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        if page.name == "log.md" or "templates" in page.parts:
+            continue
+        for block in re.findall(r"```(?:bash|sh)\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.startswith("radargate ") and "…" not in line:
+                    words = shlex.split(line, comments=True)
+                    yield f"{page.relative_to(ROOT)}: {' '.join(words)[:60]}", words[1:]
+
+
+@pytest.mark.parametrize("words", [pytest.param(words, id=name) for name, words in printed_commands()])
+def test_every_printed_command_parses(words):
+    typed = list(itertools.takewhile(lambda word: word not in ("|", ">", "&"), words))
+    parser = build_parser(typed)
+    known = parser.parse_known_args if words[0] in ("run", "vllm") else parser.parse_args  # those hand flags on
+    assert known(typed)
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md") if "templates" not in p.parts)])  # fmt: skip

@@ -1,4 +1,4 @@
-"""``radargate doctor``: check adapters against a base."""
+"""``radargate doctor``: check a base and this machine, and adapters against the base."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import json
 
 from radargate.cli import flags
 
-HELP = "check adapters against a base model, and prove that each one acts"
+HELP = "check adapters against a base model, and prove that each one acts; without adapters, what runs here"
 EXAMPLE = "radargate doctor smollm2-135m math=experts/math law=experts/law"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
     parser.add_argument("base", metavar="BASE", help="Hub name, folder, .gguf file, or smollm2-135m")
-    flags.adapters_argument(parser, required=True)
+    flags.adapters_argument(parser, required=False)
     parser.add_argument(
         "--no-probe", action="store_true", help="check files and shapes only, without the base's weights"
     )
@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"adapters": [r.as_dict() for r in results], "backend": backend, "reason": reason}, indent=2))
     else:
-        print(printable(table(results)))
+        if results:
+            print(printable(table(results)))
         print(f"backend: {backend} ({reason}).")
     return 0 if all(r.ok for r in results) else 1
