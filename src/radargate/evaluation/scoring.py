@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from radargate.base_models.key_values import cache_in, cache_name
 from radargate.base_models.kinds import answers_with
 from radargate.base_models.limits import Limits
 from radargate.base_models.loading import straight_head
@@ -152,7 +153,7 @@ class Scorer:
         if not longer:
             return
         picked = owner[longer]
-        cache = out.past_key_values
+        cache = cache_in(out)
         cache.batch_select_indices(picked)
         tails = [candidates[j].pair.continuation for j in longer]
         tail_ids, tail_mask = self._pad([tail[:-1] for tail in tails], left=False)
@@ -160,8 +161,8 @@ class Scorer:
         out = self.model(
             input_ids=tail_ids,
             attention_mask=full_mask,
-            past_key_values=cache,
             use_cache=True,
+            **{cache_name(self.accepted): cache},
             **self._extras(full_mask, tail_ids.shape[1]),
         )
         logs = out.logits.float().log_softmax(-1)

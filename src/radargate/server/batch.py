@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from radargate.base_models.key_values import cache_name
 from radargate.data.batches import pad, positions
 from radargate.gates.router.running_text import add_rows, keep_rows
 
@@ -99,7 +100,8 @@ class Batch:
     def _read(self, model: Any, ids: Tensor, mask: Tensor, cache: DynamicCache, keep: int = 1) -> Tensor:
         extras = {"position_ids": positions(mask)[:, -ids.shape[1] :], "logits_to_keep": keep}
         taken = {name: value for name, value in extras.items() if name in self.accepted}
-        out = model.base_model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **taken)
+        taken[cache_name(self.accepted)] = cache
+        out = model.base_model(input_ids=ids, attention_mask=mask, use_cache=True, **taken)
         return out.logits[:, -keep:].float().cpu()
 
 

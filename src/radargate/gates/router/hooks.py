@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from radargate.base_models.key_values import cache_in
 from radargate.base_models.kinds import other_inputs
 from radargate.errors import OptionError
 from radargate.gates.call_state import current
@@ -129,7 +130,7 @@ def _begin(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
     if current.get().plain:
         return
     given = _named(stack, args, kwargs)
-    mask, cache, places = (given.get(key) for key in ("attention_mask", "past_key_values", "position_ids"))
+    mask, cache, places = given.get("attention_mask"), cache_in(given), given.get("position_ids")
     past, fault = getattr(cache, "radargate_text", None), None
     if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
         fault = (
@@ -165,7 +166,7 @@ def _end(stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     if text is None or text.token is None or current.get().plain:
         return
     # some models fill the cache that they are given, and return none
-    cache: Any = text.cache if text.cache is not None else getattr(output, "past_key_values", None)
+    cache = text.cache if text.cache is not None else cache_in(output)
     if cache is not None and text.sums is not None:
         carry(cache, text.carried())
     _close(text)
