@@ -25,6 +25,8 @@ from radargate.gates.rules import RULES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+WRITTEN = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", *(f"docs/{p.relative_to(ROOT / 'docs')}" for p in sorted((ROOT / "docs").rglob("*.md")))]  # fmt: skip
+PAGES = [page for page in WRITTEN if page != "docs/log.md" and "templates" not in page]
 MOST_WORDS = {"README.md": 700, "docs/results.md": 900, "docs/choosing.md": 400}
 # no results: versions, sizes of models, levels of tests, names, and what a command is given
 NOT_MEASURED = "|".join((
@@ -116,14 +118,12 @@ def test_the_readmes_longer_commands_run_whole(words, shell, tmp_path):
 
 def printed_commands():
     """Page and command of every ``radargate …`` line in a block that a reader would type from."""
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))):
-        if page.name == "log.md" or "templates" in page.parts:
-            continue
-        for block in re.findall(r"```(?:bash|sh)\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
+    for page in PAGES:
+        for block in re.findall(r"```(?:bash|sh)\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S):
             for line in block.replace("\\\n", " ").splitlines():
                 if line.startswith("radargate ") and "…" not in line:
                     words = shlex.split(line, comments=True)
-                    yield f"{page.relative_to(ROOT)}: {' '.join(words)[:60]}", words[1:]
+                    yield f"{page}: {' '.join(words)[:60]}", words[1:]
 
 
 @pytest.mark.parametrize("words", [pytest.param(words, id=name) for name, words in printed_commands()])
@@ -134,7 +134,7 @@ def test_every_printed_command_parses(words):
     assert known(typed)
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md") if "templates" not in p.parts)])  # fmt: skip
+@pytest.mark.parametrize("page", [*PAGES, "docs/log.md"])
 def test_links_lead_somewhere(page):
     folder = (ROOT / page).parent
     made = {str((ROOT / "docs" / name).resolve()) for name in (*reference.PAGES_BELOW, *docs_site.AT_ROOT.values())}
@@ -142,6 +142,15 @@ def test_links_lead_somewhere(page):
         if not re.match(r"[a-z]+:", target):
             there = folder / target
             assert there.exists() or str(there.resolve()) in made, f"{page} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_names_are_there(page):
+    text = (ROOT / page).read_text(encoding="utf-8").replace("`pico.py` of Pico", "")
+    named = set(re.findall(r"`((?:[a-z_]+/)*[a-z_]+\.py)`", text))
+    assert {
+        name for name in named if not ((ROOT / name).exists() or (ROOT / "src" / "radargate" / name).exists())
+    } == set()
 
 
 def test_every_option_of_every_gate_and_rule_is_explained():
