@@ -103,7 +103,7 @@ def test_search_finds_router(page, address):
         page.wait_for_timeout(500)
         if links.count():
             break
-    assert links.first.is_visible()
+    links.first.wait_for()  # it opens in an animation
     assert page.errors == []
 
 

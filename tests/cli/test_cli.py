@@ -54,6 +54,8 @@ def test_the_main_path_through_the_entry_point(zoo, tasks, tmp_path, capsys):
     assert main(["experts", base, "--data", str(tasks), "--out", str(tmp_path / "experts")]) == 1
     assert "already holds an adapter. Use --resume" in capsys.readouterr().err
     assert "2 of 2 adapters can be used" in run("doctor", base, *adapters)
+    assert "2 of 2 adapters can be used" in run("doctor", base, adapters[0], "--device", "cpu", adapters[1])
+    assert "adapters" not in (alone := run("doctor", base)) and "backend: " in alone
     config = tmp_path / "flags.yaml"
     config.write_text("gate: stretch\nsteps: 99\nbatch_size: 4\nsave-every: 2\noption: [temperature=2.0]\n")
     record = json.loads(

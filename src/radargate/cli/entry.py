@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     known: dict[str, str] = {}
     try:
         _check_command(argv)
-        args = parser.parse_args(_with_config(argv))
+        args = _parsed(parser, _with_config(argv))
         known = _Lines.flags = args.flags
         _check_processes(args.command)
         name_columns(args)
@@ -110,6 +110,16 @@ def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
         module.add_arguments(command)
         command.set_defaults(run=module.run, flags=flags_of(command))
     return parser
+
+
+def _parsed(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """What was typed; argparse gives a list that may be empty only what stands before the first flag."""
+    args, rest = parser.parse_known_args(argv)
+    if rest and (any(word.startswith("-") for word in rest) or not isinstance(getattr(args, "adapters", None), list)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.adapters += rest
+    return args
 
 
 def _check_command(argv: list[str]) -> None:
