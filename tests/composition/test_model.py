@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -418,3 +419,13 @@ def test_a_bundle_with_gates_only_finds_its_experts_and_takes_no_others(zoo, loa
         PeftModel.from_pretrained(load_tiny(), tmp_path / "gates")
     with pytest.raises(BundleError, match=r"'law' at .* is not the one"):
         radargate.load(load_tiny(), tmp_path / "gates", adapters={"law": zoo["llama"]["adapters"]["math"]})
+
+
+def test_a_bundle_that_is_saved_again_still_states_licences(zoo, load_tiny, tmp_path):
+    adapter = tmp_path / "law"
+    shutil.copytree(zoo["llama"]["adapters"]["law"], adapter)
+    (adapter / "README.md").write_text("---\nlicense: mit\n---\n")
+    radargate.compose(load_tiny(), {"law": adapter}, gate="uniform", top_k=1).save_pretrained(tmp_path / "one")
+    radargate.load(load_tiny(), tmp_path / "one").save_pretrained(tmp_path / "two")
+    for bundle in ("one", "two"):
+        assert "| law |  | mit |" in (tmp_path / bundle / "README.md").read_text(), bundle

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from radargate.base_models.cache import PACKAGED_MODELS
 from radargate.composition.bundle import Described
+from radargate.io.places import recall
 from radargate.io.records import write_atomic
 
 CARD_FILE = "README.md"
@@ -23,7 +24,8 @@ def write_card(folder: Path, config: Described, given: Described) -> None:
         config: what the bundle says of itself, without folders of this machine.
         given: the same with them: licences are read there.
     """
-    sources = {name: str(facts.get("source", "")) for name, facts in given.adapter_facts().items()}
+    facts_of = given.adapter_facts().items()
+    sources = {name: str(facts.get("source") or recall(facts.get("sha256")) or "") for name, facts in facts_of}
     adapters = "\n".join(
         f"| {name} | {facts.get('source', '')} | {licence_of(sources.get(name, ''))} | `{str(facts.get('sha256', ''))[:16]}` |"
         for name, facts in {**config.expert_facts, **config.adapter_facts()}.items()

@@ -40,6 +40,8 @@ SYSTEMS: dict[str, tuple[str, str]] = {
     "vector": ("gate", "vector"),
     "lora, signed's size": ("gate", "lora:rank=1"),
     "stretch length=expert": ("gate", "stretch:length=expert"),
+    "stretch router=text": ("gate", "stretch:router=text"),  # decides again at each token, from the answer so far too
+    "radar router=text": ("gate", "radar:router=text"),
     "radar constant angles": ("gate", "radar:rotation_input=constant,rotation_sharing=expert"),
     "union": ("union", "union"),
     "union+rows": ("union", "union+rows"),
