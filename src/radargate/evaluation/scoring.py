@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from radargate.base_models.key_values import cache_in, cache_name
 from radargate.base_models.kinds import answers_with
 from radargate.base_models.limits import Limits
 from radargate.base_models.loading import straight_head
@@ -22,6 +21,7 @@ from radargate.data.rows import Row
 from radargate.errors import BaseModelError, shown
 from radargate.evaluation.answers import check_metrics, judge, metric_of
 from radargate.evaluation.metrics import RowScore
+from radargate.gates.router.running_text import cache_in, cache_name
 from radargate.io.progress import Progress
 
 MAX_BATCH_TOKENS = 4096

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from radargate.base_models.key_values import cache_name
 from radargate.data.batches import pad, positions
-from radargate.gates.router.running_text import add_rows, keep_rows
+from radargate.gates.router.running_text import add_rows, cache_name, keep_rows
 
 PIECE = 256  # tokens of a prompt whose logits are held at a time
 

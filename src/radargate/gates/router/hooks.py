@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from radargate.base_models.key_values import cache_in
 from radargate.base_models.kinds import other_inputs
 from radargate.errors import OptionError
 from radargate.gates.call_state import current
-from radargate.gates.router.running_text import TextSoFar, carry, ended, summed
+from radargate.gates.router.running_text import TextSoFar, cache_in, carry, ended, summed
 
 _HANDLES = "_radargate_text_hooks"
 DEPTH = 3  # quarters of the layers after which hidden states are looked at; half as deep routes a little worse (docs/log.md)

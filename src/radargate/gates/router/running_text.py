@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection, Iterable, Mapping
 from contextvars import Token
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -10,6 +11,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import Cache
 
 from radargate.errors import OptionError, RadarGateError
 from radargate.gates.call_state import CallState, current
@@ -171,3 +173,17 @@ def add_rows(cache: Any, other: Any) -> None:
     """Put the sums of another cache's rows behind a cache's own."""
     if getattr(cache, "radargate_text", None) is not None:
         cache.radargate_text = torch.cat([cache.radargate_text, other.radargate_text])
+
+
+def cache_in(held: Any) -> Any:
+    """The key–value cache among a call's inputs by name, or in a model's outputs; None where there is none.
+
+    It is found by its kind: transformers 5.24 gave it another name.
+    """
+    values: Iterable[Any] = held.values() if isinstance(held, Mapping) else held if isinstance(held, tuple) else ()
+    return next((value for value in values if isinstance(value, Cache)), None)
+
+
+def cache_name(accepted: Collection[str]) -> str:
+    """What a model calls its cache, from the names that its ``forward`` accepts."""
+    return "cache" if "cache" in accepted else "past_key_values"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from radargate.base_models.key_values import cache_in, cache_name
+from radargate.gates.router.running_text import cache_in, cache_name
 
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values", "a_later_name"])
