@@ -46,7 +46,7 @@ def essence(out):
     records = read_records(out / "records.jsonl")
     scores = [(r["system"], r["task"], r["metrics"]["nll"], "cell" in r) for r in records if r["suite"] == "eval"]
     choice = json.loads((out / "record.json").read_text())["metrics"]
-    return sorted(scores, key=str), {k: v for k, v in choice.items() if "seconds" not in k}
+    return sorted(scores, key=str), {k: v for k, v in choice.items() if "seconds" not in k and k != "resumed"}
 
 
 def test_the_taken_system_is_a_whole_bundle_with_records_and_page(chosen, tmp_path, zoo):

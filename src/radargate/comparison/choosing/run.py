@@ -144,7 +144,7 @@ def _save(
 
 def _choose(folder: RunFolder, base: str, trials: Trials, cells: Sequence[Cell]) -> dict[str, Any]:
     """Try, decide, score what is left on rows that nothing saw, save."""
-    forecast = trials.forecast()
+    forecast, resumed = trials.forecast(), bool(trials.records(SUITE))
     plan, begun = _plan(trials, cells, forecast), time.monotonic()
     with Progress("choosing", plan.seconds, forecast=True) as work:
         for grid, some in _rounds(trials, cells, plan):
@@ -156,7 +156,8 @@ def _choose(folder: RunFolder, base: str, trials: Trials, cells: Sequence[Cell])
         for cell in _finalists(cells, decision):
             with work.part(forecast.row * plan.test * len(trials.held.test)):
                 trials.report_on(cell, plan.test)
-    return _take(folder, base, trials, cells, decision, plan, time.monotonic() - begun)
+    took = {"seconds": round(time.monotonic() - begun, 1), "resumed": resumed}
+    return _take(folder, base, trials, cells, decision, plan, took)
 
 
 def _plan(trials: Trials, cells: Sequence[Cell], forecast: Forecast) -> Plan:
@@ -213,7 +214,7 @@ def _take(
     cells: Sequence[Cell],
     decision: Decision,
     plan: Plan,
-    seconds: float,
+    took: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Save the choice; where the base alone is taken there is nothing but its record to save."""
     taken = next(cell for cell in cells if cell.label == decision.taken)
@@ -225,7 +226,7 @@ def _take(
         "leader": decision.leader,
         "level": list(decision.level),
         "measured": True,
-        "seconds": round(seconds, 1),
+        **took,
         "predicted_seconds": round(plan.seconds, 1),
         "rows_seen": [row_hash(row) for row in trials.seen(steps, plan.validation)],
     }
