@@ -10,7 +10,7 @@ from radargate.data.builtin.skills import PAIRS, skill_rows
 from radargate.evaluation.metrics import row_values
 from radargate.evaluation.resampling import bootstrap_intervals
 from radargate.io.records import read_records
-from radargate.paper.skills.contrast import Result, contrast, read_cells
+from radargate.paper.skills.contrast import Difference, Result, contrast, read_cells
 from radargate.paper.skills.design import CONTRAST, CONTRAST_ROWS
 from radargate.report import charts
 from radargate.report.table import markdown
@@ -93,9 +93,9 @@ def exact(label: str) -> dict[str, float]:
     return {"value": float(np.mean([group.mean() for group in groups])), "low": float(low[0]), "high": float(high[0])}
 
 
-def less(other: str) -> float:
+def against(other: str) -> Difference:
     """Exact match of radar less another system's, over units of seeds."""
-    return next(d for d in contrast(cells()) if d.other == other).mean
+    return next(d for d in contrast(cells()) if d.other == other)
 
 
 def units() -> int:

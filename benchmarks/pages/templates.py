@@ -119,10 +119,6 @@ def _names(found: dict[str, Source], name: str) -> dict[str, Callable[..., Any]]
         """Exact match of a system where an answer needs two adapters."""
         return f"{skills_page.exact(label)['value']:.2f}"
 
-    def composed_less(other: str) -> str:
-        """Radar's less another system's."""
-        return signed(skills_page.less(other))
-
     def quickstart() -> str:
         """What the command prints at its end, up to the page's name."""
         printed = summary(RESULTS / "quickstart").replace(str(RESULTS / "quickstart"), "quickstart")
@@ -130,7 +126,7 @@ def _names(found: dict[str, Source], name: str) -> dict[str, Callable[..., Any]]
 
     return {
         "mean": mean, "interval": interval, "test": test, "effect": effect, "chance": chance, "sample": sample, "holds": holds,
-        "signed": signed, "most_seeds": most_seeds, "record": record, "beats_paper_gates": beats_paper_gates, "rotation": claims.ROTATION, "times_lora": times_lora, "vllm": vllm, "forty": forty, "trace": lambda fact: read_records(trace_picture.RECORD)[-1][fact], "quickstart": quickstart, "composed": composed, "composed_less": composed_less, "composed_units": skills_page.units, "composed_tasks": lambda: len(skills_page.cells()[0].tasks), "composed_rows": lambda: sum(len(r["rows"]["id"]) for r in skills_page.cells()[0].tasks.values()), "pages": _links(found), "counting": lambda experiment, metric: _counting(found[experiment], metric),
+        "signed": signed, "most_seeds": most_seeds, "record": record, "beats_paper_gates": beats_paper_gates, "rotation": claims.ROTATION, "times_lora": times_lora, "vllm": vllm, "forty": forty, "trace": lambda fact: read_records(trace_picture.RECORD)[-1][fact], "quickstart": quickstart, "composed": composed, "compared": _compared, "against": skills_page.against, "composed_units": skills_page.units, "composed_tasks": lambda: len(skills_page.cells()[0].tasks), "composed_rows": lambda: sum(len(r["rows"]["id"]) for r in skills_page.cells()[0].tasks.values()), "pages": _links(found), "counting": lambda experiment, metric: _counting(found[experiment], metric),
         "share": lambda experiment, system: f"{found[experiment].standing(system, 'acc').value / found[experiment].standing('oracle', 'acc').value:.0%}".replace("%", " %"),
     }  # fmt: skip
 
