@@ -60,5 +60,5 @@ print(radargate.generate(again, questions[0], max_new_tokens=12)[0])
 # %% [markdown]
 # ## With rows that have answers
 #
-# `radargate.choose(base, adapters, "rows.jsonl", out="bundle")` tries every composition that can win and saves the best, with a page that
+# `radargate.choose(base, adapters, "rows.jsonl", out="bundle")` tries base, adapters, `select`, rules and gates and saves the best, with a page that
 # says why. [Choosing](../choosing.md) is about what it does; [Rows](../rows.md) about the files it reads.

@@ -104,4 +104,4 @@ print(radargate.generate(trained, "How many metres are 20 kilometres?", max_new_
 
 # %% [markdown]
 # Without a loop of your own: `radargate.train(base, adapters, "rows.jsonl", "bundle", gate="radar")`, or `radargate train`, which
-# resumes, logs and writes the card. With `router="text"`, call `radargate.describe_texts(model, token_ids)` before the first step.
+# resumes, logs and writes the card. With `router="text"` or `"prompt"`, call `radargate.describe_texts(model, token_ids)` before the first step.

@@ -82,7 +82,8 @@ def shell(zoo, tmp_path_factory):
     for name, adapter in zoo["llama"]["adapters"].items():
         shutil.copytree(adapter, folder / "adapters" / name)
     rows = [{"prompt": f"{i}+1=", "target": str(i + 1), "task": "sums"} for i in range(60)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, some in {"rows": rows[:50], "unseen": rows[50:]}.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
     return folder
 
 
@@ -98,7 +99,7 @@ def test_the_readmes_five_commands_run(shell):
     short = {
         "choose": "choose BASE adapters/*/ --example law=a --example math=b --example code=c --out chosen",
         "train": "train BASE adapters/*/ --data rows.jsonl --out trained --steps 2 --batch-size 2",
-        "eval": "eval trained --data rows.jsonl --out scores.jsonl --limit 2 --max-new-tokens 2",
+        "eval": "eval trained --data unseen.jsonl --out scores.jsonl --limit 2 --max-new-tokens 2",
     }
     assert [words[1] for words in COMMANDS] == ["doctor", "choose", "train", "eval", "generate"]
     for words in COMMANDS:

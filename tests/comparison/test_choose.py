@@ -232,9 +232,18 @@ def test_a_file_is_parted_by_prompts_and_one_too_small_is_refused(tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows[-5:]))
     with pytest.raises(DataError, match="0 rows can be held out to choose by, expected at least 10"):
         hold_out(str(file))
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows[:29]))  # with five rows nothing could be significant
-    with pytest.raises(DataError, match="5 rows can be held out"):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows[:29]))  # with so few nothing could be significant
+    with pytest.raises(DataError, match="6 rows can be held out"):
         hold_out(str(file))
+
+
+@pytest.mark.parametrize("sizes", [(50,), (17, 17, 16), (13, 13, 12, 12), (7, 7, 6, 6, 6, 6, 6, 6)])
+def test_fifty_rows_are_enough_however_they_are_shared_among_tasks(tmp_path, sizes):
+    rows = [{"prompt": f"{t}: {i}?", "target": "yes", "task": f"t{t}"} for t, n in enumerate(sizes) for i in range(n)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held = hold_out(str(tmp_path / "rows.jsonl"))
+    assert len(held.validation) == len(held.test) == len(sizes)
+    assert sum(map(len, held.validation.values())) >= 10 and all(held.fit.values())
 
 
 def test_what_a_row_asks_is_its_prompt_and_its_choices_and_examples_are_no_longer_unseen(tmp_path):
@@ -257,7 +266,7 @@ def test_splits_of_a_folder_are_kept_and_what_was_seen_is_left_out(tasks, tmp_pa
     held = hold_out(str(tasks))  # whose rows of validation are all among those of test
     for task in ("add", "even"):
         fit, validation, test = ({row.prompt for row in s[task]} for s in (held.fit, held.validation, held.test))
-        assert [len(fit), len(validation), len(test)] == [22 + 7, 7, 12]
+        assert [len(fit), len(validation), len(test)] == [22 + 6, 8, 12]
         assert len(fit | validation | test) == 48
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,9 @@ def hold_out(data: str, tasks: list[str] | None = None, examples: Iterable[str] 
     fit = _without(_without(train, test), validation)
     for task, rows in fit.items():
         missing = [found for found in (validation, test) if task not in found]
-        if missing and len(rows) // SHARE >= LEAST:
-            fit[task] = _hold_out_of(rows, len(rows) // SHARE, missing)
+        share = math.ceil(len(rows) / SHARE)
+        if missing and share >= LEAST:
+            fit[task] = _hold_out_of(rows, share, missing)
     fit = _without(_without(fit, test), validation)  # where two tasks ask the same
     validation, test = _enough(_without(_without(validation, test), known)), _enough(_without(test, known))
     scored = [task for task in validation if task in test]

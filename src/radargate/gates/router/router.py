@@ -120,7 +120,7 @@ class TextRouter(nn.Module):
             self._described = self.knows_texts  # asked once: on a GPU the answer is waited for
         if self.training and not self._described and not self.text_spread.is_meta:
             raise OptionError(
-                "router='text' does not know yet what texts look like. Call radargate.describe_texts(model, token_ids) with "
+                "the router does not know yet what texts look like. Call radargate.describe_texts(model, token_ids) with "
                 "the training prompts before training; radargate train does."
             )
         theta, mean, spread = (t.to(sums) for t in (self.softmax_router, self.text_mean, self.text_spread))

@@ -45,7 +45,7 @@ class SelectRule(ReadsExamples, Gate):
             a prompt in pieces lets the first piece decide, and a forward without a cache looks at all that it is given.
             ``"text"``: at each token a choice from the text up to it, however it is read.
         features: what a text is known by: the mean of its tokens' ``"embedding"`` at unit RMS, or of the base's ``"hidden"`` states
-            in its middle, which costs one more reading of each prompt.
+            three quarters up, which costs one more reading of each prompt.
         temperature: τ > 0 of the scores under ``"weighted"``.
         prompts: rows read of each expert's task, where rows are the examples.
         """
