@@ -261,6 +261,15 @@ def test_a_storage_can_be_watched_until_it_is_gone():
     assert isinstance(torch.zeros(1, device="meta").untyped_storage()._cdata, int) and "`_cdata`" in PAGE
 
 
+def test_the_small_parts_that_are_read_or_replaced_are_there():
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as usual
+    from transformers import PreTrainedModel, modeling_gguf_pytorch_utils
+
+    assert usual["llama"] and "`TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING`" in PAGE
+    assert hasattr(modeling_gguf_pytorch_utils, "tqdm"), f"{version('transformers')}: reading a .gguf shows its own bar"
+    assert PreTrainedModel._is_stateful is False and "`_is_stateful`" in PAGE
+
+
 def test_installed_versions_are_those_we_say_we_support():
     text = (ROOT / "pyproject.toml").read_text()
     for line in re.findall(r'^    "((?:torch|transformers|peft|accelerate|safetensors)[^"]*)",', text, re.M):
