@@ -31,7 +31,7 @@ MOST_WORDS = {"README.md": 700, "docs/results.md": 900, "docs/choosing.md": 400}
 # no results: versions, sizes of models, levels of tests, names, and what a command is given
 NOT_MEASURED = "|".join((
     r"95 %|p < 0\.05|float64|Q = 0|^## \d\.", r"SmolLM2|270M|135M|Python 3\.10|2505\.23184|Apache-2\.0",
-    r"15 minutes|with 100 to choose by a difference of 0\.1", r"^\*Write 7 \+ 18 in German\*|20 prompts|50 rows|1 seed of adapters",
+    r"15 minutes|with 100 to choose by a difference of 0\.1", r"^\*Write 7 \+ 18 in German\*|20 prompts|50 rows|of rank 1\b",
 ))  # fmt: skip
 COMMANDS = [shlex.split(line, comments=True) for line in README.split("## Five commands")[1].split("```")[1].splitlines()[1:]]  # fmt: skip
 
