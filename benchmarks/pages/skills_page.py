@@ -109,5 +109,8 @@ def chart() -> str:
     known = {cell.label for cell in cells()}
     rows = sorted(((label, exact(label)) for label in SHOWN if label in known), key=lambda row: -row[1]["value"])
     return charts.intervals(
-        rows, "exact match", "Exact match where an answer needs two adapters", ("radar", "multiplicative", "stretch", "fresh")
+        rows,
+        "exact match",
+        "Exact match where an answer needs two adapters",
+        ("radar", "multiplicative", "stretch", "fresh"),
     )
