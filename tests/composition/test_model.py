@@ -425,9 +425,8 @@ def test_a_bundle_that_is_saved_again_still_states_licences(zoo, load_tiny, tmp_
     adapter = tmp_path / "law"
     shutil.copytree(zoo["llama"]["adapters"]["law"], adapter)
     weights = load_file(adapter / "adapter_model.safetensors")
-    save_file(
-        {k: 1.25 * v for k, v in weights.items()}, adapter / "adapter_model.safetensors"
-    )  # found again by its hash
+    own = {key: 1.25 * value for key, value in weights.items()}  # an adapter is found again by its hash
+    save_file(own, adapter / "adapter_model.safetensors")
     (adapter / "README.md").write_text("---\nlicense: mit\n---\n")
     radargate.compose(load_tiny(), {"law": adapter}, gate="uniform", top_k=1).save_pretrained(tmp_path / "one")
     radargate.load(load_tiny(), tmp_path / "one").save_pretrained(tmp_path / "two")

@@ -115,9 +115,9 @@ def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
 def _parsed(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
     """What was typed; argparse gives a list that may be empty only what stands before the first flag."""
     args, rest = parser.parse_known_args(argv)
-    if rest and (any(word.startswith("-") for word in rest) or not isinstance(getattr(args, "adapters", None), list)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
+        if "adapters" not in args or any(word.startswith("-") for word in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
         args.adapters += rest
     return args
 

@@ -132,6 +132,11 @@ def check_share(dense_start: float | None) -> None:
         raise OptionError(f"dense_start is {dense_start}, expected a share of the steps from 0 to 1.")
 
 
+def one_rate(lr: float) -> dict[str, float]:
+    """The options that train all of a gate at one learning rate."""
+    return {"lr": lr, "rotation_lr": lr}
+
+
 def rates_in_words(options: Mapping[str, Any]) -> str:
     """The learning rates among a record's options."""
     return f"{options['lr']:g} (rotation {options['rotation_lr']:g})"

@@ -218,7 +218,8 @@ def _how(decision: Decision, plan: Plan, found: Mapping[str, Any], choice: Mappi
         + (f"Systems that are trained went through rounds: {rounds}; the lower NLL went on." if rounds else ""),
         "Taken is the simplest system that is not significantly behind the best: first by accuracy, then among those by NLL (paired "
         "sign flips over rows, p < 0.05, uncorrected).",
-        f"It took {duration(found['seconds'])}{' after it was resumed' * found.get('resumed', False)} (predicted {duration(found['predicted_seconds'])}) on {choice['machine']['cpu']} with "
+        f"It took {duration(found['seconds'])}{' after it was resumed' if found.get('resumed') else ''} "
+        f"(predicted {duration(found['predicted_seconds'])}) on {choice['machine']['cpu']} with "
         f"{choice['machine']['cores']} cores; radargate {choice['versions'].get('radargate')}, {str(choice['date'])[:10]}. "
         "Every number stands in records.jsonl beside this page.",
     ]

@@ -144,8 +144,9 @@ def _save(
 
 def _choose(folder: RunFolder, base: str, trials: Trials, cells: Sequence[Cell]) -> dict[str, Any]:
     """Try, decide, score what is left on rows that nothing saw, save."""
-    forecast, resumed = trials.forecast(), bool(trials.records(SUITE))
-    plan, begun = _plan(trials, cells, forecast), time.monotonic()
+    forecast, known = trials.forecast(), trials.records(SUITE)
+    plan = Plan.of(known[0]["plan"]) if known else _plan(trials, cells, forecast)
+    begun = time.monotonic()
     with Progress("choosing", plan.seconds, forecast=True) as work:
         for grid, some in _rounds(trials, cells, plan):
             for cell in some:
@@ -156,14 +157,12 @@ def _choose(folder: RunFolder, base: str, trials: Trials, cells: Sequence[Cell])
         for cell in _finalists(cells, decision):
             with work.part(forecast.row * plan.test * len(trials.held.test)):
                 trials.report_on(cell, plan.test)
-    took = {"seconds": round(time.monotonic() - begun, 1), "resumed": resumed}
+    took = {"seconds": round(time.monotonic() - begun, 1), "resumed": bool(known)}
     return _take(folder, base, trials, cells, decision, plan, took)
 
 
 def _plan(trials: Trials, cells: Sequence[Cell], forecast: Forecast) -> Plan:
-    """The plan that this folder's run began with, or a new one."""
-    if known := trials.records(SUITE):
-        return Plan.of(known[0]["plan"])
+    """A new plan, told and recorded."""
     held, minutes = trials.held, trials.options.minutes * 60
 
     def cost(cell: Cell, steps: int, rows: int) -> float:

@@ -13,8 +13,9 @@ from radargate.data.builtin.skills import Pair, pair_named, skill_rows
 from radargate.data.rows import Row, rows_hash
 from radargate.paper.predict import Rates
 from radargate.paper.skills.bank import Bank
-from radargate.paper.skills.design import ADAPTERS, CONTRAST, CONTRAST_ROWS, SYSTEMS, UNTRAINED, SkillsDesign
+from radargate.paper.skills.design import ADAPTERS, CONTRAST, CONTRAST_ROWS, SYSTEMS, TRIED, UNTRAINED, SkillsDesign
 from radargate.training.cost import rotates
+from radargate.training.options import one_rate
 
 # measured on one thread with smollm2-135m in bfloat16 (benchmarks/results/skills): tokens of a row, those that scoring one takes
 # as long as, generation with its early end included, a step of a gate that rotates beside others, and opening a composition
@@ -85,7 +86,7 @@ def cells_of(text: str, pair: Pair, design: SkillsDesign, seed: int, union_rows_
         return [Cell(UNION, "rule", label, seed=seed, options={"steps": steps})]
     system, options = parse_system(made)
     if kind == "gate" and lr is not None:
-        options |= {"lr": lr} if system == "cat" else {"lr": lr, "rotation_lr": lr}
+        options |= {"lr": lr} if name in TRIED else one_rate(lr)  # what has rates of its own does not rotate
     searched = system == "lorahub"
     return [Cell(system, kind, label, "mole", seed if kind == "gate" or searched else None, options)]
 
