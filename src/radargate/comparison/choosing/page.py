@@ -213,8 +213,8 @@ def _how(decision: Decision, plan: Plan, found: Mapping[str, Any], choice: Mappi
     rounds = ", then ".join(f"{r.kept} for {r.steps} steps" for r in plan.rounds)
     tasks = decision.results.tasks
     return [
-        f"Rows of {len(tasks)} tasks were parted into three: to learn from, to choose by ({plan.validation} a task), and to report on "
-        f"({plan.test} a task). No prompt stands in two of them. "
+        f"Rows of {len(tasks)} tasks were parted into three: to learn from, to choose by (at most {plan.validation} a task), and to report on "
+        f"(at most {plan.test} a task). No prompt stands in two of them. "
         + (f"Systems that are trained went through rounds: {rounds}; the lower NLL went on." if rounds else ""),
         "Taken is the simplest system that is not significantly behind the best: first by accuracy, then among those by NLL (paired "
         "sign flips over rows, p < 0.05, uncorrected).",
