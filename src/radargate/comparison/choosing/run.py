@@ -175,7 +175,7 @@ def _plan(trials: Trials, cells: Sequence[Cell], forecast: Forecast) -> Plan:
     plan = plan_for(cells, minutes, cost, row)
     steps = f"; the best are trained for {plan.rounds[-1].steps} steps" if plan.rounds else ""
     logger.info(
-        f"{len(cells) - len(plan.left_out)} systems on {len(held.validation)} tasks, {plan.validation} rows of each to choose by and "
+        f"{len(cells) - len(plan.left_out)} systems on {len(held.validation)} tasks, at most {plan.validation} rows of each to choose by and "
         f"{plan.test} to report on{steps}. Predicted {duration(plan.seconds)} of the {duration(minutes)} allowed."
     )
     if plan.left_out:
